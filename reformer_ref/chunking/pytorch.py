@@ -1,0 +1,69 @@
+"""Sort and chunk, in PyTorch: same functions as the spec, on any device."""
+
+import torch
+
+from reformer_ref.tensors import require_padding_mask, require_tensor
+from reformer_ref.validate import require_bool, require_int
+
+
+@torch.no_grad()
+def sort_by_bucket(buckets, padding_mask=None):
+    """The sorted order: int64 (…, n_hashes, L); ``order[…, h, s]`` is the position that stands in slot s of round h.
+
+    buckets: integer (…, n_hashes, L). padding_mask: bool (…, L), True = real token; padding sorts behind every bucket.
+    A stable sort by bucket is a sort by (bucket, position): no product of the two is formed, so nothing overflows.
+    """
+    _integers("buckets", buckets, 2, "(…, n_hashes, L)")
+    key = buckets
+    if padding_mask is not None:
+        shape = (*buckets.shape[:-2], buckets.shape[-1])
+        padding_mask = require_padding_mask(padding_mask, shape, buckets.device)
+        key = buckets.masked_fill(~padding_mask[..., None, :], torch.iinfo(buckets.dtype).max)
+    return torch.sort(key, dim=-1, stable=True).indices
+
+
+@torch.no_grad()
+def undo_sort(order):
+    """The inverse permutation: int64 (…, n_hashes, L); ``slot[…, h, i]`` is the slot in which position i stands."""
+    _integers("order", order, 1, "(…, L)")
+    slots = torch.arange(order.shape[-1], device=order.device).expand(order.shape)
+    return torch.empty_like(order).scatter_(-1, order, slots)
+
+
+@torch.no_grad()
+def split_chunks(order, chunk_length):
+    """Cut the sorted order into chunks: (…, n_chunks, chunk_length), n_chunks = ⌈L / chunk_length⌉; free places hold −1."""
+    _integers("order", order, 1, "(…, L)")
+    chunk_length = require_int("chunk_length", chunk_length)
+    n_chunks = -(-order.shape[-1] // chunk_length)
+    padded = torch.nn.functional.pad(order, (0, n_chunks * chunk_length - order.shape[-1]), value=-1)
+    return padded.unflatten(-1, (n_chunks, chunk_length))  # (…, n_chunks, chunk_length)
+
+
+def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
+    """Each chunk together with its neighbours: (…, n_chunks, width·chunk_length, d), width = before + 1 + after.
+
+    chunks: (…, n_chunks, chunk_length, d). At the ends ``wrap`` goes round; otherwise ``fill`` stands there.
+    Differentiable.
+    """
+    require_tensor("chunks", chunks)
+    if chunks.ndim < 3:
+        raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), got {tuple(chunks.shape)}")
+    before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)
+    require_bool("wrap", wrap)
+    at = torch.arange(chunks.shape[-3], device=chunks.device)
+    looks = []
+    for offset in range(-before, after + 1):
+        neighbour = torch.roll(chunks, -offset, dims=-3)
+        if not wrap and offset:
+            outside = (at + offset < 0) | (at + offset >= chunks.shape[-3])
+            neighbour = neighbour.masked_fill(outside[:, None, None], fill)
+        looks.append(neighbour)
+    return torch.cat(looks, dim=-2)
+
+
+def _integers(name, x, ndim, meaning):
+    if require_tensor(name, x).is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got dtype {x.dtype}")
+    if x.ndim < ndim or 0 in x.shape:
+        raise ValueError(f"{name} must have shape {meaning} with every size ≥ 1, got {tuple(x.shape)}")

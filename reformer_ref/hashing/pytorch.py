@@ -1,0 +1,67 @@
+"""Angular locality-sensitive hashing, in PyTorch: same functions as the spec, on any device, slice by slice."""
+
+import torch
+
+from reformer_ref.hashing.spec import default_n_buckets
+from reformer_ref.tensors import require_finite, require_floating
+from reformer_ref.validate import bucket_factors, require_int, require_shape
+
+__all__ = ["default_n_buckets", "hash_vectors", "random_rotations"]
+
+SCORES_AT_A_TIME = 1 << 22  # numbers: 16 MiB of float32; bounds the working memory of the hash
+
+
+def random_rotations(generator, n_hashes, d, n_buckets, n_heads=None, *, dtype=torch.float32, device=None):
+    """Gaussian matrices R, one per round: (n_hashes, d, Σfactors/2), drawn from ``generator`` and from nothing else.
+
+    generator: a ``torch.Generator``; the numbers are drawn on its device and then moved to ``device``, so a CPU
+    generator gives the same rotations everywhere. n_heads: if given, one set per head, shape (n_heads, n_hashes, d, …).
+    """
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {type(generator).__name__}; try torch.Generator().manual_seed(0)"
+        )
+    shape = (require_int("n_hashes", n_hashes), require_int("d", d), sum(bucket_factors(n_buckets)) // 2)
+    heads = () if n_heads is None else (require_int("n_heads", n_heads),)
+    drawn = torch.randn(heads + shape, generator=generator, dtype=dtype, device=generator.device)
+    return drawn.to(device) if device is not None else drawn
+
+
+@torch.no_grad()
+def hash_vectors(x, rotations, n_buckets):
+    """Buckets of the vectors ``x``: int64 (…, n_hashes, L), values in [0, Πfactors).
+
+    x: floating (…, L, d). rotations: (n_hashes, d, Σfactors/2), or with leading dimensions that broadcast against those
+    of x (one set per head); cast to x's dtype and device. n_buckets: an even int or a tuple of even factors. Scores are
+    made for a slice of positions at a time and never kept. No gradient flows. Errors and source: see the spec.
+    """
+    factors = bucket_factors(n_buckets)
+    require_floating("x", x)
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(f"x must have shape (…, L, d) with L, d ≥ 1, got {tuple(x.shape)}")
+    require_floating("rotations", rotations)
+    if rotations.ndim < 3:
+        raise ValueError(f"rotations must have shape (…, n_hashes, d, Σfactors/2), got {tuple(rotations.shape)}")
+    width, n_hashes = sum(factors) // 2, rotations.shape[-3]
+    require_shape("rotations", rotations, (*rotations.shape[:-2], x.shape[-1], width), "(…, n_hashes, d, Σfactors/2)")
+    require_finite("x", x)
+    rotations = rotations.to(x)
+    lead = torch.broadcast_shapes(x.shape[:-2], rotations.shape[:-3])
+    buckets = torch.empty(*lead, n_hashes, x.shape[-2], dtype=torch.int64, device=x.device)
+    rows = n_hashes * max(1, lead.numel())
+    step = max(1, SCORES_AT_A_TIME // (rows * width))
+    for start in range(0, x.shape[-2], step):
+        part = x[..., None, start : start + step, :]  # (…, 1, slice, d)
+        buckets[..., start : start + step] = _largest_of_both_signs(part @ rotations, factors)
+    return buckets
+
+
+def _largest_of_both_signs(scores, factors):
+    """argmax([s ; −s]) per factor, combined to one number; a maximum and a minimum instead of a concatenation."""
+    bucket, stride, start = 0, 1, 0
+    for factor in factors:
+        s = scores[..., start : start + factor // 2]  # (…, n_hashes, slice, factor/2)
+        (high, at_high), (low, at_low) = s.max(-1), s.min(-1)
+        bucket = bucket + stride * torch.where(high >= -low, at_high, at_low + factor // 2)  # tie: the lower index
+        stride, start = stride * factor, start + factor // 2
+    return bucket
