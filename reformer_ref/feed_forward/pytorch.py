@@ -34,12 +34,12 @@ def layer_norm(x, scale, bias, eps=1e-5):
 
 
 def feed_forward(x, w1, b1, w2, b2, activation="relu", slice_length=None, dropout=0.0):
-    """activation(x w1 + b1) w2 + b2 at every position (Vaswani et al. 2017, eq. 2), ``slice_length`` positions at a time.
+    """activation(x w1 + b1) w2 + b2 at every position, ``slice_length`` positions at a time.
 
-    x (…, L, d_model), w1 (d_model, d_ff), b1 (d_ff), w2 (d_ff, d_model), b2 (d_model) -> (…, L, d_model). A bias may be
-    None; activation is "relu" or "gelu" (the exact one); slice_length ≥ 1 need not divide L, None means all at once,
-    with ordinary autograd. A ``dropout`` above 0 is applied to the hidden activations (pass 0 in evaluation).
-    ValueError on other shapes or an empty sequence, TypeError on mixed dtypes (unless under autocast).
+    Vaswani et al. 2017, equation 2. x (…, L, d_model), w1 (d_model, d_ff), b1 (d_ff), w2 (d_ff, d_model), b2 (d_model)
+    -> (…, L, d_model). A bias may be None; activation is "relu" or "gelu" (the exact one); slice_length ≥ 1 need not
+    divide L, None means all at once, with ordinary autograd. A ``dropout`` above 0 is applied to the hidden activations
+    (pass 0 in evaluation). ValueError on other shapes or an empty sequence, TypeError on mixed dtypes outside autocast.
     """
     require_choice("activation", activation, tuple(ACTIVATIONS))
     require_float("dropout", dropout, minimum=0.0, below=1.0)
@@ -59,10 +59,10 @@ def feed_forward(x, w1, b1, w2, b2, activation="relu", slice_length=None, dropou
 def cross_entropy(hidden, weight, bias, targets, slice_length=None):
     """Mean over the counted positions of log Σ_v exp(z_v) - z_target in nats, with logits z = hidden · weight + bias.
 
-    hidden (…, d), weight (d, V), bias (V) or None, targets (…) integers in [0, V), or IGNORED = -100 for a position that
-    does not count -> scalar, in float32 for half-precision inputs. The (N, V) logits exist for ``slice_length`` positions
-    at a time, in forward and in backward. ValueError on other shapes, targets out of range, or when no position counts
-    (looking at the targets waits for the device once); TypeError on other dtypes.
+    hidden (…, d), weight (d, V), bias (V) or None, targets (…) integers in [0, V), or IGNORED = -100 where a position
+    does not count -> scalar, in float32 for half-precision inputs. The (N, V) logits exist for ``slice_length``
+    positions at a time, in forward and in backward. ValueError on other shapes, targets out of range, or when no
+    position counts (looking at the targets waits for the device once); TypeError on other dtypes.
     """
     _require_same("hidden", hidden, weight=weight, bias=bias)
     _require_positions("hidden", hidden, at_least=1)
@@ -70,8 +70,8 @@ def cross_entropy(hidden, weight, bias, targets, slice_length=None):
     require_shape("weight", weight, (hidden.shape[-1], vocabulary), "(d, V)")
     if bias is not None:
         require_shape("bias", bias, (vocabulary,), "(V)")
-    _require_targets(targets, hidden, vocabulary)
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)  # (N, d), (N)
+    targets = _require_targets(targets, hidden, vocabulary).reshape(-1)  # (N)
+    hidden = hidden.reshape(-1, hidden.shape[-1])  # (N, d)
     total = sliced(_total_nats, (hidden, targets), (weight, bias), slice_length, dim=0, total=True, rng=False)
     return total / (targets != IGNORED).sum()
 
@@ -86,7 +86,7 @@ def _feed_forward(x, w1, b1, w2, b2, activation, dropout):
 def _total_nats(hidden, targets, weight, bias):
     logits = F.linear(hidden, weight.t(), bias)  # (slice, V)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, targets.long(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 def sliced(fn, x, params=(), slice_length=None, dim=-2, total=False, rng=True):
@@ -189,9 +189,7 @@ class FeedForward(nn.Module):
     with ``generator`` (None: torch's global one); biases start at zero, and are None with ``bias=False``.
     """
 
-    def __init__(
-        self, d_model, d_ff, activation="relu", dropout=0.0, slice_length=None, bias=True, generator=None
-    ):
+    def __init__(self, d_model, d_ff, activation="relu", dropout=0.0, slice_length=None, bias=True, generator=None):
         super().__init__()
         self.d_model, self.d_ff = require_int("d_model", d_model), require_int("d_ff", d_ff)
         self.activation = require_choice("activation", activation, tuple(ACTIVATIONS))
@@ -226,8 +224,8 @@ def _require_same(first_name, first, **others):
     for name, tensor in {first_name: first, **others}.items():
         require_floating(name, tensor)
     device = first.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        others = {name: t.to(first.dtype) if t.device != first.device else first for name, t in others.items()}
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    others = {name: t for name, t in others.items() if not autocast or t.device != first.device}
     require_same_kind(first_name, first, **others)
 
 
@@ -238,14 +236,16 @@ def _require_positions(name, tensor, at_least):
 
 
 def _require_targets(targets, hidden, vocabulary):
+    """``targets`` as int64; their values are looked at where there are any."""
     require_tensor("targets", targets)
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must be integers, got {targets.dtype}")
     if targets.device != hidden.device:
         raise ValueError(f"targets must be on the device of hidden ({hidden.device}), got {targets.device}")
     require_shape("targets", targets, hidden.shape[:-1], "hidden without its last axis")
+    targets = targets.long()
     if not has_values(targets):
-        return
+        return targets
     outside = (targets != IGNORED) & ((targets < 0) | (targets >= vocabulary))
     wrong, highest = torch.stack([outside.sum(), targets.max()]).tolist()
     if wrong:
@@ -253,3 +253,4 @@ def _require_targets(targets, hidden, vocabulary):
         raise ValueError(f"targets must be in [0, {vocabulary}) or {IGNORED}, got values from {low} to {high}")
     if highest == IGNORED:
         raise ValueError(f"targets must hold at least one position that counts, got only {IGNORED}")
+    return targets

@@ -53,11 +53,11 @@ def layer_norm_vjp(x, scale, bias, d_out, eps=1e-5):
 
 
 def feed_forward(x, w1, b1, w2, b2, activation="relu", slice_length=None):
-    """activation(x w1 + b1) w2 + b2 at every position (Vaswani et al. 2017, eq. 2), ``slice_length`` positions at a time.
+    """activation(x w1 + b1) w2 + b2 at every position, ``slice_length`` positions at a time.
 
-    x (…, L, d_model), w1 (d_model, d_ff), b1 (d_ff), w2 (d_ff, d_model), b2 (d_model) -> (…, L, d_model). A bias may be
-    None; activation is "relu" or "gelu" (the exact one); slice_length ≥ 1 need not divide L, None means all at once.
-    ValueError on other shapes or an empty sequence, TypeError if not floating point.
+    Vaswani et al. 2017, equation 2. x (…, L, d_model), w1 (d_model, d_ff), b1 (d_ff), w2 (d_ff, d_model), b2 (d_model)
+    -> (…, L, d_model). A bias may be None; activation is "relu" or "gelu" (the exact one); slice_length ≥ 1 need not
+    divide L, None means all at once. ValueError on other shapes or an empty sequence, TypeError if not floating point.
     """
     x, w1, b1, w2, b2, act, _ = _feed_forward_arguments(x, w1, b1, w2, b2, activation)
     out = np.empty_like(x)
@@ -92,7 +92,7 @@ def feed_forward_vjp(x, w1, b1, w2, b2, d_out, activation="relu", slice_length=N
 def cross_entropy(hidden, weight, bias, targets, slice_length=None):
     """Mean over the counted positions of log Σ_v exp(z_v) - z_target in nats, with logits z = hidden · weight + bias.
 
-    hidden (…, d), weight (d, V), bias (V) or None, targets (…) integers in [0, V), or IGNORED = -100 for a position that
+    hidden (…, d), weight (d, V), bias (V) or None, targets (…) integers in [0, V), or IGNORED = -100 where a position
     does not count -> float. The (N, V) logits exist for ``slice_length`` positions at a time. ValueError on other
     shapes, targets out of range, or when no position counts; TypeError on other dtypes.
     """

@@ -1,4 +1,4 @@
-"""Axial, learned and sinusoidal positions in PyTorch: gathered for the positions asked for, never for the whole grid."""
+"""Axial, learned and sinusoidal positions in PyTorch, gathered for the positions asked for only."""
 
 import math
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reformer_ref.tensors import has_values, require_floating, require_same_kind, require_tensor
 from reformer_ref.validate import require_int
 
 
@@ -17,7 +18,7 @@ def axial_positions(tables, positions):
     fastest: (j // n2, j % n2) for two axes. ValueError on positions out of range or tables of another shape.
     """
     _require_tables(tables)
-    rest = _integers(positions, math.prod(len(table) for table in tables))
+    rest = _integers(positions, math.prod([len(table) for table in tables]))
     pieces = []
     for table in reversed(tables):
         pieces.append(F.embedding(rest % len(table), table))  # (…, d_i)
@@ -35,8 +36,8 @@ def sinusoidal_positions(positions, d_model, dtype=None):
     """Vaswani et al. 2017, section 3.5: sin(j / 10000^(2i / d_model)) at 2i and the cosine at 2i + 1, interleaved.
 
     positions (…) integers ≥ 0, of any size; d_model even -> (…, d_model) in ``dtype`` (None: torch's default). The
-    angles are float64, because a float32 angle at position 1,000,000 is off by up to 0.03 radians. ValueError if d_model
-    is odd or a position is negative.
+    angles are float64, because a float32 angle near position 1,000,000 is off by up to 0.03 radians. ValueError if
+    d_model is odd or a position is negative.
     """
     if require_int("d_model", d_model, minimum=2) % 2:
         raise ValueError(f"d_model must be even (a sine and a cosine per frequency), got {d_model}")
@@ -116,30 +117,27 @@ class SinusoidalPositions(nn.Module):
 
 
 def _integers(positions, end):
-    """``positions`` as int64; TypeError if not integers, ValueError if empty or, where values can be read, out of range."""
-    if not isinstance(positions, torch.Tensor):
-        raise TypeError(f"positions must be an integer tensor, got {type(positions).__name__}")
+    """``positions`` as int64; TypeError if not integers, ValueError if empty or, where it has values, out of range."""
+    require_tensor("positions", positions)
     if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
         raise TypeError(f"positions must be integers, got {positions.dtype}")
     if positions.numel() == 0:
         raise ValueError(f"positions must hold at least one position, got shape {tuple(positions.shape)}")
-    # A graph being compiled and tensors without data (fake, meta) have no values to look at.
-    if not torch.compiler.is_compiling() and type(positions) is torch.Tensor and not positions.is_meta:
+    positions = positions.long()
+    if has_values(positions):
         low, high = (int(value) for value in positions.aminmax())
         if low < 0 or high >= end:
             raise ValueError(
                 f"positions must be in [0, {end}), got values from {low} to {high}; longer sequences need larger tables"
             )
-    return positions.long()
+    return positions
 
 
 def _require_tables(tables):
     if not isinstance(tables, (list, tuple)) or not tables:
         raise ValueError("tables must be a list with one (n_i, d_i) tensor per axis, got none")
     for table in tables:
-        if not isinstance(table, torch.Tensor) or not table.is_floating_point():
-            raise TypeError(f"tables must be floating point tensors, got {getattr(table, 'dtype', type(table))}")
+        require_floating("tables", table)
         if table.ndim != 2 or table.numel() == 0:
             raise ValueError(f"tables must be non-empty (n_i, d_i) tensors, got shape {tuple(table.shape)}")
-        if table.dtype != tables[0].dtype or table.device != tables[0].device:
-            raise ValueError("tables must all have one dtype and one device")
+        require_same_kind("the first of tables", tables[0], tables=table)

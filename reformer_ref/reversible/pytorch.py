@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from ..replay import Replay
@@ -50,7 +49,8 @@ def reversible_stack(x1, x2, blocks, *extras, reversible=True):
     _check_streams(("x1", x1), ("x2", x2))
     _check_extras(extras)
     halves = _halves(blocks)
-    if reversible and torch.is_grad_enabled() and (not torch.compiler.is_compiling() or any(h.training for h in halves)):
+    traced_eval = torch.compiler.is_compiling() and not any(half.training for half in halves)
+    if reversible and torch.is_grad_enabled() and not traced_eval:
         params = list(dict.fromkeys(p for half in halves for p in half.parameters()))
         if any(t.requires_grad for t in (x1, x2, *extras, *params) if t is not None):
             return _apply(halves, len(extras), x1, x2, *extras, *params)
@@ -137,9 +137,10 @@ class _ReversibleStack(torch.autograd.Function):
         return tuple(streams)
 
     @staticmethod
-    @once_differentiable
     @torch.compiler.disable
     def backward(ctx, d_y1, d_y2):
+        if torch.is_grad_enabled():
+            raise RuntimeError("a reversible stack has no second derivatives: use reversible=False with create_graph=True")
         y1, y2, *rest = ctx.saved_tensors
         streams, d_streams = [y1, y2], [d_y1, d_y2]
         # fresh leaves: hooks of the parameters themselves run once, in the outer backward, not here as well

@@ -1,0 +1,295 @@
+"""The whole Reformer, in PyTorch: halves of reversible blocks, a trunk of them, and the language model on top.
+
+Tokens are embedded, positions added, and the result stands in both residual streams. Each layer adds attention to the
+first stream and a feed-forward layer to the second; at the end the streams are joined and normalised (paper section 3).
+"""
+
+import torch
+from torch import nn
+
+from reformer_ref.attention.pytorch import regular_attention, shared_qk_attention
+from reformer_ref.feed_forward.pytorch import FeedForward, cross_entropy
+from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.local_attention.pytorch import local_attention
+from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
+from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack
+from reformer_ref.tensors import has_values, require_padding_mask, require_tensor
+from reformer_ref.validate import bucket_factors
+
+
+class SelfAttention(nn.Module):
+    """The half F: x (B, L, d_model) -> what attention adds. kind: "lsh", "local", "dense" or "regular".
+
+    Parameters: norm, q (and k where queries and keys differ), v, out, none with a bias. An "lsh" layer holds ``rotations``,
+    used unless the call brings a ``rotation_seed``. Buckets are kept in ``memo``: a replay never hashes again.
+    """
+
+    keeps_memo = True
+
+    def __init__(self, config, kind, index):
+        super().__init__()
+        self.config, self.kind, self.index = config, kind, index
+        width_qk, width_v = config.n_heads * config.d_head, config.n_heads * config.d_v
+        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.q = nn.Linear(config.d_model, width_qk, bias=False)
+        if kind in ("local", "regular"):
+            self.k = nn.Linear(config.d_model, width_qk, bias=False)
+        self.v = nn.Linear(config.d_model, width_v, bias=False)
+        self.out = nn.Linear(width_v, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        if kind == "lsh":
+            shape = (config.n_heads, config.lsh.n_hashes, config.d_head, rotation_width(config))
+            self.register_buffer("rotations", torch.empty(shape))
+
+    def forward(self, x, padding_mask=None, rotation_seed=None, *_, memo=None):
+        x = self.norm(x)
+        q, v = self._heads(self.q(x)), self._heads(self.v(x))  # (B, n_heads, L, d_head), (B, n_heads, L, d_v)
+        mask = None if padding_mask is None else padding_mask[:, None]
+        c = self.config
+        if self.kind == "lsh":
+            memo = {} if memo is None else memo
+            if "buckets" not in memo:
+                memo["buckets"] = self.hash(q, rotation_seed)
+            out = lsh_attention(q, v, memo["buckets"], c.lsh, mask)
+        elif self.kind == "local":
+            out = local_attention(q, self._heads(self.k(x)), v, c.local, mask)
+        elif self.kind == "dense":
+            out = shared_qk_attention(q, v, c.causal, mask, c.lsh.scale, c.lsh.norm_eps, strip=c.dense_strip)
+        else:
+            out = regular_attention(q, self._heads(self.k(x)), v, c.causal, mask, strip=c.dense_strip)
+        return self.dropout(self.out(out.transpose(1, 2).flatten(2)))  # (B, L, d_model)
+
+    def hash(self, q, rotation_seed=None):
+        """Buckets (B, n_heads, n_hashes, L) of q (B, n_heads, L, d_head), with stored or with fresh rotations."""
+        n_buckets = n_buckets_for(self.config, q.shape[-2])
+        rotations = self.rotations
+        if rotation_seed is not None:
+            generator = torch.Generator().manual_seed(int(rotation_seed) + self.index)
+            shape = (self.config.lsh.n_hashes, self.config.d_head, n_buckets, self.config.n_heads)
+            rotations = random_rotations(generator, *shape, device=q.device)
+        return hash_vectors(q, rotations[..., : sum(bucket_factors(n_buckets)) // 2], n_buckets)
+
+    def _heads(self, x):
+        return x.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2)  # (B, n_heads, L, d)
+
+
+class CrossAttention(nn.Module):
+    """A half that looks at an encoder: x (B, L, d_model), memory (B, L_s, 2·d_model) -> (B, L, d_model). Dense, plain."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.q = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=False)
+        self.k = nn.Linear(2 * config.d_model, config.n_heads * config.d_head, bias=False)
+        self.v = nn.Linear(2 * config.d_model, config.n_heads * config.d_v, bias=False)
+        self.out = nn.Linear(config.n_heads * config.d_v, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, padding_mask=None, rotation_seed=None, memory=None, memory_mask=None):
+        q, k, v = (
+            y.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2)
+            for y in (self.q(self.norm(x)), self.k(memory), self.v(memory))
+        )
+        mask = None if memory_mask is None else memory_mask[:, None]
+        out = regular_attention(q, k, v, False, mask, strip=self.config.dense_strip)
+        return self.dropout(self.out(out.transpose(1, 2).flatten(2)))
+
+
+class FeedForwardHalf(nn.Module):
+    """The half G: norm and position-wise feed-forward layer, in slices of ``config.ff_slice`` positions."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        self.inner = FeedForward(config.d_model, config.d_ff, config.activation, slice_length=config.ff_slice)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, *_):
+        return self.dropout(self.inner(self.norm(x)))
+
+
+class Trunk(nn.Module):
+    """Everything between tokens and head: tokens (B, L) -> (B, L, 2·d_model), both streams joined and normalised."""
+
+    def __init__(self, config, cross_attention=False):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = {
+            "axial": lambda: AxialPositions(config.axial_shape, config.axial_dims),
+            "learned": lambda: LearnedPositions(config.max_length, config.d_model),
+            "sinusoidal": lambda: SinusoidalPositions(config.d_model),
+            "none": lambda: None,
+        }[config.positions]()
+        blocks = []
+        for index, kind in enumerate(config.layers):
+            middle = [CrossAttention(config)] if cross_attention else []
+            blocks.append(ReversibleBlock(SelfAttention(config, kind, index), *middle, FeedForwardHalf(config)))
+        self.stack = ReversibleStack(blocks, reversible=config.reversible)
+        self.norm = nn.LayerNorm(2 * config.d_model, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens, padding_mask=None, generator=None, memory=None, memory_mask=None):
+        length = tokens.shape[1]
+        tokens, padding_mask = self._to_multiple(tokens, padding_mask)
+        x = self.dropout(self.embedding(tokens))  # (B, L, d_model)
+        if self.positions is not None:
+            x = x + self.positions(count_positions(tokens, padding_mask)).to(x.dtype)
+        seed = None if generator is None else torch.randint(2**62, (), generator=generator)
+        extras = (padding_mask, seed) if memory is None else (padding_mask, seed, memory, memory_mask)
+        y1, y2 = self.stack(x, x, *extras)
+        return self.dropout(self.norm(torch.cat([y1, y2], dim=-1)))[:, :length]  # (B, L, 2·d_model)
+
+    def _to_multiple(self, tokens, padding_mask):
+        short = -tokens.shape[1] % self.config.length_multiple
+        if not short or tokens.shape[1] <= min(self.config.lsh.chunk_length, self.config.local.chunk_length):
+            return tokens, padding_mask
+        real = torch.ones_like(tokens, dtype=torch.bool) if padding_mask is None else padding_mask
+        return nn.functional.pad(tokens, (0, short)), nn.functional.pad(real, (0, short))
+
+
+class ReformerLM(nn.Module):
+    """A Reformer language model (paper section 5), causal or, with ``config.causal=False``, masked.
+
+    Initial weights and stored rotations depend on ``config.seed`` alone; the global random state is not touched.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = _require_config(config)
+        with torch.random.fork_rng(devices=[]):
+            self.trunk = Trunk(config)
+            if not config.tie_head:
+                self.head = nn.Linear(2 * config.d_model, config.vocab_size)
+        initialize(self, config.seed)
+
+    def forward(self, tokens, padding_mask=None, generator=None):
+        """Logits (B, L, vocab_size) of tokens (B, L), int64 or int32.
+
+        padding_mask: bool (B, L), True = real token; positions count real tokens only, so padding on any side changes
+        nothing. generator: a CPU ``torch.Generator`` from which fresh rotations are drawn for this call; None uses the
+        stored ones. ValueError or TypeError for tokens that do not fit the configuration.
+        """
+        hidden = self.hidden(tokens, padding_mask, generator)
+        hidden, weight, bias = self._head(hidden)
+        return hidden @ weight if bias is None else hidden @ weight + bias
+
+    def hidden(self, tokens, padding_mask=None, generator=None):
+        """What the head sees: (B, L, 2·d_model)."""
+        padding_mask = check_tokens(self.config, tokens, padding_mask, generator)
+        return self.trunk(tokens, padding_mask, generator)
+
+    def loss(self, tokens, targets=None, padding_mask=None, generator=None):
+        """Mean cross-entropy in nats over the predicted tokens, computed in slices of ``config.loss_slice`` positions.
+
+        targets: int (B, L), what each position should say, −100 = not counted; None: the next token (causal models),
+        padding not counted.
+        """
+        if targets is None:
+            if not self.config.causal:
+                raise ValueError("targets must be given for a model that is not causal (−100 where nothing is asked)")
+            if require_tensor("tokens", tokens).ndim == 2 and tokens.shape[1] < 2:
+                raise ValueError(f"tokens must hold at least 2 tokens to predict one, got {tokens.shape[1]}")
+        hidden, weight, bias = self._head(self.hidden(tokens, padding_mask, generator))
+        if targets is None:
+            targets, mask = next_tokens(tokens, padding_mask), None
+        else:
+            mask = padding_mask
+        if mask is not None:
+            targets = targets.masked_fill(~mask, -100)
+        return cross_entropy(hidden, weight, bias, targets, slice_length=self.config.loss_slice)
+
+    def _head(self, hidden):
+        """(hidden, weight (d, vocab_size), bias); tied: both streams are read with the embedding, scaled to unit logits."""
+        if not self.config.tie_head:
+            return hidden, self.head.weight.t(), self.head.bias
+        first, second = hidden.chunk(2, dim=-1)
+        weight = self.trunk.embedding.weight
+        return (first + second) * (2 * self.config.d_model) ** -0.5, weight.t(), weight.new_zeros(weight.shape[0])
+
+    def extra_repr(self):
+        return repr(self.config)
+
+
+def n_buckets_for(config, length):
+    """The number of buckets for a sequence of this length: ``lsh.n_buckets``, or a pure function of the length.
+
+    With the strict window the longest length stands for every length, else cutting a sequence would change its prefix.
+    """
+    if config.lsh.n_buckets is not None:
+        return config.lsh.n_buckets
+    length = config.max_length if config.lsh.window == "rank" else length
+    return default_n_buckets(length, config.lsh.chunk_length)
+
+
+def rotation_width(config):
+    """Columns that the stored rotations need so that every length up to ``max_length`` finds enough."""
+    if config.lsh.n_buckets is not None:
+        return sum(bucket_factors(config.lsh.n_buckets)) // 2
+    lengths = range(config.lsh.chunk_length, config.max_length + config.lsh.chunk_length, config.lsh.chunk_length)
+    return max(sum(bucket_factors(default_n_buckets(n, config.lsh.chunk_length))) // 2 for n in lengths)
+
+
+def count_positions(tokens, padding_mask=None):
+    """Position of each token among the real tokens: int64 (L,), or (B, L) with a mask."""
+    if padding_mask is None:
+        return torch.arange(tokens.shape[1], device=tokens.device)
+    return (padding_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def next_tokens(tokens, padding_mask=None):
+    """Targets of a causal model: the next real token, −100 at the end, for padding, and where none follows."""
+    targets = torch.full_like(tokens, -100, dtype=torch.int64)
+    if padding_mask is None:
+        targets[:, :-1] = tokens[:, 1:]
+        return targets
+    order = torch.sort((~padding_mask).int(), dim=1, stable=True).indices  # real tokens first
+    follows = padding_mask.gather(1, order)[:, 1:]
+    following = tokens.gather(1, order)[:, 1:].long().masked_fill(~follows, -100)
+    return targets.scatter(1, order[:, :-1], following).masked_fill(~padding_mask, -100)
+
+
+@torch.no_grad()
+def initialize(model, seed):
+    """Weights from one generator, in the order of ``named_parameters``, then rotations.
+
+    Embeddings and positions N(0, 1), weight matrices N(0, 1 / inputs), biases 0, norms 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    for name, p in model.named_parameters():
+        if id(p) in norms or p.ndim == 1:
+            p.fill_(1.0 if id(p) in norms and name.endswith("weight") else 0.0)
+            continue
+        table = "embedding" in name or "positions" in name
+        inputs = 1 if table else p.shape[1] if id(p) in linear else p.shape[0]
+        p.copy_(torch.randn(p.shape, generator=generator) * inputs**-0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("rotations"):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
+
+
+def check_tokens(config, tokens, padding_mask, generator=None):
+    """The mask expanded to tokens' shape; TypeError or ValueError if tokens, mask or generator do not fit."""
+    require_tensor("tokens", tokens)
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"tokens must be int64 or int32, got {tokens.dtype}")
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"tokens must have shape (batch, length) with both ≥ 1, got {tuple(tokens.shape)}")
+    if tokens.shape[1] > config.max_length:
+        raise ValueError(f"tokens are {tokens.shape[1]} long, max_length is {config.max_length}")
+    if has_values(tokens) and not bool(((tokens >= 0) & (tokens < config.vocab_size)).all()):
+        raise ValueError(f"tokens must lie in 0 … {config.vocab_size - 1}, got {int(tokens.min())} … {int(tokens.max())}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
+    return require_padding_mask(padding_mask, tokens.shape, tokens.device)
+
+
+def _require_config(config):
+    if not isinstance(config, ReformerConfig):
+        raise TypeError(f"config must be a ReformerConfig, got {type(config).__name__}")
+    return config

@@ -1,0 +1,450 @@
+"""Reversible against ordinary autograd (``reversible=False``) in float64: every way in which people call backward."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from reformer_ref.compare import expect_close
+from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_stack, reversible_stack_inverse
+
+D = 6
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Half(nn.Module):
+    """Layer norm, a matrix, tanh, dropout; with an extra it also reads that."""
+
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.norm, self.linear, self.dropout = nn.LayerNorm(D), nn.Linear(D, D), nn.Dropout(p)
+
+    def forward(self, x, memory=None, mask=None):
+        h = self.norm(x) if memory is None else self.norm(x) + x * memory.mean(dim=-2, keepdim=True)
+        if mask is not None:
+            h = h.masked_fill(mask[..., None], 0)
+        return self.dropout(torch.tanh(self.linear(h)))
+
+
+def pair(depth=3, p=0.0, seed=0, sizes=None):
+    """Two equal stacks, reversible and not."""
+    torch.manual_seed(seed)
+    stack = ReversibleStack([tuple(Half(p) for _ in range(n)) for n in sizes or [2] * depth])
+    other = copy.deepcopy(stack)
+    other.reversible = False
+    return stack, other
+
+
+def streams(seed=1, requires_grad=(True, True)):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 5, D, generator=generator).requires_grad_(r) for r in requires_grad]
+
+
+def scalar(y, seed=2):
+    """A scalar that weighs every output differently."""
+    generator = torch.Generator().manual_seed(seed)
+    return sum((t * torch.randn(t.shape, generator=generator)).sum() for t in y)
+
+
+def expect_same(got, want, tolerance=1e-12):
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert (a is None) == (b is None), f"tensor {i}: one of the gradients is None"
+        if a is not None:
+            expect_close(f"tensor {i}", a.detach(), b.detach(), tolerance)
+
+
+def grads_of(stack, x):
+    return [t.grad for t in (*x, *stack.parameters())]
+
+
+def run_both(pair, use, **kwargs):
+    """``use(stack, x)`` on both stacks, from the same random state; all .grad fields must agree afterwards."""
+    results = []
+    for stack in pair:
+        x = streams(**kwargs)
+        torch.manual_seed(3)
+        use(stack, x)
+        results.append(grads_of(stack, x))
+    expect_same(*results)
+    return results[0]
+
+
+def backward(stack, x):
+    scalar(stack(*x)).backward()
+
+
+@pytest.mark.parametrize("sizes", [[1], [2], [3], [2, 2, 2, 2], [3, 3], [2, 1, 3]])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_blocks_of_any_size_with_dropout(sizes, p):
+    grads = run_both(pair(p=p, sizes=sizes), backward)
+    assert all(g is not None and g.abs().sum() > 0 for g in grads)
+
+
+def test_dropout_draws_the_same_masks_and_leaves_the_global_state_alone():
+    (stack, other), x = pair(p=0.5), streams()
+    torch.manual_seed(3)
+    y = stack(*x)
+    after_forward = torch.get_rng_state()
+    torch.rand(7)  # someone else draws between forward and backward
+    before_backward = torch.get_rng_state()
+    scalar(y).backward()
+    assert torch.equal(torch.get_rng_state(), before_backward)
+    torch.manual_seed(3)
+    z = other(*x)
+    assert torch.equal(torch.get_rng_state(), after_forward)
+    expect_same(y, z)
+
+
+def test_one_input_for_both_streams():
+    for_both = []
+    for stack in pair():
+        x = streams()[0]
+        scalar(stack(x, x)).backward()
+        for_both.append(grads_of(stack, [x]))
+    expect_same(*for_both)
+
+
+def test_only_one_output_is_used():
+    run_both(pair(), lambda stack, x: scalar(stack(*x)[1:]).backward())
+
+
+def test_two_forwards_before_one_backward():
+    def use(stack, x):
+        first, second = stack(*x), stack(x[1] * 2, x[0])
+        (scalar(first) + scalar(second) * scalar(first, seed=5)).backward()
+
+    run_both(pair(p=0.3), use)
+
+
+def test_backward_in_the_other_order():
+    def use(stack, x):
+        first, second = scalar(stack(*x)), scalar(stack(*x))
+        second.backward()
+        first.backward()
+
+    run_both(pair(p=0.3), use)
+
+
+def test_gradient_accumulation():
+    def use(stack, x):
+        for _ in range(3):
+            backward(stack, x)
+
+    grads = run_both(pair(p=0.3), use)
+    assert grads[0] is not None
+
+
+def test_backward_twice_through_one_forward():
+    def use(stack, x):
+        loss = scalar(stack(*x))
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+    run_both(pair(p=0.3), use)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_changes_between_forward_and_backward(training):
+    def use(stack, x):
+        stack.train(training)
+        loss = scalar(stack(*x))
+        stack.train(not training)
+        loss.backward()
+        assert all(m.training is not training for m in stack.modules())
+
+    run_both(pair(p=0.5), use)
+
+
+def test_frozen_parameters():
+    both = pair()
+    for stack in both:
+        for name, p in stack.named_parameters():
+            p.requires_grad_("linear.weight" not in name and "blocks.0" not in name)
+    grads = run_both(both, backward)
+    assert grads[2] is None
+    assert grads[-1] is not None
+
+
+@pytest.mark.parametrize("requires_grad", [(True, False), (False, True), (False, False)])
+def test_inputs_that_need_no_gradient(requires_grad):
+    run_both(pair(), backward, requires_grad=requires_grad)
+
+
+def test_nothing_but_the_inputs_needs_a_gradient():
+    both = pair()
+    for stack in both:
+        stack.requires_grad_(False)
+    run_both(both, backward)
+
+
+def test_nothing_needs_a_gradient():
+    stack, other = pair()
+    stack.requires_grad_(False)
+    y = stack(*streams(requires_grad=(False, False)))
+    assert not y[0].requires_grad
+    with torch.inference_mode():
+        expect_same(y, other(*streams()))
+
+
+def test_autograd_grad_on_a_subset():
+    for pick in (lambda s: list(s.parameters())[3:5], lambda s: list(s.parameters())[-1:], lambda s: []):
+        results = []
+        for stack in pair(p=0.3):
+            x = streams()
+            torch.manual_seed(3)
+            results.append(torch.autograd.grad(scalar(stack(*x)), [*pick(stack), x[1]]))
+            assert all(g is None for g in grads_of(stack, x))  # nothing is written on the way
+        expect_same(*results)
+
+
+def test_a_block_used_twice_and_a_shared_weight():
+    for_both = []
+    for reversible in (True, False):
+        torch.manual_seed(0)
+        f, g, h = Half(0.3), Half(0.3), Half()
+        h.linear.weight = f.linear.weight
+        block = ReversibleBlock(f, g)
+        stack = ReversibleStack([block, (h, f), block], reversible)
+        x = streams()
+        backward(stack, x)
+        for_both.append(grads_of(stack, x))
+    expect_same(*for_both)
+
+
+def test_a_parameter_that_the_forward_pass_does_not_use():
+    both = pair()
+    for stack in both:
+        stack.blocks[1].halves[0].spare = nn.Parameter(torch.ones(3))
+    assert sum(g is None for g in run_both(both, backward)) == 1
+
+
+def test_hooks_of_parameters_run_once():
+    both = pair()
+    for stack in both:
+        for p in stack.parameters():
+            p.register_hook(lambda g: 3 * g)
+    run_both(both, backward)
+
+
+def test_parameters_that_are_reached_past_their_name():
+    """nn.LSTM keeps a second list of its weights, which a swap of named parameters does not reach."""
+
+    class Recurrent(nn.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    results = []
+    for reversible in (True, False):
+        torch.manual_seed(0)
+        stack = ReversibleStack([(Recurrent(D, D, batch_first=True), Half())], reversible)
+        x = streams()
+        backward(stack, x)
+        results.append(grads_of(stack, x))
+    expect_same(*results)
+    assert all(g is not None for g in results[0])
+
+
+def test_functional_call_with_other_parameters():
+    """The parameters of the forward pass count, though the module holds others again when backward runs."""
+    results = []
+    for stack in pair(p=0.3):
+        weights = {name: (p.detach() + 0.1).requires_grad_() for name, p in stack.named_parameters()}
+        torch.manual_seed(3)
+        y = torch.func.functional_call(stack, {name: 2 * w for name, w in weights.items()}, tuple(streams()))
+        results.append(torch.autograd.grad(scalar(y), list(weights.values())))
+    expect_same(*results)
+
+
+def test_frozen_after_forward():
+    def use(stack, x):
+        loss = scalar(stack(*x))
+        stack.requires_grad_(False)
+        loss.backward()
+        stack.requires_grad_(True)
+
+    run_both(pair(), use)
+
+
+def test_weights_changed_before_backward_are_an_error():
+    stack, _ = pair()
+    loss = scalar(stack(*streams()))
+    with torch.no_grad():
+        stack.blocks[0].halves[0].linear.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_double_backward_is_an_error():
+    stack, other = pair()
+    x = streams()
+    with pytest.raises(RuntimeError, match="reversible=False"):  # not a gradient that silently lacks a graph
+        torch.autograd.grad(scalar(stack(*x)), x, create_graph=True)
+    assert torch.autograd.grad(scalar(other(*x)), x, create_graph=True)[0].requires_grad
+
+
+def test_extras_collect_gradients_from_every_half():
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[1, 3:] = True
+    for extras in ((None, mask), ("memory", mask), ("memory", None), ("frozen", mask)):
+        results = []
+        for stack in pair(p=0.3):
+            x = streams()
+            memory = None if extras[0] is None else streams(seed=9)[0].detach()[:, :3].requires_grad_(extras[0] == "memory")
+            torch.manual_seed(3)
+            scalar(stack(*x, memory, extras[1])).backward()
+            results.append([*grads_of(stack, x), None if memory is None else memory.grad])
+        expect_same(*results)
+        assert (results[0][-1] is not None) == (extras[0] == "memory")
+
+
+class RandomBuckets(nn.Module):
+    """Draws a random bucket per token from its own generator in forward; backward must not draw."""
+
+    keeps_memo = True
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, D))
+        self.generator, self.draws = torch.Generator().manual_seed(0), 0
+
+    def forward(self, x, memo):
+        if "buckets" not in memo:
+            self.draws += 1
+            memo["buckets"] = torch.randint(4, x.shape[:-1], generator=self.generator)
+        return torch.tanh(x) * self.table[memo["buckets"]]
+
+
+def test_memo_is_handed_back_in_backward():
+    results = []
+    for reversible in (True, False):
+        torch.manual_seed(0)
+        halves = [RandomBuckets() for _ in range(5)]
+        stack = ReversibleStack([halves[:2], halves[2:4], (halves[4], Half(0.2))], reversible)
+        x = streams()
+        loss = scalar(stack(*x)) + scalar(stack(*x))  # two forwards, two memos
+        loss.backward()
+        results.append(grads_of(stack, x))
+        assert [h.draws for h in halves] == [2] * 5
+        kept = {name for h in halves for name, v in vars(h).items() if isinstance(v, (dict, torch.Tensor))}
+        assert kept == {name for name, v in vars(RandomBuckets()).items() if isinstance(v, (dict, torch.Tensor))}
+    expect_same(*results)
+
+
+def test_inverse():
+    stack, _ = pair(depth=4)
+    x = streams()
+    y = stack(*x)
+    expect_same(reversible_stack_inverse(*y, stack.blocks), x)
+    memory = streams(seed=9)[0]
+    expect_same(reversible_stack_inverse(*stack(*x, memory), stack.blocks, memory), x)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.g = Half(), Half()
+
+
+def test_every_way_to_write_a_block():
+    x, block = streams(), Pair()
+    want = reversible_stack(*x, [(block.f, block.g)])
+    for blocks in (
+        [block],
+        ([block.f, block.g],),
+        [ReversibleBlock(block.f, block.g)],
+        [nn.ModuleList([block.f, block.g])],
+        nn.ModuleList([block]),
+        [(block.f,), (block.g,)],
+    ):
+        expect_same(reversible_stack(*x, blocks), want, 0)
+    expect_same(ReversibleBlock(block.f, block.g)(*x), want, 0)
+    names = dict(ReversibleStack([(Half(), Half())]).named_parameters())
+    assert "blocks.0.halves.1.linear.weight" in names
+    assert "reversible=True" in repr(ReversibleStack([block]))
+
+
+def saved_bytes(depth, reversible):
+    """Distinct bytes that autograd keeps for backward, parameters aside."""
+    torch.manual_seed(0)
+    stack = ReversibleStack([(Half(0.1), Half(0.1)) for _ in range(depth)], reversible)
+    own, kept = {p.untyped_storage().data_ptr() for p in stack.parameters()}, {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = (t, t.untyped_storage().nbytes())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = stack(*streams())
+    return sum(size for pointer, (_, size) in kept.items() if pointer not in own), y
+
+
+def test_saved_bytes_do_not_grow_with_depth():
+    (two, y), (eight, _) = saved_bytes(2, True), saved_bytes(8, True)
+    assert two == eight == sum(t.untyped_storage().nbytes() for t in y)
+    assert saved_bytes(8, False)[0] > 3 * saved_bytes(2, False)[0]
+
+
+class Watched(torch.autograd.Function):
+    """The identity; counts how many of its graph nodes are alive at the same time."""
+
+    alive = weakref.WeakSet()
+    most = 0
+
+    class Token:
+        pass
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.token = Watched.Token()
+        Watched.alive.add(ctx.token)
+        Watched.most = max(Watched.most, len(Watched.alive))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, d):
+        return d
+
+
+def most_graphs_alive(depth, reversible):
+    class Half(nn.Linear):
+        def forward(self, x):
+            return Watched.apply(torch.tanh(super().forward(x)))
+
+    stack = ReversibleStack([(Half(D, D), Half(D, D)) for _ in range(depth)], reversible)
+    gc.collect()
+    Watched.most = 0
+    backward(stack, streams())
+    return Watched.most
+
+
+def test_one_recomputed_half_is_alive_at_a_time():
+    assert most_graphs_alive(8, True) == most_graphs_alive(2, True) == 1
+    assert most_graphs_alive(8, False) == 16
+
+
+def test_compile_and_export_of_the_eval_forward():
+    stack, x = pair(p=0.5)[0].eval(), streams()
+    want = stack(*x)
+    compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
+    expect_same(compiled(*x), want)
+    with torch.no_grad():
+        expect_same(compiled(*x), want)
+        expect_same(torch.export.export(stack, tuple(x)).module()(*x), want)
+
+
+def test_compiled_training_replays_dropout():
+    torch.manual_seed(0)
+    stack, x = ReversibleStack([(nn.Dropout(0.5), nn.Dropout(0.5)) for _ in range(2)]), streams()
+    y = torch.compile(stack, backend="aot_eager")(*x)
+    scalar(y).backward()
+    inner = sum((a * a.grad).sum() for a in x)  # the stack is linear: <d_y, y> = <d_x, x>
+    expect_close("<d_x, x>", inner.detach(), scalar(y).detach(), 1e-12)

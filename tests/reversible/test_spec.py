@@ -1,0 +1,120 @@
+"""The NumPy definition: exact inverse, hand-written gradient against central differences, clear errors."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reformer_ref.compare import central_difference, expect_close
+from reformer_ref.reversible import checks, spec
+from reformer_ref.reversible.checks import TanhHalf
+
+
+def make(sizes, shape, seed=0):
+    rng = np.random.default_rng(seed)
+    d = shape[-1]
+    x1, x2 = rng.standard_normal((2, *shape))
+    return x1, x2, [tuple(TanhHalf(rng.standard_normal((d, d)), rng.standard_normal(d)) for _ in range(n)) for n in sizes]
+
+
+def test_two_lines_of_the_paper():
+    x1, x2, [(f, g)] = make((2,), (5, 3))
+    y1, y2 = spec.reversible_stack(x1, x2, [(f, g)])
+    np.testing.assert_array_equal(y1, x1 + f(x2))
+    np.testing.assert_array_equal(y2, x2 + g(y1))
+
+
+def test_checks_accept_the_spec():
+    checks.check_reversible_stack(spec.reversible_stack)
+    checks.check_reversible_inverse(spec.reversible_stack_inverse)
+    checks.check_reversible_vjp(spec.reversible_stack_vjp)
+
+
+@pytest.mark.parametrize("sizes", [(2,), (2, 2, 2), (3, 3), (1, 2)])
+def test_vjp_against_central_differences(sizes):
+    x1, x2, blocks = make(sizes, (2, 3))
+    d_y1, d_y2 = np.random.default_rng(1).standard_normal((2, 2, 3))
+    y1, y2 = spec.reversible_stack(x1, x2, blocks)
+    _, _, d_x1, d_x2, d_params = spec.reversible_stack_vjp(y1, y2, blocks, d_y1, d_y2)
+    d_y = np.stack([d_y1, d_y2])
+
+    def run(x):
+        return np.stack(spec.reversible_stack(x[0], x[1], blocks))
+
+    want = central_difference(run, np.stack([x1, x2]), d_y)
+    expect_close("d_x", np.stack([d_x1, d_x2]), want, 1e-7)
+    for block, d_block in zip(blocks, d_params, strict=True):
+        for half, d_half in zip(block, d_block, strict=True):
+            for name in ("w", "b"):
+                value = getattr(half, name)
+
+                def with_value(new, half=half, name=name):
+                    old = getattr(half, name)
+                    setattr(half, name, new)
+                    try:
+                        return np.stack(spec.reversible_stack(x1, x2, blocks))
+                    finally:
+                        setattr(half, name, old)
+
+                expect_close(f"d_{name}", d_half[name], central_difference(with_value, value, d_y), 1e-7)
+
+
+def test_inputs_are_left_alone():
+    x1, x2, blocks = make((2, 3), (4, 3))
+    before = x1.copy(), x2.copy()
+    y1, y2 = spec.reversible_stack(x1, x2, blocks)
+    spec.reversible_stack_vjp(y1, y2, blocks, y1, y2)
+    np.testing.assert_array_equal(x1, before[0])
+    np.testing.assert_array_equal(x2, before[1])
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    st.sampled_from([np.float64, np.float32, np.int64, np.complex128, bool]),
+)
+def test_streams_that_do_not_match(shape1, shape2, dtype):
+    blocks = [(_Identity(), _Identity())]
+    x1, x2 = np.ones(shape1), np.ones(shape2, dtype)
+    if not np.issubdtype(dtype, np.floating):
+        with pytest.raises(TypeError, match="x2 must be a floating-point array"):
+            spec.reversible_stack(x1, x2, blocks)
+    elif shape1 != shape2:
+        with pytest.raises(ValueError, match="x1 and x2 must have the same shape"):
+            spec.reversible_stack(x1, x2, blocks)
+    else:
+        spec.reversible_stack(x1, x2, blocks)
+
+
+class _Identity:
+    def __call__(self, x):
+        return x
+
+    def vjp(self, x, d_out):
+        return d_out, {}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "error"),
+    [([], ValueError), ([()], ValueError), (None, TypeError), ([_Identity()], TypeError), ([(np.tanh,)], TypeError)],
+)
+def test_bad_blocks(blocks, error):
+    x = np.ones((2, 3))
+    for call in (spec.reversible_stack, spec.reversible_stack_inverse):
+        with pytest.raises(error, match="blocks"):
+            call(x, x, blocks)
+    with pytest.raises(error, match="blocks"):
+        spec.reversible_stack_vjp(x, x, blocks, x, x)
+
+
+def test_a_half_of_another_shape_and_a_gradient_of_another_shape():
+    class Sum(_Identity):
+        def __call__(self, x):
+            return x.sum(axis=0)
+
+    x = np.ones((2, 3))
+    with pytest.raises(ValueError, match="must return the shape of its input"):
+        spec.reversible_stack(x, x, [(Sum(),)])
+    with pytest.raises(ValueError, match="d_y1 and d_y2 must have the shape of y1"):
+        spec.reversible_stack_vjp(x, x, [(_Identity(),)], x[:1], x[:1])
