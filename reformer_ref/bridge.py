@@ -7,7 +7,7 @@ import torch
 def to_torch(value, dtype=torch.float64, device="cpu"):
     """Arrays become tensors (floats in ``dtype``); everything else passes unchanged, lists and tuples by item."""
     if isinstance(value, np.ndarray):
-        tensor = torch.from_numpy(np.ascontiguousarray(value)).to(device)
+        tensor = torch.from_numpy(np.array(value, order="C")).to(device)
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
     if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) for v in value):
         return type(value)(to_torch(v, dtype, device) for v in value)

@@ -56,9 +56,9 @@ class Replay:
     def uncached_autocast(self):
         """The recorded autocast state with its cache of cast weights off.
 
-        In forward: a weight cast without gradient would stay in the cache, and a later use of the same weight under
-        the same autocast context would silently get no gradient. In backward: a cached cast would tie one recomputed
-        graph to the next, after the first has been freed.
+        In forward: older releases of PyTorch keep a weight that was cast without gradient, so that a later use of the
+        same weight under the same autocast context silently gets none. In backward: a cached cast would tie one
+        recomputed graph to the next, after the first has been freed.
         """
         with ExitStack() as stack:
             for device_type, enabled, dtype in self._autocast:

@@ -1,5 +1,7 @@
 """Checks on tensors shared by the PyTorch rooms. Checks that read values are skipped where values do not exist."""
 
+from contextlib import nullcontext
+
 import torch
 
 
@@ -53,3 +55,8 @@ def require_padding_mask(padding_mask, shape, device):
         raise ValueError(
             f"padding_mask must broadcast to {tuple(shape)} = (…, L), got {tuple(padding_mask.shape)}"
         ) from None
+
+
+def autocast_off(device_type):
+    """A context in which operations keep the dtypes of their inputs."""
+    return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()

@@ -35,7 +35,10 @@ FLOORS = [GROUND, set(ROOMS) - set().union(*ABOVE_ROOMS), *ABOVE_ROOMS]
 # Public functions that pytorch.py takes from its spec.py instead of writing them again, with the reason.
 WRITTEN_ONCE = {("hashing", "default_n_buckets"): "integers in, integers out: there is no array to be fast with"}
 # Public functions of a spec.py that pytorch.py does without, with the reason.
-SPEC_ONLY = {}
+SPEC_ONLY = {
+    ("lsh_attention", "visible_counts"): "the L × L table is what the streaming version never builds",
+    ("local_attention", "local_counts"): "the L × L table is what the chunked version never builds",
+}
 # Arguments that are the same thing under the two libraries' own names.
 SAME_ARGUMENT = {"rng": "generator"}
 

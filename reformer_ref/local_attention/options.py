@@ -22,17 +22,18 @@ class LocalOptions:
     scale: float | None = None
 
     def __post_init__(self):
-        require_int("chunk_length", self.chunk_length)
-        require_int("chunks_before", self.chunks_before, 0)
-        require_int("chunks_after", self.chunks_after, 0)
+        for name, minimum in (("chunk_length", 1), ("chunks_before", 0), ("chunks_after", 0)):
+            object.__setattr__(self, name, require_int(name, getattr(self, name), minimum))
         require_bool("causal", self.causal)
         require_bool("wrap", self.wrap)
-        if self.scale is not None and require_float("scale", self.scale) <= 0:
-            raise ValueError(f"scale must be positive or None for 1/√d, got {self.scale}")
+        if self.scale is not None:
+            object.__setattr__(self, "scale", require_float("scale", self.scale))
+            if self.scale <= 0:
+                raise ValueError(f"scale must be positive or None for 1/√d, got {self.scale}")
 
     def scale_for(self, d):
         """The factor of q·k for vectors of size d."""
-        return d**-0.5 if self.scale is None else float(self.scale)
+        return d**-0.5 if self.scale is None else self.scale
 
     def to_dict(self):
         """Plain values for JSON; ``LocalOptions(**d)`` reads them back."""

@@ -5,13 +5,16 @@ import numpy as np
 from reformer_ref.attention.spec import attend, attend_vjp
 from reformer_ref.chunking.spec import look_adjacent, split_chunks
 from reformer_ref.local_attention.options import LocalOptions
+from reformer_ref.validate import require_shape
 
 
 def local_attention(q, k, v, options, padding_mask=None):
     """Chunked local attention: float64 (…, L, d_v).
 
-    q, k (…, L, d), v (…, L, d_v), padding_mask bool (…, L), True = real token. Padding is sorted behind the real tokens before the sequence is
-    cut into chunks, so it changes nothing wherever it stands. Any L ≥ 1. A query sees itself; one that sees nothing gets 0.
+    q, k floating (…, L, d), v floating (…, L, d_v), padding_mask bool (…, L), True = real token. Padding is sorted
+    behind the real tokens before the sequence is cut into chunks, so without ``wrap`` it changes nothing, wherever it
+    stands. Any L ≥ 1. A query sees itself; one that sees nothing gets zeros. ValueError for shapes that do not fit, NaN
+    and infinity, TypeError for wrong dtypes.
     Source: the local layers of the authors' model (DESIGN: visibility); what each option means: ``LocalOptions``.
     """
     q, k, v, counts = _prepare(q, k, v, options, padding_mask)
@@ -21,6 +24,8 @@ def local_attention(q, k, v, options, padding_mask=None):
 def local_attention_vjp(q, k, v, options, d_out, padding_mask=None):
     """(d_q, d_k, d_v) for the cotangent d_out (…, L, d_v)."""
     q, k, v, counts = _prepare(q, k, v, options, padding_mask)
+    d_out = _floats("d_out", d_out)
+    require_shape("d_out", d_out, v.shape, "(…, L, d_v), the shape of the output")
     return attend_vjp(q, k, v, counts, d_out, options.scale_for(q.shape[-1]))
 
 
@@ -38,19 +43,30 @@ def local_counts(real, options):
 
 
 def _prepare(q, k, v, options, padding_mask):
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     if not isinstance(options, LocalOptions):
         raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
+    q, k, v = _floats("q", q), _floats("k", k), _floats("v", v)
     if q.ndim < 2 or 0 in q.shape or 0 in v.shape or q.shape != k.shape or v.shape[:-1] != q.shape[:-1]:
         raise ValueError(
             f"q, k (…, L, d) and v (…, L, d_v) must agree, every size ≥ 1; got {q.shape}, {k.shape} and {v.shape}"
         )
-    if not all(np.isfinite(x).all() for x in (q, k, v)):
-        raise ValueError("q, k and v must be finite, got NaN or infinity")
-    if padding_mask is not None and np.asarray(padding_mask).dtype != bool:
-        raise TypeError(f"padding_mask must be boolean (True = real token), got {np.asarray(padding_mask).dtype}")
-    real = np.broadcast_to(True if padding_mask is None else padding_mask, q.shape[:-1])
+    real = np.asarray(True if padding_mask is None else padding_mask)
+    if real.dtype != bool:
+        raise TypeError(f"padding_mask must be boolean (True = real token), got dtype {real.dtype}")
+    try:
+        real = np.broadcast_to(real, q.shape[:-1])
+    except ValueError:
+        raise ValueError(f"padding_mask must broadcast to {q.shape[:-1]} = (…, L), got {real.shape}") from None
     counts = np.zeros((*q.shape[:-1], q.shape[-2]), dtype=np.int64)
     for index in np.ndindex(q.shape[:-2]):
         counts[index] = local_counts(real[index], options)
     return q, k, v, counts
+
+
+def _floats(name, x):
+    x = np.asarray(x)
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return x.astype(np.float64)

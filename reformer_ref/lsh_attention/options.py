@@ -49,21 +49,21 @@ class LSHOptions:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        require_int("n_hashes", self.n_hashes)
+        for name, minimum in (("n_hashes", 1), ("chunk_length", 1), ("chunks_before", 0), ("chunks_after", 0)):
+            object.__setattr__(self, name, require_int(name, getattr(self, name), minimum))
         if self.n_buckets is not None:
             factors = bucket_factors(self.n_buckets)
             object.__setattr__(self, "n_buckets", factors if len(factors) > 1 else factors[0])
-        require_int("chunk_length", self.chunk_length)
-        require_int("chunks_before", self.chunks_before, 0)
-        require_int("chunks_after", self.chunks_after, 0)
         for name in ("causal", "within_bucket", "count_once", "wrap"):
             require_bool(name, getattr(self, name))
         require_choice("window", self.window, ("chunk", "rank"))
         if isinstance(self.scale, str):
             require_choice("scale", self.scale, ("rsqrt_d",))
-        elif require_float("scale", self.scale) <= 0:
-            raise ValueError(f'scale must be positive or "rsqrt_d", got {self.scale}')
-        require_float("norm_eps", self.norm_eps, minimum=0.0)
+        else:
+            object.__setattr__(self, "scale", require_float("scale", self.scale))
+            if self.scale <= 0:
+                raise ValueError(f'scale must be positive or "rsqrt_d", got {self.scale}')
+        object.__setattr__(self, "norm_eps", require_float("norm_eps", self.norm_eps, minimum=0.0))
         if self.window == "rank":
             fixed = {"causal": True, "within_bucket": True, "wrap": False, "chunks_before": 1, "chunks_after": 0}
             wrong = {name: getattr(self, name) for name, value in fixed.items() if getattr(self, name) != value}
@@ -83,7 +83,7 @@ class LSHOptions:
 
     def scale_for(self, d):
         """The factor of q·k̂ for vectors of size d."""
-        return d**-0.5 if self.scale == "rsqrt_d" else float(self.scale)
+        return d**-0.5 if self.scale == "rsqrt_d" else self.scale
 
     def to_dict(self):
         """Plain values for JSON; ``LSHOptions(**d)`` reads them back."""

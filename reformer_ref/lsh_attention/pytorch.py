@@ -1,75 +1,43 @@
 """LSH attention, in PyTorch: hash, sort, chunk, attend and undo, several rounds as one softmax, on any device."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from reformer_ref.attention.pytorch import normalize_keys
 from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.lsh_attention.streaming import block_scores, inverse_length, stream_attention
 from reformer_ref.lsh_attention.windows import Windows
 from reformer_ref.tensors import require_finite, require_floating, require_padding_mask, require_same_kind, require_tensor
+from reformer_ref.validate import require_int
 
 
-def lsh_attention(qk, v, buckets, options, padding_mask=None, *, return_record=False):
+def lsh_attention(qk, v, buckets, options, padding_mask=None, *, return_record=False, block_size=None):
     """LSH attention with shared queries and keys: (…, L, d_v) in the dtype of v.
 
     qk (…, L, d), v (…, L, d_v) floating; buckets int (…, n_hashes, L) without round offsets; padding_mask bool (…, L), True
     = real token. Any L ≥ 1. Padding sorts last and is never seen. A token sees itself only if no round shows it anything
-    else; a query to which nothing at all is visible, as happens to padding, gets zeros. Statistics of the softmax are float32 at least. No gradient through buckets, sort, masks or counts.
+    else; a query to which nothing at all is visible, as happens to padding, gets zeros. Statistics of the softmax are
+    float32 at least. No gradient through buckets, sort, masks or counts. Memory beyond the tensors of the size of qk and
+    v is that of one block of ``block_size`` scores (None: chosen for the device), also in backward.
 
     return_record: also return an ``AttentionRecord`` (buckets, order, windows, weights per round, the L × L matrix).
     Errors: ValueError for shapes that do not fit, TypeError for wrong dtypes. Source: paper section 2.
     """
     padding_mask = _check(qk, v, buckets, options, padding_mask)
+    if block_size is not None:
+        require_int("block_size", block_size)
     lead, (length, d) = qk.shape[:-2], qk.shape[-2:]
     flat_mask = None if padding_mask is None else padding_mask.reshape(-1, length)
-    windows = Windows.of(buckets.reshape(-1, *buckets.shape[-2:]), options, flat_mask)
-    q, v = qk.reshape(-1, length, d), v.reshape(-1, length, v.shape[-1])
-    out, total = _attend_rounds(q, v, windows)
+    dtype = torch.float64 if qk.dtype == torch.float64 else torch.float32
+    windows = Windows(buckets.reshape(-1, *buckets.shape[-2:]), options, flat_mask, dtype=dtype)
+    q, v = qk.reshape(-1, d), v.reshape(-1, v.shape[-1])
+    out, total = stream_attention(q, None, v, windows, options.scale_for(d), options.norm_eps, block_size)
     out = out.view(*lead, length, -1)
     if not return_record:
         return out
     with torch.no_grad():
-        return out, _record(q, windows, total, lead)
-
-
-def _attend_rounds(q, v, windows):
-    """(out (B, L, d_v), total log-sum-exp (B, L)): every round by itself, merged through its log-sum-exp."""
-    o = windows.options
-    k = normalize_keys(q, o.norm_eps)
-    outs, sums = [], []
-    for h in range(o.n_hashes):
-        scores, keys = _scores(q, k, windows, h)  # (B, n_chunks, chunk_length, width·chunk_length)
-        top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min).detach()
-        weights = torch.exp(scores - top)
-        total = weights.sum(-1, keepdim=True)
-        empty = total == 0
-        total = total.masked_fill(empty, 1.0)
-        out = (weights / total).to(v.dtype) @ _rows(v, keys)  # (B, n_chunks, chunk_length, d_v)
-        log_sum = (top + total.log()).masked_fill(empty, float("-inf"))
-        outs.append(_unsort(out, windows.slot[:, h]))
-        sums.append(_unsort(log_sum, windows.slot[:, h]).squeeze(-1))
-    sums = torch.stack(sums, 1)  # (B, n_hashes, L)
-    top = sums.detach().amax(1, keepdim=True)
-    shares = torch.exp(sums - top.clamp(min=torch.finfo(sums.dtype).min))
-    mass = shares.sum(1, keepdim=True)
-    alone = mass == 0  # (B, 1, L): nothing but, at most, itself
-    shares = shares / mass.masked_fill(alone, 1.0)
-    out = sum(share[..., None].to(v.dtype) * out for share, out in zip(shares.unbind(1), outs, strict=True))
-    if windows.real is not None:
-        v = v.masked_fill(~windows.real[..., None], 0)
-    out = torch.where(alone.squeeze(1)[..., None], v, out)
-    return out, torch.logsumexp(sums, 1)
-
-
-def _scores(q, k, windows, h):
-    """scale · q·k̂ in the windows of round h, −inf where not visible, float32 at least; and the keys' positions."""
-    first, last = h * windows.n_chunks, (h + 1) * windows.n_chunks
-    keys, _ = windows.keys(first, last)
-    scores = _rows(q, windows.queries(first, last)) @ _rows(k, keys).transpose(-1, -2)
-    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    visible, _ = windows.visible(h, first, last)
-    return (scores * windows.options.scale_for(q.shape[-1])).masked_fill(~visible, float("-inf")), keys
+        return out, _record(q, windows, buckets, total, lead)
 
 
 @dataclass(frozen=True)
@@ -97,44 +65,30 @@ class AttentionRecord:
         return dense.view(*lead, length + 1, length + 1)[..., :length, :length]
 
 
-def _record(q, windows, total, lead):
+def _record(q, windows, buckets, total, lead):
     """Weights round by round, from the total log-sum-exp: exp(score − total)."""
-    o = windows.options
-    k, weights, alone = normalize_keys(q, o.norm_eps), [], torch.isneginf(total)
+    o, n = windows.options, windows.batch * windows.n_chunks
+    shift = torch.nn.functional.pad(total, (0, 1), value=math.inf)
+    inverse, seen, weights = inverse_length(q, o.norm_eps), [], []
     for h in range(o.n_hashes):
-        first, last = h * windows.n_chunks, (h + 1) * windows.n_chunks
-        scores, _ = _scores(q, k, windows, h)
-        here = windows.queries(first, last).clamp(min=0)
-        total_here = _rows(total.masked_fill(alone, 0)[..., None], here)
-        share = torch.exp(scores - total_here)
+        queries, keys, rounds = windows.block(h, 0, n)
+        scores, _, _ = block_scores(q, None, inverse, windows, h, queries, keys, rounds, o.scale_for(q.shape[-1]))
+        shares = torch.exp2(scores - shift.masked_fill(shift == -math.inf, math.inf)[queries][..., None])
         if h == 0:  # a token that sees only itself: once, in its own chunk of the first round
-            _, own = windows.visible(h, first, last)
-            middle = torch.zeros(own.shape[-1], dtype=torch.bool, device=own.device)
-            middle[o.chunks_before * o.chunk_length : (o.chunks_before + 1) * o.chunk_length] = True
-            share = torch.where(own & middle & _rows(alone[..., None], here), 1.0, share)
-        weights.append(share)
-    last = windows.order.shape[1]
-    shape = (*lead, o.n_hashes, windows.n_chunks)
-    order = windows.order.reshape(*lead, o.n_hashes, -1)[..., : q.shape[1]]
-    return AttentionRecord(
-        windows.buckets.view(*lead, *windows.buckets.shape[1:]),
-        order,
-        windows.order.reshape(*shape, -1),
-        windows.keys(0, last)[0].reshape(*shape, -1),
-        torch.stack(weights, 1).reshape(*shape, o.chunk_length, -1),
-    )
+            real = torch.ones_like(total, dtype=torch.bool) if windows.real is None else windows.real
+            alone = torch.nn.functional.pad((total == -math.inf) & real, (0, 1))[queries]
+            own = shares.narrow(-1, o.chunks_before * o.chunk_length, o.chunk_length)
+            own.diagonal(dim1=-2, dim2=-1).masked_fill_(alone, 1.0)
+        seen.append((queries, keys)), weights.append(shares)
 
+    def by_round(parts):
+        x = torch.stack(parts).unflatten(1, (windows.batch, windows.n_chunks)).transpose(0, 1)
+        return x.reshape(*lead, *x.shape[1:])  # (…, n_hashes, n_chunks, …)
 
-def _rows(x, index):
-    """Rows of x (B, L, d) at index (B, …) -> (B, …, d); −1 reads row 0, and the masks see to it."""
-    flat = index.flatten(1).clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
-    return x.gather(1, flat).view(*index.shape, x.shape[-1])
-
-
-def _unsort(x, slot):
-    """Sorted rows (B, n_chunks, chunk_length, d) back into the order of positions: (B, L, d)."""
-    x = x.flatten(1, 2)
-    return x.gather(1, slot[..., None].expand(-1, -1, x.shape[-1]))
+    positions = [by_round(p) for p in zip(*seen, strict=True)]
+    queries, keys = (torch.where(p == windows.nobody, -1, p % windows.length) for p in positions)
+    order = queries.flatten(-2)[..., : windows.length]
+    return AttentionRecord(buckets, order, queries, keys, by_round(weights))
 
 
 def _check(qk, v, buckets, options, padding_mask):

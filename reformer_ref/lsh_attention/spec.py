@@ -11,15 +11,17 @@ import numpy as np
 from reformer_ref.attention.spec import attend, attend_vjp, normalize_keys, normalize_keys_vjp, self_as_last_resort
 from reformer_ref.chunking.spec import look_adjacent, sort_by_bucket, split_chunks, undo_sort
 from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.validate import require_shape
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None):
     """LSH attention with shared queries and keys: float64 (…, L, d_v).
 
-    qk (…, L, d), v (…, L, d_v), buckets int (…, n_hashes, L) without round offsets, padding_mask bool (…, L), True = real
-    token. Padding sorts last and is never seen. A token sees itself only if no round shows it anything else; a query to
-    which nothing at all is visible, as happens to padding, gets zeros.
-    ValueError for shapes that do not fit. Source: paper section 2; what each option means: ``LSHOptions``.
+    qk floating (…, L, d), v floating (…, L, d_v), buckets int (…, n_hashes, L) without round offsets, padding_mask bool
+    (…, L), True = real token. Padding sorts last and is never seen. A token sees itself only if no round shows it
+    anything else; a query to which nothing at all is visible, as happens to padding, gets zeros. ValueError for shapes
+    that do not fit, NaN, infinity and negative buckets; TypeError for wrong dtypes.
+    Source: paper section 2; what each option means: ``LSHOptions``.
     """
     qk, v, counts = _prepare(qk, v, buckets, options, padding_mask)
     return attend(qk, normalize_keys(qk, options.norm_eps), v, counts, options.scale_for(qk.shape[-1]))[0]
@@ -28,6 +30,8 @@ def lsh_attention(qk, v, buckets, options, padding_mask=None):
 def lsh_attention_vjp(qk, v, buckets, options, d_out, padding_mask=None):
     """(d_qk, d_v) for the cotangent d_out (…, L, d_v). Nothing flows through buckets, sort, masks or counts."""
     qk, v, counts = _prepare(qk, v, buckets, options, padding_mask)
+    d_out = _floats("d_out", d_out)
+    require_shape("d_out", d_out, v.shape, "(…, L, d_v), the shape of the output")
     scale = options.scale_for(qk.shape[-1])
     d_q, d_k, d_v = attend_vjp(qk, normalize_keys(qk, options.norm_eps), v, counts, d_out, scale)
     return d_q + normalize_keys_vjp(qk, d_k, options.norm_eps), d_v
@@ -35,9 +39,9 @@ def lsh_attention_vjp(qk, v, buckets, options, d_out, padding_mask=None):
 
 def visible_counts(buckets, options, padding_mask=None):
     """How often each query may see each key: int (…, L, L), the self rule applied, 0 = not at all."""
-    buckets = np.asarray(buckets)
+    buckets = _bucket_numbers(buckets, options)
     lead, length = buckets.shape[:-2], buckets.shape[-1]
-    real = np.broadcast_to(True if padding_mask is None else np.asarray(padding_mask), (*lead, length))
+    real = _real_tokens(padding_mask, (*lead, length))
     counts = np.zeros((*lead, length, length), dtype=np.int64)
     for index in np.ndindex(lead):
         counts[index] = _counts_of_one(buckets[index], options, real[index])
@@ -48,7 +52,7 @@ def _counts_of_one(buckets, options, real):
     """Counts (L, L) of a single sequence, self not yet excluded. buckets (n_hashes, L), real bool (L,)."""
     n_hashes, length = buckets.shape
     order = sort_by_bucket(buckets, real)
-    slot = undo_sort(order)
+    slot, buckets = undo_sort(order), np.where(real, buckets, -1)  # padding has a bucket of its own
     keys, key_rounds = _windows(order, options)
     counts = np.zeros((length, length), dtype=np.int64)
     for h in range(n_hashes):
@@ -62,7 +66,7 @@ def _counts_of_one(buckets, options, real):
                 seen &= (round_of_j == h) & (buckets[h, j] == buckets[h, i])
             if options.window == "rank":
                 distance = slot[h, i] - slot[h, j]
-                seen &= ((0 < distance) & (distance <= options.chunk_length)) | (j == i)
+                seen &= ((distance > 0) & (distance <= options.chunk_length)) | (j == i)
             np.add.at(counts[i], j[seen], 1)
     return np.minimum(counts, 1) if options.count_once else counts
 
@@ -81,21 +85,45 @@ def _windows(order, options):
 
 
 def _prepare(qk, v, buckets, options, padding_mask):
-    qk, v, buckets = np.asarray(qk, np.float64), np.asarray(v, np.float64), np.asarray(buckets)
-    if not isinstance(options, LSHOptions):
-        raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
+    qk, v = _floats("qk", qk), _floats("v", v)
     if qk.ndim < 2 or 0 in qk.shape or v.ndim < 2 or 0 in v.shape:
         raise ValueError(f"qk and v must have shape (…, L, d) with every size ≥ 1, got {qk.shape} and {v.shape}")
     if v.shape[:-1] != qk.shape[:-1]:
         raise ValueError(f"v must have shape {qk.shape[:-1]} + (d_v,) to go with qk, got {v.shape}")
+    buckets = _bucket_numbers(buckets, options)
+    require_shape("buckets", buckets, (*qk.shape[:-2], options.n_hashes, qk.shape[-2]), "(…, n_hashes, L)")
+    return qk, v, visible_counts(buckets, options, padding_mask)
+
+
+def _floats(name, x):
+    x = np.asarray(x)
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return x.astype(np.float64)
+
+
+def _bucket_numbers(buckets, options):
+    if not isinstance(options, LSHOptions):
+        raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
+    buckets = np.asarray(buckets)
     if buckets.dtype.kind not in "iu":
         raise TypeError(f"buckets must hold integers, got dtype {buckets.dtype}")
-    if buckets.shape != (*qk.shape[:-2], options.n_hashes, qk.shape[-2]):
+    if buckets.ndim < 2 or 0 in buckets.shape or buckets.shape[-2] != options.n_hashes:
         raise ValueError(
-            f"buckets must have shape {(*qk.shape[:-2], options.n_hashes, qk.shape[-2])} = (…, n_hashes, L), got {buckets.shape}"
+            f"buckets must have shape (…, n_hashes, L) with n_hashes = {options.n_hashes}, L ≥ 1, got {buckets.shape}"
         )
-    if not (np.isfinite(qk).all() and np.isfinite(v).all()):
-        raise ValueError("qk and v must be finite, got NaN or infinity")
-    if padding_mask is not None and np.asarray(padding_mask).dtype != bool:
-        raise TypeError(f"padding_mask must be boolean (True = real token), got {np.asarray(padding_mask).dtype}")
-    return qk, v, visible_counts(buckets, options, padding_mask)
+    if buckets.min() < 0 or buckets.max() >= 2**31 - 1:  # the largest int32 is where padding sorts
+        raise ValueError(f"buckets must lie in [0, 2³¹ − 1), got {buckets.min()} to {buckets.max()}")
+    return buckets
+
+
+def _real_tokens(padding_mask, shape):
+    real = np.asarray(True if padding_mask is None else padding_mask)
+    if real.dtype != bool:
+        raise TypeError(f"padding_mask must be boolean (True = real token), got dtype {real.dtype}")
+    try:
+        return np.broadcast_to(real, shape)
+    except ValueError:
+        raise ValueError(f"padding_mask must broadcast to {shape} = (…, L), got {real.shape}") from None

@@ -1,126 +1,143 @@
-"""Who stands in which window, and who may see whom: the integer side of LSH attention, shared by every PyTorch path.
+"""Who stands in which window, and who may see whom: the integer side of LSH attention.
 
-All rounds of one sequence form one row of N = n_hashes · n_chunks chunks. A block is a run of chunks of one round, and
-everything here is computed for one block at a time, so that nothing of size O(L · chunk_length) need exist.
+The sorted orders of all rounds are cut into chunks once; then everything is asked for one block of chunks at a time, so
+that nothing of size O(L · chunk_length) need exist. A pair's visibility comes as a float penalty, 0 = visible and
+negative = hidden, made of differences and clamps: on a CPU these cost a tenth of comparing integers and filling masks.
+
+A *row* is a token of the flattened batch, b·L + i; row B·L is nobody: it fills chunks that are not full.
 """
-
-from dataclasses import dataclass
 
 import torch
 
 from reformer_ref.chunking.pytorch import sort_by_bucket, split_chunks, undo_sort
 
+EXACT_FLOAT32 = 1 << 22  # positions up to here, and their halves, are exact in float32
 
-@dataclass(frozen=True)
+
 class Windows:
-    """The sorted order of B sequences, cut into chunks, and what is needed to say who may see whom."""
+    """The sorted orders of B sequences of length L, and what is needed to say who may see whom.
 
-    options: object  # LSHOptions
-    order: torch.Tensor  # (B, N, chunk_length) positions, −1 where nobody stands
-    slot: torch.Tensor  # (B, n_hashes, L) slot of each position in each round
-    buckets: torch.Tensor  # (B, n_hashes, L)
-    real: torch.Tensor | None  # (B, L) bool, True = real token; None if all are
+    buckets: int (B, n_hashes, L). padding_mask: bool (B, L) or None. see_self: whether a token sees itself like any other.
+    dtype: of the penalties.
+    """
 
-    @classmethod
-    def of(cls, buckets, options, padding_mask=None):
-        """From buckets (B, n_hashes, L) and padding_mask (B, L) or None."""
+    def __init__(self, buckets, options, padding_mask=None, *, see_self=False, dtype=torch.float32):
+        self.options, self.see_self = options, see_self
+        self.batch, _, self.length = buckets.shape
+        self.dtype = torch.float64 if self.length > EXACT_FLOAT32 else dtype
         order = sort_by_bucket(buckets, padding_mask)  # (B, n_hashes, L)
-        slot = undo_sort(order)
-        chunks = split_chunks(order, options.chunk_length).flatten(1, 2)  # (B, N, chunk_length)
-        return cls(options, chunks, slot, buckets, padding_mask)
+        chunks = split_chunks(order, options.chunk_length)  # (B, n_hashes, n_chunks, chunk_length)
+        self.n_chunks, self.nobody = chunks.shape[2], self.batch * self.length
+        first = self.length * torch.arange(self.batch, device=order.device).view(-1, 1, 1, 1)
+        rows = torch.where(chunks < 0, self.nobody, chunks + first).transpose(0, 1)  # (n_hashes, B, n_chunks, chunk_length)
+        self.rows = rows.flatten(1, 2).to(torch.int32 if self.nobody < 2**31 else torch.int64)
+        self.real = None if padding_mask is None else padding_mask.reshape(-1)
+        self._tables(buckets, order)
 
-    @property
-    def n_chunks(self):
-        """Chunks in one round."""
-        return self.order.shape[1] // self.options.n_hashes
+    def _tables(self, buckets, order):
+        """What penalties are made of, one number per row (last: nobody): position, bucket, place in the sorted order."""
+        o, device = self.options, buckets.device
+        far = 2.0 * self.length + 2  # the position of keys that nobody may see, if the position alone decides
+        position = torch.arange(self.length, device=device, dtype=self.dtype).repeat(self.batch)
+        hidden = torch.zeros(self.nobody + 1, dtype=self.dtype, device=device)
+        hidden[-1] = 1
+        if self.real is not None:
+            hidden[:-1] = ~self.real
+        self.position = torch.cat([position, position.new_full((1,), far)])
+        self.key_position = torch.where(hidden > 0, far, self.position) if o.causal else self.position
+        self.key_hidden = None if o.causal else hidden
+        self.bucket = self.place = None
+        if o.within_bucket:  # numbered 0, 1, 2, … in sorted order: small, so exact as floats
+            if self.real is not None:  # padding has a bucket of its own
+                buckets = buckets.long().masked_fill(~self.real.view(self.batch, 1, -1), -1)
+            in_order = buckets.gather(-1, order)
+            new = (in_order[..., 1:] != in_order[..., :-1]).cumsum(-1)
+            rank = torch.nn.functional.pad(new, (1, 0)).to(self.dtype)
+            self.bucket = self._per_row(torch.empty_like(rank).scatter_(-1, order, rank))
+        if o.count_once and (o.n_hashes > 1 or o.wrap):
+            slot = undo_sort(order)
+            self.place = self._per_row(slot if o.window == "rank" else slot // o.chunk_length)
 
-    def chunk_of(self, h):
-        """(B, L): number, in the row of all chunks, of the chunk in which each position stands in round h."""
-        return h * self.n_chunks + self.slot[:, h] // self.options.chunk_length
+    def _per_row(self, values):
+        values = values.to(self.dtype).transpose(0, 1).flatten(1)  # (n_hashes, B·L)
+        return torch.nn.functional.pad(values, (0, 1), value=-1.0)
 
-    def queries(self, first, last):
-        """(B, last − first, chunk_length): positions of the queries in chunks first … last − 1."""
-        return self.order[:, first:last]
+    def blocks(self, scores_at_a_time):
+        """(round, first, last) for every block of chunks; chunks are numbered b·n_chunks + n."""
+        o, total = self.options, self.batch * self.n_chunks
+        step = max(1, scores_at_a_time // (o.chunk_length * o.chunk_length * o.width))
+        step = -(-total // max(1, -(-total // step)))  # equal blocks
+        return [(h, f, min(f + step, total)) for h in range(o.n_hashes) for f in range(0, total, step)]
 
-    def keys(self, first, last):
-        """(keys, rounds): positions (B, n, width·chunk_length) seen by chunks first … last − 1, −1 = nobody, and the
-        round (n, width·chunk_length) that each stands in."""
+    def block(self, h, first, last):
+        """(queries (n, chunk_length), keys (n, width·chunk_length), rounds of the keys (n, width)): rows, int64."""
         o = self.options
-        mine = torch.arange(first, last, device=self.order.device)[:, None]
-        looked_at = mine + torch.arange(-o.chunks_before, o.chunks_after + 1, device=mine.device)  # (n, width)
-        ring = looked_at % self.order.shape[1]
-        keys = self.order[:, ring]  # (B, n, width, chunk_length)
+        queries = self.rows[h, first:last].long()
+        if o.width == 1:
+            return queries, queries, torch.full_like(queries[:, :1], h)
+        at = torch.arange(first, last, device=queries.device)
+        b, n = at // self.n_chunks, h * self.n_chunks + at % self.n_chunks
+        looked_at = n[:, None] + torch.arange(-o.chunks_before, o.chunks_after + 1, device=at.device)  # (n, width)
+        ring = looked_at % (o.n_hashes * self.n_chunks)
+        rounds = ring // self.n_chunks
+        keys = self.rows[rounds, b[:, None] * self.n_chunks + ring % self.n_chunks].long()  # (n, width, chunk_length)
         if not o.wrap:
-            outside = looked_at.div(self.n_chunks, rounding_mode="floor") != mine.div(self.n_chunks, rounding_mode="floor")
-            keys = keys.masked_fill(outside[..., None], -1)
-        rounds = (ring // self.n_chunks)[..., None].expand(*ring.shape, o.chunk_length)
-        return keys.flatten(2), rounds.flatten(1)
+            outside = looked_at.div(self.n_chunks, rounding_mode="floor") != h
+            keys = keys.masked_fill(outside[..., None], self.nobody)
+        return queries, keys.flatten(1), rounds
 
-    def visible(self, h, first, last):
-        """(others, self): bool (B, n, chunk_length, width·chunk_length) for chunks first … last − 1, all of round h.
+    def penalty(self, h, queries, keys, rounds):
+        """(n, chunk_length, width·chunk_length): 0 where query i may see key j, at most −¼ where it may not.
 
-        others: key j ≠ i that query i sees here, and, with ``count_once``, has not seen in an earlier place.
-        self: places where a query that is no padding meets itself.
+        With ``count_once`` a pair is hidden where an earlier place shows it. The self rule of last resort is not here:
+        a token never sees itself unless ``see_self``.
         """
         o = self.options
-        i, (j, rounds) = self.queries(first, last), self.keys(first, last)
-        real_i, real_j = i >= 0, j >= 0
-        i, j = i.clamp(min=0), j.clamp(min=0)
-        if self.real is not None:
-            real_j = real_j & _at(self.real, j)
-        seen = real_i[..., None] & real_j[..., None, :]
-        own = seen & (i[..., None] == j[..., None, :])
-        if o.causal:
-            seen = seen & (j[..., None, :] < i[..., None])
+        i, j = self.position[queries][..., None], self.key_position[keys][:, None]
+        if o.causal:  # i − j − ½ < 0 hides the key
+            penalty = (i - j).sub_(-0.5 if self.see_self else 0.5).clamp_(max=0)
         else:
-            seen = seen & ~own
+            penalty = (i - j).abs_().sub_(0.5).clamp_(max=0) if not self.see_self else torch.zeros_like(i - j)
+            penalty.sub_(self.key_hidden[keys][:, None])
         if o.within_bucket:
-            bucket_j = torch.where(rounds == h, _at(self.buckets[:, h], j), -1)
-            seen = seen & (_at(self.buckets[:, h], i)[..., None] == bucket_j[..., None, :])
+            bucket_j = self.bucket[h][keys]
+            if o.wrap:
+                bucket_j = bucket_j.masked_fill((rounds != h).repeat_interleave(o.chunk_length, 1), -2.0)
+            penalty.sub_((self.bucket[h][queries][..., None] - bucket_j[:, None]).abs_())
         if o.window == "rank":
-            at = torch.arange(o.chunk_length, device=i.device)
-            distance = at[:, None] + o.chunk_length - torch.arange(2 * o.chunk_length, device=i.device)
-            seen = seen & (distance > 0) & (distance <= o.chunk_length)
-        if o.count_once:
-            again = self._seen_before_on_ring(h, i, j) if o.wrap else self._seen_before(h, i, j)
-            seen = seen & ~again if again is not None else seen
-        return seen, own
+            at = torch.arange(2 * o.chunk_length, device=queries.device, dtype=self.dtype)
+            distance = at[: o.chunk_length, None] + o.chunk_length - at  # slot_i − slot_j
+            penalty.sub_((distance > o.chunk_length).to(self.dtype))
+        if o.count_once and o.wrap:
+            penalty.sub_(self._seen_on_ring(h, queries, keys).to(self.dtype))
+        elif o.count_once:
+            self._hide_seen(penalty, h, queries, keys)
+        return penalty
 
-    def _seen_before(self, h, i, j):
-        """Pairs that an earlier round shows too. Within a round without wrap, no key stands twice in a window."""
-        o, again = self.options, None
+    def _hide_seen(self, penalty, h, queries, keys):
+        """Take ¼ from pairs that an earlier round shows too, in place."""
+        o = self.options
+        low, high = (1, o.chunk_length) if o.window == "rank" else (-o.chunks_after, o.chunks_before)
+        middle, half = (low + high) / 2, (high - low) / 2
         for s in range(h):
-            slot_i, slot_j = _at(self.slot[:, s], i)[..., None], _at(self.slot[:, s], j)[..., None, :]
-            if o.window == "rank":
-                here = (slot_j < slot_i) & (slot_j >= slot_i - o.chunk_length)
-            else:
-                step = slot_j // o.chunk_length - slot_i // o.chunk_length
-                here = (step >= -o.chunks_before) & (step <= o.chunks_after)
+            place_i, place_j = self.place[s][queries][..., None], self.place[s][keys][:, None]
+            apart = (place_i.sub(middle) - place_j).abs_().sub_(half).clamp_(min=0)  # 0 inside the window of round s
             if o.within_bucket:
-                here &= _at(self.buckets[:, s], i)[..., None] == _at(self.buckets[:, s], j)[..., None, :]
-            again = here if again is None else again | here
-        return again
+                apart.add_((self.bucket[s][queries][..., None] - self.bucket[s][keys][:, None]).abs_())
+            penalty.add_(apart.sub_(0.25).clamp_(max=0))
 
-    def _seen_before_on_ring(self, h, i, j):
-        """The same with wrap: a window may reach into other rounds, and may hold a key twice."""
-        o, n = self.options, self.order.shape[1]
-        offsets = range(-o.chunks_before, o.chunks_after + 1)
-        offset_of_key = torch.arange(j.shape[-1], device=j.device) // o.chunk_length
-        again = torch.zeros(*j.shape[:-1], o.chunk_length, j.shape[-1], dtype=torch.bool, device=j.device)
-        chunks_j = [_at(self.chunk_of(s), j)[..., None, :] for s in range(o.n_hashes)]
+    def _seen_on_ring(self, h, queries, keys):
+        """The same with wrap, where a window may reach into other rounds and may hold a key twice: bool, plainly."""
+        o, chunks = self.options, self.options.n_hashes * self.n_chunks
+        chunk = [self.place[s].long() + s * self.n_chunks for s in range(o.n_hashes)]
+        which = torch.arange(keys.shape[1], device=keys.device) // o.chunk_length
+        again = torch.zeros(*queries.shape, keys.shape[1], dtype=torch.bool, device=keys.device)
         for s in range(h + 1):
-            chunk_i = _at(self.chunk_of(s), i)[..., None]
-            for place, offset in enumerate(offsets):
-                for t, chunk_j in enumerate(chunks_j):
-                    here = (chunk_i + offset) % n == chunk_j
-                    if o.within_bucket and t != s:
-                        continue
+            for number, offset in enumerate(range(-o.chunks_before, o.chunks_after + 1)):
+                target = ((chunk[s][queries] + offset) % chunks)[..., None]
+                for t in [s] if o.within_bucket else range(o.n_hashes):
+                    here = target == chunk[t][keys][:, None]
                     if o.within_bucket:
-                        here &= _at(self.buckets[:, s], i)[..., None] == _at(self.buckets[:, s], j)[..., None, :]
-                    again |= here if s < h else here & (offset_of_key > place)
+                        here &= self.bucket[s][queries][..., None] == self.bucket[s][keys][:, None]
+                    again |= here if s < h else here & (which > number)
         return again
-
-
-def _at(values, index):
-    """values (B, L) at index (B, …) -> (B, …)."""
-    return values.gather(1, index.flatten(1)).view(index.shape)

@@ -4,9 +4,10 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 
+from reformer_ref.hashing.spec import default_n_buckets
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.validate import require_bool, require_choice, require_float, require_int
+from reformer_ref.validate import bucket_factors, require_bool, require_choice, require_float, require_int
 
 LAYER_KINDS = ("lsh", "local", "dense", "regular")
 
@@ -56,15 +57,15 @@ class ReformerConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "max_length", "length_multiple"):
-            require_int(name, getattr(self, name))
-        require_int("seed", self.seed, 0)
+            self._set(name, require_int(name, getattr(self, name)))
+        self._set("seed", require_int("seed", self.seed, 0, 2**63 - 1))
         for name in ("causal", "tie_head", "reversible"):
             require_bool(name, getattr(self, name))
         for name in ("ff_slice", "loss_slice", "dense_strip"):
             if getattr(self, name) is not None:
-                require_int(name, getattr(self, name))
-        require_float("norm_eps", self.norm_eps, minimum=0.0)
-        require_float("dropout", self.dropout, minimum=0.0, below=1.0)
+                self._set(name, require_int(name, getattr(self, name)))
+        self._set("norm_eps", require_float("norm_eps", self.norm_eps, minimum=0.0))
+        self._set("dropout", require_float("dropout", self.dropout, minimum=0.0, below=1.0))
         require_choice("activation", self.activation, ("relu", "gelu"))
         require_choice("positions", self.positions, ("axial", "learned", "sinusoidal", "none"))
         self._fill_widths()
@@ -110,7 +111,7 @@ class ReformerConfig:
         self._set("d_v", self.d_head if self.d_v is None else self.d_v)
         self._set("d_ff", 4 * self.d_model if self.d_ff is None else self.d_ff)
         for name in ("d_head", "d_v", "d_ff"):
-            require_int(name, getattr(self, name))
+            self._set(name, require_int(name, getattr(self, name)))
 
     def _fill_pattern(self):
         pattern = (self.pattern,) if isinstance(self.pattern, str) else self.pattern
@@ -138,7 +139,9 @@ class ReformerConfig:
         if math.prod(shape) < self.max_length:
             raise ValueError(f"axial_shape {shape} holds {math.prod(shape)} positions, max_length is {self.max_length}")
         if len(dims) != len(shape) or sum(dims) != self.d_model:
-            raise ValueError(f"axial_dims {dims} must have one width per axis of {shape} and sum to d_model {self.d_model}")
+            raise ValueError(
+                f"axial_dims {dims} must have one width per axis of {shape} and sum to d_model {self.d_model}"
+            )
         self._set("axial_shape", shape)
         self._set("axial_dims", dims)
 
@@ -151,7 +154,34 @@ class ReformerConfig:
             if not isinstance(options, kind):
                 raise TypeError(f"{name} must be {kind.__name__}, got {type(options).__name__}")
             if name in self.pattern and options.causal != self.causal:
-                raise ValueError(f"{name}.causal is {options.causal} but causal is {self.causal}; give both the same value")
+                raise ValueError(
+                    f"{name}.causal is {options.causal} but causal is {self.causal}; give both the same value"
+                )
+
+
+def n_buckets_for(config, length):
+    """The number of buckets for a sequence of this length: ``lsh.n_buckets``, or a pure function of the length.
+
+    With the strict window the longest length stands for every length, else cutting a sequence would change its prefix.
+    """
+    if config.lsh.n_buckets is not None:
+        return config.lsh.n_buckets
+    length = config.max_length if config.lsh.window == "rank" else length
+    return default_n_buckets(length, config.lsh.chunk_length)
+
+
+def rotation_width(config):
+    """Columns that the stored rotations need so that every length up to ``max_length`` finds enough."""
+    if config.lsh.n_buckets is not None or config.lsh.window == "rank":
+        return sum(bucket_factors(n_buckets_for(config, config.max_length))) // 2
+    chunk, longest = config.lsh.chunk_length, config.max_length + config.length_multiple - 1
+    return max(sum(bucket_factors(default_n_buckets(n, chunk))) // 2 for n in range(chunk, longest + chunk, chunk))
+
+
+def padding_to_multiple(config, length):
+    """Padding added inside the model: up to ``length_multiple``, but none to a sequence that fits in one chunk."""
+    chunks = [getattr(config, kind).chunk_length for kind in ("lsh", "local") if kind in config.layers]
+    return 0 if length <= min(chunks, default=length) else -length % config.length_multiple
 
 
 def _sequence(name, value):

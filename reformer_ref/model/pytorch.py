@@ -8,22 +8,23 @@ import torch
 from torch import nn
 
 from reformer_ref.attention.pytorch import regular_attention, shared_qk_attention
-from reformer_ref.feed_forward.pytorch import FeedForward, cross_entropy
-from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.feed_forward.pytorch import IGNORED, FeedForward, cross_entropy
+from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
 from reformer_ref.local_attention.pytorch import local_attention
 from reformer_ref.lsh_attention.pytorch import lsh_attention
-from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.config import ReformerConfig, n_buckets_for, padding_to_multiple, rotation_width
 from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack
 from reformer_ref.tensors import has_values, require_padding_mask, require_tensor
-from reformer_ref.validate import bucket_factors
+from reformer_ref.validate import bucket_factors, require_shape
 
 
 class SelfAttention(nn.Module):
     """The half F: x (B, L, d_model) -> what attention adds. kind: "lsh", "local", "dense" or "regular".
 
-    Parameters: norm, q (and k where queries and keys differ), v, out, none with a bias. An "lsh" layer holds ``rotations``,
-    used unless the call brings a ``rotation_seed``. Buckets are kept in ``memo``: a replay never hashes again.
+    Parameters: norm, q (and k where queries and keys differ), v, out, none with a bias. An "lsh" layer holds
+    ``rotations``, used unless the call brings a ``rotation_seed``. Buckets are kept in ``memo``: a replay never hashes
+    again.
     """
 
     keeps_memo = True
@@ -76,7 +77,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """A half that looks at an encoder: x (B, L, d_model), memory (B, L_s, 2·d_model) -> (B, L, d_model). Dense, plain."""
+    """A half that looks at an encoder, dense and plain: x (B, L, d_model), memory (B, L_s, 2·d_model) -> like x.
+
+    ``memory_mask`` bool (B, L_s), True = real token: it hides keys, for every query alike.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -144,8 +148,8 @@ class Trunk(nn.Module):
         return self.dropout(self.norm(torch.cat([y1, y2], dim=-1)))[:, :length]  # (B, L, 2·d_model)
 
     def _to_multiple(self, tokens, padding_mask):
-        short = -tokens.shape[1] % self.config.length_multiple
-        if not short or tokens.shape[1] <= min(self.config.lsh.chunk_length, self.config.local.chunk_length):
+        short = padding_to_multiple(self.config, tokens.shape[1])
+        if not short:
             return tokens, padding_mask
         real = torch.ones_like(tokens, dtype=torch.bool) if padding_mask is None else padding_mask
         return nn.functional.pad(tokens, (0, short)), nn.functional.pad(real, (0, short))
@@ -162,8 +166,7 @@ class ReformerLM(nn.Module):
         self.config = _require_config(config)
         with torch.random.fork_rng(devices=[]):
             self.trunk = Trunk(config)
-            if not config.tie_head:
-                self.head = nn.Linear(2 * config.d_model, config.vocab_size)
+            self.head = None if config.tie_head else nn.Linear(2 * config.d_model, config.vocab_size)
         initialize(self, config.seed)
 
     def forward(self, tokens, padding_mask=None, generator=None):
@@ -173,14 +176,12 @@ class ReformerLM(nn.Module):
         nothing. generator: a CPU ``torch.Generator`` from which fresh rotations are drawn for this call; None uses the
         stored ones. ValueError or TypeError for tokens that do not fit the configuration.
         """
-        hidden = self.hidden(tokens, padding_mask, generator)
-        hidden, weight, bias = self._head(hidden)
-        return hidden @ weight if bias is None else hidden @ weight + bias
+        hidden, weight, bias = read_out(self.trunk, self.head, self.hidden(tokens, padding_mask, generator))
+        return hidden @ weight + bias
 
     def hidden(self, tokens, padding_mask=None, generator=None):
         """What the head sees: (B, L, 2·d_model)."""
-        padding_mask = check_tokens(self.config, tokens, padding_mask, generator)
-        return self.trunk(tokens, padding_mask, generator)
+        return self.trunk(tokens, self._check(tokens, padding_mask, generator), generator)
 
     def loss(self, tokens, targets=None, padding_mask=None, generator=None):
         """Mean cross-entropy in nats over the predicted tokens, computed in slices of ``config.loss_slice`` positions.
@@ -188,49 +189,37 @@ class ReformerLM(nn.Module):
         targets: int (B, L), what each position should say, −100 = not counted; None: the next token (causal models),
         padding not counted.
         """
+        padding_mask = self._check(tokens, padding_mask, generator)
         if targets is None:
             if not self.config.causal:
                 raise ValueError("targets must be given for a model that is not causal (−100 where nothing is asked)")
-            if require_tensor("tokens", tokens).ndim == 2 and tokens.shape[1] < 2:
-                raise ValueError(f"tokens must hold at least 2 tokens to predict one, got {tokens.shape[1]}")
-        hidden, weight, bias = self._head(self.hidden(tokens, padding_mask, generator))
-        if targets is None:
-            targets, mask = next_tokens(tokens, padding_mask), None
+            if tokens.shape[1] < 2:
+                raise ValueError("tokens must hold at least 2 tokens to predict one, got 1")
+            targets = next_tokens(tokens, padding_mask)
         else:
-            mask = padding_mask
-        if mask is not None:
-            targets = targets.masked_fill(~mask, -100)
+            _require_integers("targets", targets, tokens.device)
+            require_shape("targets", targets, tokens.shape, "(batch, length) of tokens")
+            targets = targets if padding_mask is None else targets.masked_fill(~padding_mask, IGNORED)
+        hidden, weight, bias = read_out(self.trunk, self.head, self.trunk(tokens, padding_mask, generator))
         return cross_entropy(hidden, weight, bias, targets, slice_length=self.config.loss_slice)
 
-    def _head(self, hidden):
-        """(hidden, weight (d, vocab_size), bias); tied: both streams are read with the embedding, scaled to unit logits."""
-        if not self.config.tie_head:
-            return hidden, self.head.weight.t(), self.head.bias
-        first, second = hidden.chunk(2, dim=-1)
-        weight = self.trunk.embedding.weight
-        return (first + second) * (2 * self.config.d_model) ** -0.5, weight.t(), weight.new_zeros(weight.shape[0])
+    def _check(self, tokens, padding_mask, generator):
+        return check_tokens(self.config, tokens, padding_mask, generator, device=self.trunk.embedding.weight.device)
 
     def extra_repr(self):
         return repr(self.config)
 
 
-def n_buckets_for(config, length):
-    """The number of buckets for a sequence of this length: ``lsh.n_buckets``, or a pure function of the length.
+def read_out(trunk, head, hidden):
+    """(hidden, weight (d, vocab_size), bias): what the logits are made of. hidden (B, L, 2·d_model) from ``trunk``.
 
-    With the strict window the longest length stands for every length, else cutting a sequence would change its prefix.
+    head None, tied: both streams are read with the embedding, scaled to logits of variance about 1.
     """
-    if config.lsh.n_buckets is not None:
-        return config.lsh.n_buckets
-    length = config.max_length if config.lsh.window == "rank" else length
-    return default_n_buckets(length, config.lsh.chunk_length)
-
-
-def rotation_width(config):
-    """Columns that the stored rotations need so that every length up to ``max_length`` finds enough."""
-    if config.lsh.n_buckets is not None:
-        return sum(bucket_factors(config.lsh.n_buckets)) // 2
-    lengths = range(config.lsh.chunk_length, config.max_length + config.lsh.chunk_length, config.lsh.chunk_length)
-    return max(sum(bucket_factors(default_n_buckets(n, config.lsh.chunk_length))) // 2 for n in lengths)
+    if head is not None:
+        return hidden, head.weight.t(), head.bias
+    first, second = hidden.chunk(2, dim=-1)
+    weight = trunk.embedding.weight
+    return (first + second) * (2 * weight.shape[1]) ** -0.5, weight.t(), weight.new_zeros(weight.shape[0])
 
 
 def count_positions(tokens, padding_mask=None):
@@ -242,14 +231,14 @@ def count_positions(tokens, padding_mask=None):
 
 def next_tokens(tokens, padding_mask=None):
     """Targets of a causal model: the next real token, −100 at the end, for padding, and where none follows."""
-    targets = torch.full_like(tokens, -100, dtype=torch.int64)
+    targets = torch.full_like(tokens, IGNORED, dtype=torch.int64)
     if padding_mask is None:
         targets[:, :-1] = tokens[:, 1:]
         return targets
     order = torch.sort((~padding_mask).int(), dim=1, stable=True).indices  # real tokens first
     follows = padding_mask.gather(1, order)[:, 1:]
-    following = tokens.gather(1, order)[:, 1:].long().masked_fill(~follows, -100)
-    return targets.scatter(1, order[:, :-1], following).masked_fill(~padding_mask, -100)
+    following = tokens.gather(1, order)[:, 1:].long().masked_fill(~follows, IGNORED)
+    return targets.scatter(1, order[:, :-1], following).masked_fill(~padding_mask, IGNORED)
 
 
 @torch.no_grad()
@@ -267,26 +256,35 @@ def initialize(model, seed):
             continue
         table = "embedding" in name or "positions" in name
         inputs = 1 if table else p.shape[1] if id(p) in linear else p.shape[0]
-        p.copy_(torch.randn(p.shape, generator=generator) * inputs**-0.5)
+        p.copy_(torch.randn(p.shape, generator=generator, device="cpu") * inputs**-0.5)
     for name, buffer in model.named_buffers():
         if name.endswith("rotations"):
-            buffer.copy_(torch.randn(buffer.shape, generator=generator))
+            buffer.copy_(torch.randn(buffer.shape, generator=generator, device="cpu"))
 
 
-def check_tokens(config, tokens, padding_mask, generator=None):
+def check_tokens(config, tokens, padding_mask, generator=None, *, name="tokens", device=None):
     """The mask expanded to tokens' shape; TypeError or ValueError if tokens, mask or generator do not fit."""
-    require_tensor("tokens", tokens)
-    if tokens.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"tokens must be int64 or int32, got {tokens.dtype}")
+    _require_integers(name, tokens, device)
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"tokens must have shape (batch, length) with both ≥ 1, got {tuple(tokens.shape)}")
+        raise ValueError(f"{name} must have shape (batch, length) with both ≥ 1, got {tuple(tokens.shape)}")
     if tokens.shape[1] > config.max_length:
-        raise ValueError(f"tokens are {tokens.shape[1]} long, max_length is {config.max_length}")
+        raise ValueError(f"{name} must be at most max_length = {config.max_length} long, got {tokens.shape[1]}")
     if has_values(tokens) and not bool(((tokens >= 0) & (tokens < config.vocab_size)).all()):
-        raise ValueError(f"tokens must lie in 0 … {config.vocab_size - 1}, got {int(tokens.min())} … {int(tokens.max())}")
+        low, high = (int(value) for value in tokens.aminmax())
+        raise ValueError(f"{name} must lie in 0 … {config.vocab_size - 1}, got {low} … {high}")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"generator must be on the CPU, to draw the same everywhere, got one on {generator.device}")
     return require_padding_mask(padding_mask, tokens.shape, tokens.device)
+
+
+def _require_integers(name, tokens, device):
+    """TypeError or ValueError unless ``tokens`` is int64 or int32, on ``device`` if one is given."""
+    if require_tensor(name, tokens).dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be int64 or int32, got {tokens.dtype}")
+    if device is not None and tokens.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tokens.device}")
 
 
 def _require_config(config):

@@ -40,6 +40,7 @@ def reversible_stack(x1, x2, blocks, *extras, reversible=True):
     Raises:
         ValueError: streams that differ, no blocks, a block without halves, a half that returns another shape.
         TypeError: streams that are not floating-point tensors, other kinds of blocks, halves or extras.
+        RuntimeError: in backward, if it is to be differentiated again or a parameter was changed in place meanwhile.
 
     Only y1, y2 and the extras are stored, besides each half's `Replay` and memo. Where no gradient can be asked for
     (grad mode off, nothing requires one) the halves run plainly. So they do where ``torch.compile`` or ``torch.export``
@@ -130,7 +131,6 @@ class _ReversibleStack(torch.autograd.Function):
             step = _Step(half, names, Replay(x1, *extras, module=half), {})
             with step.replay.uncached_autocast():
                 streams[target] = _add(streams[target], _run(half, streams[source], extras, step.memo))
-            step.memo.update((key, v.detach()) for key, v in step.memo.items() if isinstance(v, torch.Tensor))
             ctx.steps.append(step)
         ctx.n_extras = n_extras
         ctx.save_for_backward(*streams, *rest)  # the parameters too: a change in place before backward is an error
@@ -140,7 +140,7 @@ class _ReversibleStack(torch.autograd.Function):
     @torch.compiler.disable
     def backward(ctx, d_y1, d_y2):
         if torch.is_grad_enabled():
-            raise RuntimeError("a reversible stack has no second derivatives: use reversible=False with create_graph=True")
+            raise RuntimeError("a reversible stack has no second derivative: give reversible=False for create_graph")
         y1, y2, *rest = ctx.saved_tensors
         streams, d_streams = [y1, y2], [d_y1, d_y2]
         # fresh leaves: hooks of the parameters themselves run once, in the outer backward, not here as well
@@ -172,7 +172,7 @@ def _recompute(step, x, leaves, rest, used, n_extras, d_out):
         out = _run(step.half, x, leaves[:n_extras], step.memo, params)
     if not out.requires_grad:
         return out, None, []
-    # A module may hold a parameter under a second name that the swap does not reach (nn.LSTM does): ask for both.
+    # a module may reach a parameter past its name, say through a list, which the swap does not change: ask for both
     kept = [i for i in used if i >= n_extras and rest[i].requires_grad]
     sources = [x, *(leaves[i] for i in used), *(rest[i] for i in kept)]
     d_x, *grads = torch.autograd.grad(out, sources, d_out.to(out.dtype), allow_unused=True)

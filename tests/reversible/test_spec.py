@@ -14,7 +14,8 @@ def make(sizes, shape, seed=0):
     rng = np.random.default_rng(seed)
     d = shape[-1]
     x1, x2 = rng.standard_normal((2, *shape))
-    return x1, x2, [tuple(TanhHalf(rng.standard_normal((d, d)), rng.standard_normal(d)) for _ in range(n)) for n in sizes]
+    blocks = [[TanhHalf(rng.standard_normal((d, d)), rng.standard_normal(d)) for _ in range(n)] for n in sizes]
+    return x1, x2, [tuple(block) for block in blocks]
 
 
 def test_two_lines_of_the_paper():

@@ -1,0 +1,145 @@
+"""The streaming core of LSH and local attention: block by block, forward and backward, nothing of size O(L · chunk) kept.
+
+Forward merges blocks into one softmax with a running log-sum-exp per query. Since all rounds form one softmax, backward
+needs no state per round: with the total log-sum-exp, a pair's weight is exp(score − total), recomputed block by block
+from (q, k, v, out, total, order), as in flash attention.
+
+Exponentials are taken to the base 2: exp2 is several times faster than exp on a CPU, and as exact.
+"""
+
+import math
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from reformer_ref.tensors import autocast_off
+
+LOG2E = math.log2(math.e)
+HIDE = 1e28  # times a penalty of at most −1/4: far below every score, and finite, so that no NaN can arise
+SCORES_AT_A_TIME = {"cpu": 1 << 18, "cuda": 1 << 25}  # a cache's worth; a small part of a GPU's memory
+
+
+def stream_attention(q, k, v, windows, scale, norm_eps=0.0, block_size=None):
+    """(out (N, d_v), total (N,)) for rows q (N, d), k (N, d) or None for shared q, v (N, d_v); N = batch · L.
+
+    total: base-2 log-sum-exp of everything visible, −inf where nothing is. Without k, keys are q normalised with
+    ``norm_eps`` and a token that sees nothing else sees itself. block_size: scores computed at a time.
+    """
+    block_size = block_size or SCORES_AT_A_TIME.get(q.device.type, 1 << 22)
+    inverse = None if k is not None else inverse_length(q, norm_eps)
+    tensors = [t for t in (q, k, v) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Stream.apply(q, k, v, inverse, windows, scale, block_size)
+    with autocast_off(q.device.type):
+        return _forward(q, k, v, inverse, windows, scale, block_size)
+
+
+class _Stream(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, inverse, windows, scale, block_size):
+        with autocast_off(q.device.type):
+            out, total = _forward(q, k, v, inverse, windows, scale, block_size)
+        ctx.save_for_backward(q, k, v, inverse, out, total)
+        ctx.windows, ctx.scale, ctx.block_size = windows, scale, block_size
+        ctx.mark_non_differentiable(total)
+        return out, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out, _):
+        q, k, v, inverse, out, total = ctx.saved_tensors
+        with autocast_off(q.device.type):
+            grads = _backward(q, k, v, inverse, out, total, d_out.contiguous(), ctx.windows, ctx.scale, ctx.block_size)
+        return *grads, None, None, None, None
+
+
+def _forward(q, k, v, inverse, windows, scale, block_size):
+    wide = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
+    out = v.new_zeros(len(v) + 1, v.shape[1], dtype=wide)  # the last row is nobody's
+    total = v.new_full((len(v) + 1,), -math.inf, dtype=wide)
+    for h, first, last in windows.blocks(block_size):
+        queries, keys, rounds = windows.block(h, first, last)
+        scores, _, _ = block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale)
+        top = scores.amax(-1, keepdim=True)
+        mass = scores.sub_(top).exp2_().sum(-1, keepdim=True)
+        empty = top < -HIDE / 8
+        here = torch.bmm(scores.to(v.dtype), _take(v, keys)).to(wide).div_(mass.masked_fill_(empty, math.inf))
+        here = here.flatten(0, 1)  # (n·chunk_length, d_v)
+        log_sum = mass.log2_().add_(top).masked_fill_(empty, -math.inf).flatten()
+        rows = queries.flatten()
+        if h == 0:
+            out.index_copy_(0, rows, here)
+            total.index_copy_(0, rows, log_sum)
+            continue
+        before = total[rows]
+        both = torch.logaddexp2(before, log_sum)
+        reference = both.masked_fill(both == -math.inf, 0)  # nothing visible so far: both shares are 0
+        merged = out[rows].mul_((before - reference).exp2_()[:, None])
+        out.index_copy_(0, rows, merged.addcmul_(here, (log_sum - reference).exp2_()[:, None]))
+        total.index_copy_(0, rows, both)
+    out, total = out[:-1].to(v.dtype), total[:-1]
+    if k is None:
+        out.addcmul_(v, _alone(total, windows).to(v.dtype))
+    return out, total
+
+
+def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
+    wide = total.dtype
+    d_q, d_v = (x.new_zeros(len(x) + 1, x.shape[1], dtype=wide) for x in (q, v))
+    d_k = None if k is None else torch.zeros_like(d_q)
+    delta = torch.cat([(a * b).sum(-1, dtype=wide) for a, b in zip(d_out.split(1 << 16), out.split(1 << 16), strict=True)])
+    delta = torch.nn.functional.pad(delta, (0, 1))  # Σ_j w_ij d_w_ij, and 0 for nobody
+    shift = torch.nn.functional.pad(total.masked_fill(total == -math.inf, math.inf), (0, 1), value=math.inf)
+    for h, first, last in windows.blocks(block_size):
+        queries, keys, rounds = windows.block(h, first, last)
+        scores, q_here, k_here = block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale)
+        weights = scores.sub_(shift[queries][..., None]).exp2_()  # (n, chunk_length, width·chunk_length); sees nothing: 0
+        d_here, v_here = _take(d_out, queries), _take(v, keys)
+        d_v_here = torch.bmm(weights.to(v.dtype).transpose(1, 2), d_here)
+        d_scores = torch.bmm(d_here, v_here.transpose(1, 2)).to(wide).sub_(delta[queries][..., None])
+        d_scores = d_scores.mul_(weights).mul_(scale).to(q.dtype)
+        d_k_here = torch.bmm(d_scores.transpose(1, 2), q_here).to(wide)
+        d_v.index_add_(0, keys.flatten(), d_v_here.to(wide).flatten(0, 1))
+        d_q.index_add_(0, queries.flatten(), torch.bmm(d_scores, k_here).to(wide).flatten(0, 1))
+        if k is None:  # through k̂ = q · inverse
+            along = (d_k_here * k_here).sum(-1, keepdim=True)
+            d_k_here = d_k_here.sub_(k_here * along).mul_(_take(inverse, keys))
+        (d_q if k is None else d_k).index_add_(0, keys.flatten(), d_k_here.flatten(0, 1))
+    d_v = d_v[:-1]
+    if k is None:
+        d_v.addcmul_(d_out, _alone(total, windows).to(d_out.dtype))
+    d_k = None if k is None else d_k[:-1].to(k.dtype)
+    return d_q[:-1].to(q.dtype), d_k, d_v.to(v.dtype)
+
+
+def block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale):
+    """(scores · log2 e with hidden pairs far below, the queries, the keys) of one block."""
+    q_here = _take(q, queries)  # (n, chunk_length, d)
+    k_here = _take(q, keys).mul_(_take(inverse, keys)) if k is None else _take(k, keys)  # (n, width·chunk_length, d)
+    penalty = windows.penalty(h, queries, keys, rounds)
+    if penalty.dtype == q.dtype:
+        scores = penalty.baddbmm_(q_here, k_here.transpose(1, 2), beta=HIDE, alpha=scale * LOG2E)
+    else:
+        dots = torch.bmm(q_here, k_here.transpose(1, 2))
+        dots = dots.float() if dots.dtype in (torch.float16, torch.bfloat16) else dots
+        scores = dots.mul_(scale * LOG2E).add_(penalty.to(dots.dtype), alpha=HIDE)
+    return scores, q_here, k_here
+
+
+def _alone(total, windows):
+    """Rows that see nothing but themselves, by the self rule: bool (N, 1)."""
+    alone = total == -math.inf
+    return (alone if windows.real is None else alone & windows.real)[:, None]
+
+
+def inverse_length(q, norm_eps):
+    with torch.no_grad():
+        wide = q.float() if q.dtype in (torch.float16, torch.bfloat16) else q
+        square = (wide * wide).sum(-1, keepdim=True) + q.shape[-1] * norm_eps
+        return torch.where(square > 0, square.rsqrt(), 0).to(q.dtype)
+
+
+def _take(x, rows):
+    """x (N, d) at rows (n, m) -> (n, m, d); nobody reads the last row, and the penalties see to it."""
+    flat = rows.flatten().clamp(max=len(x) - 1)
+    return x.index_select(0, flat).view(*rows.shape, x.shape[-1])
