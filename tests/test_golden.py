@@ -124,7 +124,7 @@ def test_head(name, version):
 
 @files("head_*")
 def test_head_in_float32(name):
-    """The authors' float32 is wrong by up to 1 % in rows that see only themselves, so those are not compared with it."""
+    """The authors' float32 is wrong by up to 1 % in rows that see only themselves: not compared."""
     z = head(name)
     out = as_numpy(lsh_pytorch.lsh_attention, torch.float32)(z["qk"], z["v"], z["buckets"], z["options"], z["mask"])
     rows = z["rows"] & ~z["alone"]

@@ -1,8 +1,10 @@
 """Sort and chunk, in PyTorch: same functions as the spec, on any device."""
 
+from numbers import Integral, Real
+
 import torch
 
-from reformer_ref.tensors import require_padding_mask, require_tensor
+from reformer_ref.tensors import has_values, require_padding_mask, require_tensor
 from reformer_ref.validate import require_bool, require_int
 
 
@@ -13,27 +15,36 @@ def sort_by_bucket(buckets, padding_mask=None):
     buckets: integer (…, n_hashes, L). padding_mask: bool (…, L), True = real token; padding sorts behind every bucket.
     A stable sort by bucket is a sort by (bucket, position): no product of the two is formed, so nothing overflows.
     """
-    _integers("buckets", buckets, 2, "(…, n_hashes, L)")
-    key = buckets
+    buckets = _integers("buckets", buckets, 2, "(…, n_hashes, L)")
     if padding_mask is not None:
         shape = (*buckets.shape[:-2], buckets.shape[-1])
         padding_mask = require_padding_mask(padding_mask, shape, buckets.device)
-        key = buckets.masked_fill(~padding_mask[..., None, :], torch.iinfo(buckets.dtype).max)
-    return torch.sort(key, dim=-1, stable=True).indices
+        buckets = buckets.masked_fill(~padding_mask[..., None, :], torch.iinfo(torch.int64).max)
+    return torch.sort(buckets, dim=-1, stable=True).indices
 
 
 @torch.no_grad()
 def undo_sort(order):
-    """The inverse permutation: int64 (…, n_hashes, L); ``slot[…, h, i]`` is the slot in which position i stands."""
-    _integers("order", order, 1, "(…, L)")
+    """The inverse permutation: int64 (…, n_hashes, L); ``slot[…, h, i]`` is the slot in which position i stands.
+
+    order: integer (…, n_hashes, L), or any (…, L). ValueError unless it holds every position 0 … L − 1 exactly once.
+    """
+    order = _integers("order", order, 1, "(…, L)")
     slots = torch.arange(order.shape[-1], device=order.device).expand(order.shape)
-    return torch.empty_like(order).scatter_(-1, order, slots)
+    inside = (order >= 0) & (order < order.shape[-1])
+    slot = torch.full_like(order, -1).scatter_(-1, torch.where(inside, order, 0), slots)
+    if has_values(order) and not bool((inside & (slot >= 0)).all()):
+        raise ValueError(f"order must hold every position from 0 to {order.shape[-1] - 1} exactly once")
+    return slot
 
 
 @torch.no_grad()
 def split_chunks(order, chunk_length):
-    """Cut the sorted order into chunks: (…, n_chunks, chunk_length), n_chunks = ⌈L / chunk_length⌉; free places hold −1."""
-    _integers("order", order, 1, "(…, L)")
+    """Cut the sorted order into chunks: int64 (…, n_chunks, chunk_length), n_chunks = ⌈L / chunk_length⌉.
+
+    order: integer (…, L). The free places of the last chunk hold −1.
+    """
+    order = _integers("order", order, 1, "(…, L)")
     chunk_length = require_int("chunk_length", chunk_length)
     n_chunks = -(-order.shape[-1] // chunk_length)
     padded = torch.nn.functional.pad(order, (0, n_chunks * chunk_length - order.shape[-1]), value=-1)
@@ -43,12 +54,16 @@ def split_chunks(order, chunk_length):
 def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
     """Each chunk together with its neighbours: (…, n_chunks, width·chunk_length, d), width = before + 1 + after.
 
-    chunks: (…, n_chunks, chunk_length, d). At the ends ``wrap`` goes round; otherwise ``fill`` stands there.
-    Differentiable.
+    chunks: (…, n_chunks, chunk_length, d). At the ends ``wrap`` goes round; otherwise ``fill`` stands there,
+    a number that the dtype of chunks can hold. Differentiable.
     """
-    require_tensor("chunks", chunks)
-    if chunks.ndim < 3:
-        raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), got {tuple(chunks.shape)}")
+    if require_tensor("chunks", chunks).is_complex():
+        raise TypeError(f"chunks must hold real numbers, got dtype {chunks.dtype}")
+    if chunks.ndim < 3 or 0 in chunks.shape:
+        shape = tuple(chunks.shape)
+        raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), every size ≥ 1, got {shape}")
+    if not isinstance(fill, Real if chunks.is_floating_point() else Integral):
+        raise TypeError(f"fill must be a number that chunks of dtype {chunks.dtype} can hold, got {fill!r}")
     before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)
     require_bool("wrap", wrap)
     at = torch.arange(chunks.shape[-3], device=chunks.device)
@@ -63,7 +78,9 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
 
 
 def _integers(name, x, ndim, meaning):
+    """``x`` as int64."""
     if require_tensor(name, x).is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got dtype {x.dtype}")
     if x.ndim < ndim or 0 in x.shape:
         raise ValueError(f"{name} must have shape {meaning} with every size ≥ 1, got {tuple(x.shape)}")
+    return x.long()

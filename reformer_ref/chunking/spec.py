@@ -3,7 +3,11 @@
 Buckets differ in size, so they cannot be batched as they are. Sorting the tokens by bucket, and by position within a
 bucket, and cutting the sorted sequence into chunks of equal length gives batches of equal shape; a chunk that also
 looks at its neighbour sees a bucket that was cut in two (paper section 2, "LSH attention", figure 2 b and 2 c).
+
+Errors, in every function: TypeError for a wrong dtype, ValueError for shapes that do not fit.
 """
+
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -14,21 +18,27 @@ def sort_by_bucket(buckets, padding_mask=None):
     """The sorted order: int64 (…, n_hashes, L); ``order[…, h, s]`` is the position that stands in slot s of round h.
 
     buckets: int (…, n_hashes, L). padding_mask: bool (…, L), True = real token; padding sorts behind every bucket.
-    The sort key (padding, bucket, position) is unique, so there is one order; nothing is multiplied, so nothing overflows.
+    The sort key (padding, bucket, position) is unique, so there is one order; nothing is multiplied, so nothing
+    overflows.
     """
     buckets = _integers("buckets", buckets, 2, "(…, n_hashes, L)")
-    key = buckets
     if padding_mask is not None:
-        padding_mask = np.broadcast_to(padding_mask, (*buckets.shape[:-2], buckets.shape[-1]))
-        key = np.where(padding_mask[..., None, :], buckets, np.iinfo(np.int64).max)
-    return np.argsort(key, axis=-1, kind="stable")
+        real = _mask(padding_mask, (*buckets.shape[:-2], buckets.shape[-1]))
+        buckets = np.where(real[..., None, :], buckets, np.iinfo(np.int64).max)
+    return np.argsort(buckets, axis=-1, kind="stable")
 
 
 def undo_sort(order):
-    """The inverse permutation: int64 (…, n_hashes, L); ``slot[…, h, i]`` is the slot in which position i stands."""
+    """The inverse permutation: int64 (…, n_hashes, L); ``slot[…, h, i]`` is the slot in which position i stands.
+
+    order: int (…, n_hashes, L), or any (…, L). ValueError unless it holds every position 0 … L − 1 exactly once.
+    """
     order = _integers("order", order, 1, "(…, L)")
+    slots = np.broadcast_to(np.arange(order.shape[-1]), order.shape)
+    if not np.array_equal(np.sort(order, axis=-1), slots):
+        raise ValueError(f"order must hold every position from 0 to {order.shape[-1] - 1} exactly once")
     slot = np.empty_like(order)
-    np.put_along_axis(slot, order, np.broadcast_to(np.arange(order.shape[-1]), order.shape), axis=-1)
+    np.put_along_axis(slot, order, slots, axis=-1)
     return slot
 
 
@@ -49,18 +59,23 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
     """Each chunk together with its neighbours: (…, n_chunks, width·chunk_length, d), width = before + 1 + after.
 
     chunks: (…, n_chunks, chunk_length, d). Neighbours come in order, the earliest first. At the ends ``wrap`` goes
-    round (the first chunk's predecessor is the last chunk, as in the authors' code); otherwise ``fill`` stands there.
+    round (the first chunk's predecessor is the last chunk, as in the authors' code); otherwise ``fill`` stands there,
+    a number that the dtype of chunks can hold.
     """
     chunks = np.asarray(chunks)
-    if chunks.ndim < 3:
-        raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), got {chunks.shape}")
+    if chunks.dtype.kind not in "biuf":
+        raise TypeError(f"chunks must hold real numbers, got dtype {chunks.dtype}")
+    if chunks.ndim < 3 or 0 in chunks.shape:
+        raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), every size ≥ 1, got {chunks.shape}")
+    if not isinstance(fill, Real if chunks.dtype.kind == "f" else Integral):
+        raise TypeError(f"fill must be a number that chunks of dtype {chunks.dtype} can hold, got {fill!r}")
     before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)
     require_bool("wrap", wrap)
     n_chunks, looks = chunks.shape[-3], []
     for offset in range(-before, after + 1):
         neighbour = np.roll(chunks, -offset, axis=-3)
         outside = (np.arange(n_chunks) + offset < 0) | (np.arange(n_chunks) + offset >= n_chunks)
-        looks.append(neighbour if wrap else np.where(outside[:, None, None], fill, neighbour))
+        looks.append(neighbour if wrap else np.where(outside[:, None, None], chunks.dtype.type(fill), neighbour))
     return np.concatenate(looks, axis=-2)
 
 
@@ -71,3 +86,13 @@ def _integers(name, array, ndim, meaning):
     if array.ndim < ndim or 0 in array.shape:
         raise ValueError(f"{name} must have shape {meaning} with every size ≥ 1, got {array.shape}")
     return array.astype(np.int64)
+
+
+def _mask(padding_mask, shape):
+    padding_mask = np.asarray(padding_mask)
+    if padding_mask.dtype != bool:
+        raise TypeError(f"padding_mask must be boolean (True = real token), got {padding_mask.dtype}")
+    try:
+        return np.broadcast_to(padding_mask, shape)
+    except ValueError:
+        raise ValueError(f"padding_mask must broadcast to {shape} = (…, L), got {padding_mask.shape}") from None

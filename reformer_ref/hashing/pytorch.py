@@ -21,6 +21,8 @@ def random_rotations(generator, n_hashes, d, n_buckets, n_heads=None, *, dtype=t
         raise TypeError(
             f"generator must be a torch.Generator, got {type(generator).__name__}; try torch.Generator().manual_seed(0)"
         )
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating torch.dtype, got {dtype!r}")
     shape = (require_int("n_hashes", n_hashes), require_int("d", d), sum(bucket_factors(n_buckets)) // 2)
     heads = () if n_heads is None else (require_int("n_heads", n_heads),)
     drawn = torch.randn(heads + shape, generator=generator, dtype=dtype, device=generator.device)
@@ -36,23 +38,26 @@ def hash_vectors(x, rotations, n_buckets):
     made for a slice of positions at a time and never kept. No gradient flows. Errors and source: see the spec.
     """
     factors = bucket_factors(n_buckets)
-    require_floating("x", x)
-    if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(f"x must have shape (…, L, d) with L, d ≥ 1, got {tuple(x.shape)}")
-    require_floating("rotations", rotations)
-    if rotations.ndim < 3:
-        raise ValueError(f"rotations must have shape (…, n_hashes, d, Σfactors/2), got {tuple(rotations.shape)}")
+    _require_numbers("x", x, 2, "(…, L, d)")
+    _require_numbers("rotations", rotations, 3, "(…, n_hashes, d, Σfactors/2)")
     width, n_hashes = sum(factors) // 2, rotations.shape[-3]
     require_shape("rotations", rotations, (*rotations.shape[:-2], x.shape[-1], width), "(…, n_hashes, d, Σfactors/2)")
-    require_finite("x", x)
+    try:
+        lead = torch.broadcast_shapes(x.shape[:-2], rotations.shape[:-3])
+    except RuntimeError:
+        raise ValueError(
+            f"rotations {tuple(rotations.shape)} must broadcast over the leading dimensions of x {tuple(x.shape)}"
+        ) from None
+    if rotations.is_meta and not x.is_meta:
+        raise ValueError(f"rotations must hold numbers, as x does on {x.device}, got a meta tensor")
     rotations = rotations.to(x)
-    lead = torch.broadcast_shapes(x.shape[:-2], rotations.shape[:-3])
     buckets = torch.empty(*lead, n_hashes, x.shape[-2], dtype=torch.int64, device=x.device)
-    rows = n_hashes * max(1, lead.numel())
-    step = max(1, SCORES_AT_A_TIME // (rows * width))
+    step = max(1, SCORES_AT_A_TIME // (lead.numel() * n_hashes * width))
     for start in range(0, x.shape[-2], step):
-        part = x[..., None, start : start + step, :]  # (…, 1, slice, d)
-        buckets[..., start : start + step] = _largest_of_both_signs(part @ rotations, factors)
+        part = slice(start, start + step)
+        # einsum, unlike matmul, repeats neither x for every round nor the rotations for every sequence
+        scores = torch.einsum("...ld,...hdw->...hlw", x[..., part, :], rotations)  # (…, n_hashes, slice, Σfactors/2)
+        buckets[..., part] = _largest_of_both_signs(scores, factors)
     return buckets
 
 
@@ -65,3 +70,9 @@ def _largest_of_both_signs(scores, factors):
         bucket = bucket + stride * torch.where(high >= -low, at_high, at_low + factor // 2)  # tie: the lower index
         stride, start = stride * factor, start + factor // 2
     return bucket
+
+
+def _require_numbers(name, x, ndim, meaning):
+    if require_floating(name, x).ndim < ndim or 0 in x.shape:
+        raise ValueError(f"{name} must have shape {meaning} with every size ≥ 1, got {tuple(x.shape)}")
+    require_finite(name, x)

@@ -36,7 +36,9 @@ def random_rotations(rng, n_hashes, d, n_buckets, n_heads=None):
     per head, shape (n_heads, n_hashes, d, Σfactors/2).
     """
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}; try numpy.random.default_rng(0)")
+        raise TypeError(
+            f"rng must be a numpy.random.Generator, got {type(rng).__name__}; try numpy.random.default_rng(0)"
+        )
     shape = (require_int("n_hashes", n_hashes), require_int("d", d), sum(bucket_factors(n_buckets)) // 2)
     heads = () if n_heads is None else (require_int("n_heads", n_heads),)
     return rng.standard_normal(heads + shape)
@@ -49,18 +51,20 @@ def hash_vectors(x, rotations, n_buckets):
     broadcast against those of x (one set per head). n_buckets: an even int, or a tuple (f0, f1, …) of even factors:
     each factor hashes with its own columns of R and ``bucket = b0 + f0·b1 + f0·f1·b2 + …``.
 
-    Ties go to the lowest bucket. No gradient is defined. ValueError for NaN or infinite input, for odd factors and
-    for shapes that do not fit. Source: paper section 2; factors as in the authors' code.
+    Ties go to the lowest bucket. No gradient is defined. TypeError for a wrong dtype; ValueError for NaN or infinity,
+    for odd factors and for shapes that do not fit. Source: paper section 2; factors as in the authors' code.
     """
-    x, rotations, factors = np.asarray(x, dtype=np.float64), np.asarray(rotations, np.float64), bucket_factors(n_buckets)
-    if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(f"x must have shape (…, L, d) with L, d ≥ 1, got {x.shape}")
-    if rotations.ndim < 3:
-        raise ValueError(f"rotations must have shape (…, n_hashes, d, Σfactors/2), got {rotations.shape}")
-    require_shape("rotations", rotations[..., 0, :, :], (*rotations.shape[:-3], x.shape[-1], sum(factors) // 2),
-                  "(…, n_hashes, d, Σfactors/2) without n_hashes")
-    if not np.isfinite(x).all():
-        raise ValueError("x must be finite to be hashed, got NaN or infinity")
+    factors = bucket_factors(n_buckets)
+    x = _floats("x", x, 2, "(…, L, d)")
+    rotations = _floats("rotations", rotations, 3, "(…, n_hashes, d, Σfactors/2)")
+    shape = (*rotations.shape[:-2], x.shape[-1], sum(factors) // 2)
+    require_shape("rotations", rotations, shape, "(…, n_hashes, d, Σfactors/2)")
+    try:
+        np.broadcast_shapes(x.shape[:-2], rotations.shape[:-3])
+    except ValueError:
+        raise ValueError(
+            f"rotations {rotations.shape} must broadcast over the leading dimensions of x {x.shape}"
+        ) from None
     scores = x[..., None, :, :] @ rotations  # (…, n_hashes, L, Σfactors/2)
     buckets, stride, start = np.zeros(scores.shape[:-1], dtype=np.int64), 1, 0
     for factor in factors:
@@ -68,3 +72,14 @@ def hash_vectors(x, rotations, n_buckets):
         buckets += stride * np.argmax(np.concatenate([xr, -xr], axis=-1), axis=-1)
         stride, start = stride * factor, start + factor // 2
     return buckets
+
+
+def _floats(name, x, ndim, meaning):
+    x = np.asarray(x)
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name} must hold floating-point numbers, got dtype {x.dtype}")
+    if x.ndim < ndim or 0 in x.shape:
+        raise ValueError(f"{name} must have shape {meaning} with every size ≥ 1, got {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return x.astype(np.float64)

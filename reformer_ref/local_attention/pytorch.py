@@ -4,6 +4,7 @@ import torch
 
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.lsh_attention.pytorch import as_rows, from_rows
 from reformer_ref.lsh_attention.streaming import stream_attention
 from reformer_ref.lsh_attention.windows import Windows
 from reformer_ref.tensors import require_finite, require_floating, require_padding_mask, require_same_kind
@@ -20,14 +21,15 @@ def local_attention(q, k, v, options, padding_mask=None, *, block_size=None):
     padding_mask = _check(q, k, v, options, padding_mask)
     if block_size is not None:
         require_int("block_size", block_size)
-    lead, (length, d) = q.shape[:-2], q.shape[-2:]
+    length, d = q.shape[-2:]
     one_bucket = LSHOptions(**{**options.to_dict(), "scale": 1.0}, within_bucket=False, count_once=False)
-    zeros = torch.zeros(lead.numel(), 1, length, dtype=torch.int32, device=q.device)
     flat_mask = None if padding_mask is None else padding_mask.reshape(-1, length)
+    (rows_q, rows_k, rows_v), heads = as_rows(q, k, v)
+    zeros = torch.zeros(len(rows_q) // length, 1, length, dtype=torch.int32, device=q.device)
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    windows = Windows(zeros, one_bucket, flat_mask, see_self=True, dtype=dtype)
-    q, k, v = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
-    return stream_attention(q, k, v, windows, options.scale_for(d), block_size=block_size)[0].view(*lead, length, -1)
+    windows = Windows(zeros, one_bucket, flat_mask, heads=heads, see_self=True, dtype=dtype)
+    out, _ = stream_attention(rows_q, rows_k, rows_v, windows, options.scale_for(d), block_size=block_size)
+    return from_rows(out, q.shape[:-1], heads)
 
 
 def _check(q, k, v, options, padding_mask):

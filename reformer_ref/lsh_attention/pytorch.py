@@ -27,17 +27,35 @@ def lsh_attention(qk, v, buckets, options, padding_mask=None, *, return_record=F
     padding_mask = _check(qk, v, buckets, options, padding_mask)
     if block_size is not None:
         require_int("block_size", block_size)
-    lead, (length, d) = qk.shape[:-2], qk.shape[-2:]
+    (q, v), heads = as_rows(qk, v)
+    length, d = qk.shape[-2:]
     flat_mask = None if padding_mask is None else padding_mask.reshape(-1, length)
     dtype = torch.float64 if qk.dtype == torch.float64 else torch.float32
-    windows = Windows(buckets.reshape(-1, *buckets.shape[-2:]), options, flat_mask, dtype=dtype)
-    q, v = qk.reshape(-1, d), v.reshape(-1, v.shape[-1])
+    windows = Windows(buckets.reshape(-1, *buckets.shape[-2:]), options, flat_mask, heads=heads, dtype=dtype)
     out, total = stream_attention(q, None, v, windows, options.scale_for(d), options.norm_eps, block_size)
-    out = out.view(*lead, length, -1)
+    out = from_rows(out, qk.shape[:-1], heads)
     if not return_record:
         return out
     with torch.no_grad():
-        return out, _record(q, windows, buckets, total, lead)
+        return out, _record(q, windows, buckets, total)
+
+
+def as_rows(*tensors):
+    """Tensors (…, L, d) as rows (N, d), and the number of heads interleaved in them (1: none).
+
+    Heads that lie in memory as (…, L, heads, d), as a projection leaves them, become rows without a copy.
+    """
+    first = tensors[0]
+    if first.ndim > 2 and not first.is_contiguous() and all(x.transpose(-3, -2).is_contiguous() for x in tensors):
+        return [x.transpose(-3, -2).flatten(0, -2) for x in tensors], first.shape[-3]
+    return [x.reshape(-1, x.shape[-1]) for x in tensors], 1
+
+
+def from_rows(rows, shape, heads):
+    """Rows (N, d) back to ``shape`` + (d,), shape = (…, L): the inverse of ``as_rows``, without a copy."""
+    if heads == 1:
+        return rows.view(*shape, rows.shape[-1])
+    return rows.view(*shape[:-2], shape[-1], heads, rows.shape[-1]).transpose(-3, -2)
 
 
 @dataclass(frozen=True)
@@ -65,9 +83,9 @@ class AttentionRecord:
         return dense.view(*lead, length + 1, length + 1)[..., :length, :length]
 
 
-def _record(q, windows, buckets, total, lead):
+def _record(q, windows, buckets, total):
     """Weights round by round, from the total log-sum-exp: exp(score − total)."""
-    o, n = windows.options, windows.batch * windows.n_chunks
+    o, n, lead = windows.options, windows.batch * windows.n_chunks, buckets.shape[:-2]
     shift = torch.nn.functional.pad(total, (0, 1), value=math.inf)
     inverse, seen, weights = inverse_length(q, o.norm_eps), [], []
     for h in range(o.n_hashes):
@@ -86,7 +104,7 @@ def _record(q, windows, buckets, total, lead):
         return x.reshape(*lead, *x.shape[1:])  # (…, n_hashes, n_chunks, …)
 
     positions = [by_round(p) for p in zip(*seen, strict=True)]
-    queries, keys = (torch.where(p == windows.nobody, -1, p % windows.length) for p in positions)
+    queries, keys = (torch.where(p == windows.nobody, -1, p // windows.heads % windows.length) for p in positions)
     order = queries.flatten(-2)[..., : windows.length]
     return AttentionRecord(buckets, order, queries, keys, by_round(weights))
 

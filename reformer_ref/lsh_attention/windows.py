@@ -4,7 +4,9 @@ The sorted orders of all rounds are cut into chunks once; then everything is ask
 that nothing of size O(L · chunk_length) need exist. A pair's visibility comes as a float penalty, 0 = visible and
 negative = hidden, made of differences and clamps: on a CPU these cost a tenth of comparing integers and filling masks.
 
-A *row* is a token of the flattened batch, b·L + i; row B·L is nobody: it fills chunks that are not full.
+A *row* is a token of the flattened batch; the last row, number B·L, is nobody: it fills chunks that are not full. Rows are
+ordered by (sequence, position), or, where ``heads`` sequences share memory as (batch, position, head), in that order: so
+the heads of a projection need not be copied apart.
 """
 
 import torch
@@ -17,28 +19,32 @@ EXACT_FLOAT32 = 1 << 22  # positions up to here, and their halves, are exact in 
 class Windows:
     """The sorted orders of B sequences of length L, and what is needed to say who may see whom.
 
-    buckets: int (B, n_hashes, L). padding_mask: bool (B, L) or None. see_self: whether a token sees itself like any other.
-    dtype: of the penalties.
+    buckets: int (B, n_hashes, L). padding_mask: bool (B, L) or None. heads: see above, divides B. see_self: whether a token
+    sees itself like any other. dtype: of the penalties.
     """
 
-    def __init__(self, buckets, options, padding_mask=None, *, see_self=False, dtype=torch.float32):
-        self.options, self.see_self = options, see_self
+    def __init__(self, buckets, options, padding_mask=None, *, heads=1, see_self=False, dtype=torch.float32):
+        self.options, self.heads, self.see_self = options, heads, see_self
         self.batch, _, self.length = buckets.shape
         self.dtype = torch.float64 if self.length > EXACT_FLOAT32 else dtype
         order = sort_by_bucket(buckets, padding_mask)  # (B, n_hashes, L)
         chunks = split_chunks(order, options.chunk_length)  # (B, n_hashes, n_chunks, chunk_length)
         self.n_chunks, self.nobody = chunks.shape[2], self.batch * self.length
-        first = self.length * torch.arange(self.batch, device=order.device).view(-1, 1, 1, 1)
-        rows = torch.where(chunks < 0, self.nobody, chunks + first).transpose(0, 1)  # (n_hashes, B, n_chunks, chunk_length)
-        self.rows = rows.flatten(1, 2).to(torch.int32 if self.nobody < 2**31 else torch.int64)
-        self.real = None if padding_mask is None else padding_mask.reshape(-1)
+        sequence = torch.arange(self.batch, device=order.device).view(-1, 1, 1, 1)
+        first = sequence // heads * (heads * self.length) + sequence % heads
+        rows = torch.where(chunks < 0, self.nobody, chunks * heads + first).transpose(0, 1)
+        self.rows = rows.flatten(1, 2).to(torch.int32 if self.nobody < 2**31 else torch.int64)  # (n_hashes, B·n_chunks, …)
+        self.real = None if padding_mask is None else self._in_rows(padding_mask)
+        if padding_mask is not None:  # padding has a bucket of its own
+            buckets = buckets.long().masked_fill(~padding_mask[:, None], -1)
         self._tables(buckets, order)
 
     def _tables(self, buckets, order):
         """What penalties are made of, one number per row (last: nobody): position, bucket, place in the sorted order."""
         o, device = self.options, buckets.device
         far = 2.0 * self.length + 2  # the position of keys that nobody may see, if the position alone decides
-        position = torch.arange(self.length, device=device, dtype=self.dtype).repeat(self.batch)
+        position = torch.arange(self.length, device=device, dtype=self.dtype)
+        position = self._in_rows(position.expand(self.batch, self.length))
         hidden = torch.zeros(self.nobody + 1, dtype=self.dtype, device=device)
         hidden[-1] = 1
         if self.real is not None:
@@ -48,8 +54,6 @@ class Windows:
         self.key_hidden = None if o.causal else hidden
         self.bucket = self.place = None
         if o.within_bucket:  # numbered 0, 1, 2, … in sorted order: small, so exact as floats
-            if self.real is not None:  # padding has a bucket of its own
-                buckets = buckets.long().masked_fill(~self.real.view(self.batch, 1, -1), -1)
             in_order = buckets.gather(-1, order)
             new = (in_order[..., 1:] != in_order[..., :-1]).cumsum(-1)
             rank = torch.nn.functional.pad(new, (1, 0)).to(self.dtype)
@@ -58,8 +62,13 @@ class Windows:
             slot = undo_sort(order)
             self.place = self._per_row(slot if o.window == "rank" else slot // o.chunk_length)
 
+    def _in_rows(self, values):
+        """values (…, B, L) in the order of rows: (…, B·L)."""
+        return values.unflatten(-2, (-1, self.heads)).transpose(-1, -2).flatten(-3)
+
     def _per_row(self, values):
-        values = values.to(self.dtype).transpose(0, 1).flatten(1)  # (n_hashes, B·L)
+        """values (B, n_hashes, L) -> (n_hashes, B·L + 1), −1 for nobody."""
+        values = self._in_rows(values.to(self.dtype).transpose(0, 1))
         return torch.nn.functional.pad(values, (0, 1), value=-1.0)
 
     def blocks(self, scores_at_a_time):

@@ -1,29 +1,30 @@
-"""Weights of transformers' Reformer in a ReformerLM that computes the same logits. transformers itself is not needed."""
+"""Weights of transformers' Reformer in a ReformerLM that computes the same logits; transformers is not needed."""
 
 import math
 import re
+from collections.abc import Mapping
 
 import torch
 
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
-from reformer_ref.model.pytorch import ReformerLM
 
-# Not weights: constants that transformers kept among the weights until version 3.
+# Not weights, but early versions of transformers saved these constants among them.
 CONSTANTS = re.compile(r"reformer\.encoder\.layers\.\d+\.attention\.self_attention\.(self_)?mask_value_float(16|32)")
+TRANSPOSED = re.compile(r"reformer\.encoder\.layers\.\d+\.feed_forward\.(dense|output)\.dense\.weight")
 
 
 def config_from_huggingface(hf_config):
     """The ReformerConfig of the same function as a ``transformers.ReformerConfig`` (any object with its attributes).
 
-    Layers follow ``attn_layers``, attention has the options of the preset "huggingface", and sequences are padded inside
+    Layers follow ``attn_layers``; attention has the options of the preset "huggingface"; sequences are padded inside
     the model to the least common multiple of the chunk lengths in use, which matters because windows wrap.
 
-    ``hidden_dropout_prob`` becomes ``dropout``; it acts in the same places but inside the feed-forward layer and on
-    positions. Dropout of attention probabilities is not offered here and is left out. Neither plays a part in eval mode.
-    ``num_buckets=None`` stays None: a pure function of the length here, while transformers takes the first length it
-    meets and keeps that number for ever. ValueError for what a ReformerLM does not have.
+    ``hidden_dropout_prob`` becomes ``dropout``; it acts in the same places, except inside the feed-forward layer and
+    on the positions. Dropout of attention probabilities does not exist here and is left out. In eval mode neither plays
+    a part. ``num_buckets=None`` stays None: here a pure function of the length, in transformers whatever suits the
+    first length it meets, kept for ever. ValueError for what a ReformerLM does not have.
     """
     layers = tuple(hf_config.attn_layers)
     wrong = sorted(set(layers) - {"lsh", "local"})
@@ -56,9 +57,10 @@ def config_from_huggingface(hf_config):
     )
 
 
-def from_huggingface(model_or_state_dict, config=None, *, add_head_bias=False, model_class=ReformerLM):
+def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=False):
     """A ReformerLM with the weights, the dtype and the device of a Reformer of transformers, and equal logits.
 
+    model_class: ReformerLM or a subclass; users call ``ReformerLM.from_huggingface(model_or_state_dict, config)``.
     model_or_state_dict: a ``ReformerModelWithLMHead`` or ``ReformerForMaskedLM``, or the state dict of one.
     config: ReformerConfig. None derives it from the object's own (``config_from_huggingface``); a state dict has none,
         so there it must be given.
@@ -75,26 +77,28 @@ def from_huggingface(model_or_state_dict, config=None, *, add_head_bias=False, m
     """
     source, hf_config = model_or_state_dict, None
     if isinstance(source, torch.nn.Module):
-        hf_config = source.config
+        hf_config = getattr(source, "config", None)
+        if getattr(hf_config, "model_type", None) != "reformer":
+            raise TypeError(f"model_or_state_dict must be a Reformer of transformers, got {type(source).__name__}")
         config = config_from_huggingface(hf_config) if config is None else config
+        source = source.state_dict()
+    if not isinstance(source, Mapping):
+        raise TypeError(f"model_or_state_dict must be a model or a dict of tensors, got {type(source).__name__}")
     if not isinstance(config, ReformerConfig):
         raise TypeError(f"config must be a ReformerConfig, got {type(config).__name__}")
-    weights = source if hf_config is None else source.state_dict()
-    if not hasattr(weights, "items"):
-        raise TypeError(f"model_or_state_dict must be a model or a dict of tensors, got {type(source).__name__}")
-    _require_same_architecture(config)
-    model = model_class(config)
-    ours, names = model.state_dict(), weight_names(config)
-    weights, dtype, device = _require_weights(weights, {theirs: ours[name].shape for theirs, name in names.items()})
-    model.to(dtype=dtype, device=device).train(hf_config is not None and source.training)
-    ours = model.state_dict()
-    with torch.no_grad():
-        for theirs, name in names.items():
-            ours[name].copy_(_in_our_shape(theirs, weights[theirs]))
-        bias = weights.get("lm_head.decoder.bias", weights.get("lm_head.bias") if add_head_bias else None)
-        ours["head.bias"].copy_(torch.zeros(()) if bias is None else bias)
-        if hf_config is not None and hf_config.hash_seed is not None:
-            _fill_rotations(model, hf_config.hash_seed)
+    hash_seed = None if hf_config is None else hf_config.hash_seed
+    _require_carriable(config, hash_seed)
+    model, names = model_class(config), weight_names(config)
+    weights, dtype, device = _require_weights(source, _their_shapes(config, names, model.state_dict()))
+    model.to(dtype=dtype, device=device).train(hf_config is not None and model_or_state_dict.training)
+    ours = model.state_dict()  # the parameters themselves, not copies
+    for theirs, name in names.items():
+        w = weights[theirs]
+        ours[name].copy_(w.t() if TRANSPOSED.fullmatch(theirs) else w.reshape(ours[name].shape))
+    bias = weights.get("lm_head.decoder.bias", weights.get("lm_head.bias") if add_head_bias else None)
+    ours["head.bias"].copy_(bias if bias is not None else torch.zeros(()))
+    if hash_seed is not None:
+        _fill_rotations(model, hash_seed)
     return model
 
 
@@ -145,39 +149,60 @@ def _local_options(hf_config, causal):
     )
 
 
-def _require_same_architecture(config):
-    """ValueError unless the weights of transformers have a place for every weight of this configuration."""
+def _require_carriable(config, hash_seed):
+    """ValueError unless every weight and rotation of this configuration has its place in a Reformer of transformers."""
     wrong = []
     if not set(config.layers) <= {"lsh", "local"}:
         wrong.append(f'pattern must hold "lsh" and "local" only, got {config.pattern}')
     if config.positions not in ("axial", "learned"):
         wrong.append(f'positions must be "axial" or "learned", got {config.positions!r}')
     if config.tie_head:
-        wrong.append("tie_head must be False: the head reads both streams with weights of its own")
+        wrong.append("tie_head must be False, because the head has weights of its own")
+    if hash_seed is not None and "lsh" in config.layers and config.lsh.n_buckets is None:
+        wrong.append("with a hash_seed n_buckets (num_buckets) must be given, because the rotations depend on it")
     if wrong:
         raise ValueError(f"config does not fit weights of transformers: {'; '.join(wrong)}")
 
 
-def _require_weights(weights, shapes):
-    """(weights without constants, their dtype, their device); ValueError that lists everything wrong with them.
+def _their_shapes(config, names, ours):
+    """{name in transformers: shape there}: feed-forward weights are transposed, axial tables have an axis per axis."""
+    shapes = {theirs: tuple(ours[name].shape) for theirs, name in names.items()}
+    shapes = {theirs: shape[::-1] if TRANSPOSED.fullmatch(theirs) else shape for theirs, shape in shapes.items()}
+    axes = config.axial_shape if config.positions == "axial" else ()
+    for i, (n, d) in enumerate(zip(axes, config.axial_dims or (), strict=True)):
+        sizes = [1] * len(axes)
+        sizes[i] = n
+        shapes[f"reformer.embeddings.position_embeddings.weights.{i}"] = (*sizes, d)
+    return shapes
 
-    shapes: {name: shape of the weight in ReformerLM}.
-    """
-    weights = {name: w for name, w in weights.items() if not CONSTANTS.fullmatch(str(name))}
-    want = {name: _their_shape(name, tuple(shape)) for name, shape in shapes.items()}
-    bias_shape = want["lm_head.decoder.weight"][:1]
-    optional = {"lm_head.bias": bias_shape, "lm_head.decoder.bias": bias_shape}
-    wrong = [f"missing {name} {shape}" for name, shape in want.items() if name not in weights]
-    wrong += [f"unknown {name}" for name in weights if name not in want | optional]
-    known = {name: weights[name] for name in want | optional if name in weights}
-    wrong += [f"{name} is no tensor but {type(w).__name__}" for name, w in known.items() if not torch.is_tensor(w)]
-    known = {name: w for name, w in known.items() if torch.is_tensor(w)}
-    for name, w in known.items():
-        if not _shape_fits(name, tuple(w.shape), (want | optional)[name]):
-            wrong.append(f"{name} must have shape {(want | optional)[name]}, got {tuple(w.shape)}")
-    dtypes = [w.dtype for w in known.values() if w.is_floating_point()]
-    dtype = max(dict.fromkeys(dtypes), key=dtypes.count, default=torch.float32)  # the most common one
-    wrong += [f"{name} must be {dtype} as the others, got {w.dtype}" for name, w in known.items() if w.dtype != dtype]
+
+def _require_weights(given, shapes):
+    """(weights, their dtype, their device); one ValueError that lists everything wrong with ``given``."""
+    given = {name: w for name, w in given.items() if not CONSTANTS.fullmatch(str(name))}
+    allowed = shapes | dict.fromkeys(("lm_head.bias", "lm_head.decoder.bias"), shapes["lm_head.decoder.weight"][:1])
+    known = {name: w for name, w in given.items() if name in allowed}
+    tensors = {name: w for name, w in known.items() if isinstance(w, torch.Tensor)}
+    dtypes = [w.dtype for w in tensors.values() if w.is_floating_point()]
+    dtype = max(dtypes, key=dtypes.count, default=torch.float32)  # the most common one
+    wrong = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in given]
+    wrong += [f"unknown: {name}" for name in given if name not in allowed]
+    wrong += [f"not a tensor: {name} ({type(w).__name__})" for name, w in known.items() if name not in tensors]
+    for name, w in tensors.items():
+        if tuple(w.shape) != allowed[name]:
+            wrong.append(f"shape of {name}: must be {allowed[name]}, got {tuple(w.shape)}")
+        if w.dtype != dtype:
+            wrong.append(f"dtype of {name}: must be {dtype} as of the others, got {w.dtype}")
     if wrong:
-        raise ValueError(f"the weights do not fit, {len(wrong)} of them:\n  " + "\n  ".join(wrong))
-    return known, dtype, known["lm_head.decoder.weight"].device
+        raise ValueError("the weights do not fit the configuration:\n  " + "\n  ".join(wrong))
+    return tensors, dtype, tensors["lm_head.decoder.weight"].device
+
+
+def _fill_rotations(model, hash_seed):
+    """What ``torch.manual_seed(hash_seed); torch.randn(n_heads, d, n_hashes, width)`` gives, the same in each layer."""
+    for name, rotations in model.named_buffers():
+        if name.endswith(".rotations"):
+            n_heads, n_hashes, d, width = rotations.shape
+            generator = torch.Generator(rotations.device).manual_seed(hash_seed)
+            like = {"dtype": rotations.dtype, "device": rotations.device}
+            drawn = torch.randn(n_heads, d, n_hashes, width, generator=generator, **like)
+            rotations.copy_(drawn.transpose(1, 2))

@@ -203,6 +203,13 @@ class ReformerLM(nn.Module):
         hidden, weight, bias = read_out(self.trunk, self.head, self.trunk(tokens, padding_mask, generator))
         return cross_entropy(hidden, weight, bias, targets, slice_length=self.config.loss_slice)
 
+    @classmethod
+    def from_huggingface(cls, model_or_state_dict, config=None, *, add_head_bias=False):
+        """A model with the weights of a Reformer of transformers, and equal logits: see ``huggingface.carry_over``."""
+        from reformer_ref.model.huggingface import carry_over
+
+        return carry_over(cls, model_or_state_dict, config, add_head_bias=add_head_bias)
+
     def _check(self, tokens, padding_mask, generator):
         return check_tokens(self.config, tokens, padding_mask, generator, device=self.trunk.embedding.weight.device)
 

@@ -5,7 +5,8 @@ stream as a function of the other, then a feed-forward layer the other way round
 normalised, and a linear map makes the logits (paper section 3, "Reversible Transformer", and section 5).
 
 ``params`` is a dict of arrays under the names of the PyTorch model's ``state_dict``, the stored ``rotations`` included;
-a matrix of a linear map is (outputs, inputs) there. Nothing is random here: no dropout, rotations as given.
+a matrix of a linear map is (outputs, inputs) there. Nothing is random here, no dropout and rotations as given, and
+nothing is done in slices.
 """
 
 import numpy as np
@@ -23,8 +24,8 @@ from reformer_ref.validate import bucket_factors, require_shape
 def reformer_lm(params, config, tokens, padding_mask=None):
     """Logits of a language model: float64 (B, L, vocab_size).
 
-    tokens int (B, L) in [0, vocab_size); padding_mask bool (B, L), True = real token. What stands where the mask is False
-    changes nothing elsewhere. ValueError or TypeError for tokens, a mask or params that do not fit ``config``.
+    tokens int (B, L) in [0, vocab_size); padding_mask bool (B, L), True = real token. What stands where the mask is
+    False changes nothing elsewhere. ValueError or TypeError for tokens, a mask or params that do not fit ``config``.
     """
     hidden, weight, bias = _hidden_and_head(params, config, tokens, padding_mask)
     return hidden @ weight + bias
@@ -43,7 +44,7 @@ def reformer_lm_loss(params, config, tokens, targets=None, padding_mask=None):
         targets = next_tokens(tokens, padding_mask)
     elif padding_mask is not None:
         targets = np.where(padding_mask, targets, IGNORED)
-    return cross_entropy(hidden, weight, bias, targets, slice_length=config.loss_slice)
+    return cross_entropy(hidden, weight, bias, targets)
 
 
 def encoder_decoder(
@@ -51,8 +52,8 @@ def encoder_decoder(
 ):
     """Logits (B, L_t, vocab_size of the decoder): every decoder layer has a third half, that looks at the encoder.
 
-    source int (B, L_s), target int (B, L_t), masks as in ``reformer_lm``. The encoder sees the whole source, the decoder
-    its prefix of the target. Source: paper section 5, the translation experiments.
+    source int (B, L_s), target int (B, L_t), masks as in ``reformer_lm``. The encoder sees the whole source, the
+    decoder its prefix of the target. Source: paper section 5, the translation experiments.
     """
     source, source_real = _check_tokens("source", encoder_config, source, source_padding_mask)
     target, target_real = _check_tokens("target", decoder_config, target, target_padding_mask)
@@ -126,9 +127,9 @@ def _self_attention(p, config, kind, x, real):
     elif kind == "local":
         out = local_attention(q, k, v, config.local, mask)
     elif kind == "dense":
-        out = shared_qk_attention(q, v, config.causal, mask, config.lsh.scale, config.lsh.norm_eps, config.dense_strip)
+        out = shared_qk_attention(q, v, config.causal, mask, config.lsh.scale, config.lsh.norm_eps)
     else:
-        out = regular_attention(q, k, v, config.causal, mask, strip=config.dense_strip)
+        out = regular_attention(q, k, v, config.causal, mask)
     return _joined(out) @ p["out.weight"].T
 
 
@@ -136,7 +137,7 @@ def _cross_attention(p, config, x, memory, memory_real):
     """Every query of x (B, L_t, d_model) sees every real position of memory (B, L_s, 2·d_model)."""
     q, k, v = (_heads(y @ p[f"{name}.weight"].T, config) for name, y in (("q", x), ("k", memory), ("v", memory)))
     mask = None if memory_real is None else memory_real[:, None]
-    return _joined(regular_attention(q, k, v, False, mask, strip=config.dense_strip)) @ p["out.weight"].T
+    return _joined(regular_attention(q, k, v, False, mask)) @ p["out.weight"].T
 
 
 def _positions(p, config, positions):

@@ -10,7 +10,8 @@ tensor that it holds in another way (plain attribute, closure) is a constant to 
 again in backward, a half that changes its own buffers in forward (batch norm in training mode) changes them twice and
 does not belong here; nor does one that draws from an explicit ``torch.Generator``, unless it keeps what it drew:
 a half with the attribute ``keeps_memo = True`` is called with ``memo=<dict>``, which is empty in forward (fill it, for
-example with bucket numbers) and in backward holds what forward put in.
+example with bucket numbers) and in backward holds what forward put in. While backward recomputes a half, the module
+holds stand-ins for its parameters: no other thread may use it then.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..replay import Replay
+from ..validate import require_bool
 
 
 def reversible_stack(x1, x2, blocks, *extras, reversible=True):
@@ -49,6 +51,7 @@ def reversible_stack(x1, x2, blocks, *extras, reversible=True):
     """
     _check_streams(("x1", x1), ("x2", x2))
     _check_extras(extras)
+    require_bool("reversible", reversible)
     halves = _halves(blocks)
     traced_eval = torch.compiler.is_compiling() and not any(half.training for half in halves)
     if reversible and torch.is_grad_enabled() and not traced_eval:
@@ -93,11 +96,9 @@ class ReversibleStack(nn.Module):
 
     def __init__(self, blocks, reversible=True):
         super().__init__()
-        if not isinstance(reversible, bool):
-            raise TypeError(f"reversible must be True or False, got {reversible!r}")
         _halves(blocks)
         self.blocks = nn.ModuleList(b if isinstance(b, nn.Module) else ReversibleBlock(*b) for b in blocks)
-        self.reversible = reversible
+        self.reversible = require_bool("reversible", reversible)
 
     def forward(self, x1, x2, *extras):
         """(y1, y2) from (x1, x2), each (..., d_model)."""
@@ -152,11 +153,11 @@ class _ReversibleStack(torch.autograd.Function):
             used = [i for i in (*range(ctx.n_extras), *step.names.values()) if needs[i]]
             out, d_x, d_used = _recompute(step, streams[source], leaves, rest, used, ctx.n_extras, d_streams[target])
             streams[target] = _add(streams[target], out, sign=-1)
-            del out
             if d_x is not None:
                 d_streams[source] = d_streams[source] + d_x
             for i, d in d_used:
                 d_rest[i] = d if d_rest[i] is None else d_rest[i] + d
+            del out, d_x, d_used  # not alive while the next half is recomputed
         return None, None, *d_streams, *d_rest
 
 

@@ -212,6 +212,8 @@ def test_a_block_used_twice_and_a_shared_weight():
         torch.manual_seed(0)
         f, g, h = Half(0.3), Half(0.3), Half()
         h.linear.weight = f.linear.weight
+        h.norm = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D), nn.Linear(D, D))
+        h.norm[1].weight = h.norm[2].weight
         block = ReversibleBlock(f, g)
         stack = ReversibleStack([block, (h, f), block], reversible)
         x = streams()
