@@ -1,11 +1,9 @@
 """Sort and chunk, in PyTorch: same functions as the spec, on any device."""
 
-from numbers import Integral, Real
-
 import torch
 
 from reformer_ref.tensors import has_values, require_padding_mask, require_tensor
-from reformer_ref.validate import require_bool, require_int
+from reformer_ref.validate import require_bool, require_float, require_int
 
 
 @torch.no_grad()
@@ -57,13 +55,15 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
     chunks: (…, n_chunks, chunk_length, d). At the ends ``wrap`` goes round; otherwise ``fill`` stands there,
     a number that the dtype of chunks can hold. Differentiable.
     """
-    if require_tensor("chunks", chunks).is_complex():
-        raise TypeError(f"chunks must hold real numbers, got dtype {chunks.dtype}")
+    if require_tensor("chunks", chunks).is_complex() or chunks.dtype == torch.bool:
+        raise TypeError(f"chunks must hold integers or floats, got dtype {chunks.dtype}")
     if chunks.ndim < 3 or 0 in chunks.shape:
         shape = tuple(chunks.shape)
         raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), every size ≥ 1, got {shape}")
-    if not isinstance(fill, Real if chunks.is_floating_point() else Integral):
-        raise TypeError(f"fill must be a number that chunks of dtype {chunks.dtype} can hold, got {fill!r}")
+    if chunks.is_floating_point():
+        require_float("fill", fill, torch.finfo(chunks.dtype).min, torch.finfo(chunks.dtype).max)
+    else:
+        require_int("fill", fill, torch.iinfo(chunks.dtype).min, torch.iinfo(chunks.dtype).max)
     before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)
     require_bool("wrap", wrap)
     at = torch.arange(chunks.shape[-3], device=chunks.device)

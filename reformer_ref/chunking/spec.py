@@ -7,18 +7,16 @@ looks at its neighbour sees a bucket that was cut in two (paper section 2, "LSH 
 Errors, in every function: TypeError for a wrong dtype, ValueError for shapes that do not fit.
 """
 
-from numbers import Integral, Real
-
 import numpy as np
 
-from reformer_ref.validate import require_bool, require_int
+from reformer_ref.validate import require_bool, require_float, require_int
 
 
 def sort_by_bucket(buckets, padding_mask=None):
     """The sorted order: int64 (…, n_hashes, L); ``order[…, h, s]`` is the position that stands in slot s of round h.
 
-    buckets: int (…, n_hashes, L). padding_mask: bool (…, L), True = real token; padding sorts behind every bucket.
-    The sort key (padding, bucket, position) is unique, so there is one order; nothing is multiplied, so nothing
+    buckets: int (…, n_hashes, L). padding_mask: bool (…, L), True = real token; padding sorts behind every bucket,
+    by position. The sort key (bucket, position) is unique, so there is one order; nothing is multiplied, so nothing
     overflows.
     """
     buckets = _integers("buckets", buckets, 2, "(…, n_hashes, L)")
@@ -63,12 +61,14 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
     a number that the dtype of chunks can hold.
     """
     chunks = np.asarray(chunks)
-    if chunks.dtype.kind not in "biuf":
-        raise TypeError(f"chunks must hold real numbers, got dtype {chunks.dtype}")
+    if chunks.dtype.kind not in "iuf":
+        raise TypeError(f"chunks must hold integers or floats, got dtype {chunks.dtype}")
     if chunks.ndim < 3 or 0 in chunks.shape:
         raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), every size ≥ 1, got {chunks.shape}")
-    if not isinstance(fill, Real if chunks.dtype.kind == "f" else Integral):
-        raise TypeError(f"fill must be a number that chunks of dtype {chunks.dtype} can hold, got {fill!r}")
+    if chunks.dtype.kind == "f":
+        require_float("fill", fill, np.finfo(chunks.dtype).min, np.finfo(chunks.dtype).max)
+    else:
+        require_int("fill", fill, np.iinfo(chunks.dtype).min, np.iinfo(chunks.dtype).max)
     before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)
     require_bool("wrap", wrap)
     n_chunks, looks = chunks.shape[-3], []

@@ -57,12 +57,32 @@ def reversible_stack(x1, x2, blocks, *extras, reversible=True):
     if reversible and torch.is_grad_enabled() and not traced_eval:
         params = list(dict.fromkeys(p for half in halves for p in half.parameters()))
         if any(t.requires_grad for t in (x1, x2, *extras, *params) if t is not None):
-            return _apply(halves, len(extras), x1, x2, *extras, *params)
+            return _apply(halves, None, len(extras), 0, x1, x2, *extras, *params)
     streams = [x1, x2]
     for k, half in enumerate(halves):
         target, source = k % 2, 1 - k % 2
         streams[target] = _add(streams[target], _run(half, streams[source], extras, {}))
     return tuple(streams)
+
+
+def reversible_loss(head, x1, x2, blocks, *extras, head_tensors=(), reversible=True):
+    """``head(y1, y2, *head_tensors)`` of the stack's outputs, in less memory than the two called one after the other.
+
+    The outputs exist only inside, so backward works in them in place: beyond two streams and their two gradients it
+    needs what one half needs. head: function of two streams and ``head_tensors`` (weights, targets, None; gradients
+    are returned for those that require one) that returns one tensor, usually a scalar; everything differentiable that it
+    uses must be among its arguments. Other arguments and errors: `reversible_stack`.
+
+    Backward consumes the streams, so it runs once: RuntimeError if it is asked for again (``retain_graph=True``).
+    """
+    halves, tensors = _halves(blocks), (x1, x2, *extras, *head_tensors)
+    params = list(dict.fromkeys(p for half in halves for p in half.parameters()))
+    needed = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *params) if t is not None)
+    if not (reversible and needed) or torch.compiler.is_compiling():
+        return head(*reversible_stack(x1, x2, blocks, *extras, reversible=reversible), *head_tensors)
+    _check_streams(("x1", x1), ("x2", x2))
+    _check_extras(extras)
+    return _apply(halves, head, len(extras), len(head_tensors), *tensors, *params)
 
 
 def reversible_stack_inverse(y1, y2, blocks, *extras):
@@ -113,52 +133,115 @@ class _Step:
     """What backward needs to run one half again."""
 
     half: nn.Module
-    names: dict  # parameter name -> its index in the list of extras and parameters
+    names: dict  # parameter name -> its index in the list of extras, head tensors and parameters
     replay: Replay
     memo: dict
+    in_place: bool
 
 
 class _ReversibleStack(torch.autograd.Function):
-    """The whole stack as one node of the autograd graph; ``rest`` holds the extras, then the unique parameters."""
+    """The whole stack, and the head if there is one, as one node of the autograd graph.
+
+    ``rest`` holds the extras, then the head's tensors, then the unique parameters.
+    """
 
     @staticmethod
-    def forward(ctx, halves, n_extras, x1, x2, *rest):
-        index = {p: n_extras + i for i, p in enumerate(rest[n_extras:])}
-        extras = rest[:n_extras]
-        streams, ctx.steps = [x1, x2], []
+    def forward(ctx, halves, head, n_extras, n_head, x1, x2, *rest):
+        index = {p: n_extras + n_head + i for i, p in enumerate(rest[n_extras + n_head :])}
+        ctx.n_extras, ctx.head, ctx.steps, extras = n_extras, head, [], rest[:n_extras]
+        streams, owned = [x1, x2], [False, False]
         for k, half in enumerate(halves):
             target, source = k % 2, 1 - k % 2
             names = {name: index[p] for name, p in half.named_parameters()}
-            step = _Step(half, names, Replay(x1, *extras, module=half), {})
+            step = _Step(half, names, Replay(x1, *extras, module=half), {}, _in_place(half, extras))
             with step.replay.uncached_autocast():
-                streams[target] = _add(streams[target], _run(half, streams[source], extras, step.memo))
+                if step.in_place:
+                    streams[target] = streams[target] if owned[target] else streams[target].clone()
+                    half.add_(streams[target], streams[source], *extras, memo=step.memo)
+                else:
+                    streams[target] = _add(streams[target], _run(half, streams[source], extras, step.memo))
+            owned[target] = True
+            step.memo.update((key, v.detach()) for key, v in step.memo.items() if isinstance(v, torch.Tensor))
             ctx.steps.append(step)
-        ctx.n_extras = n_extras
-        ctx.save_for_backward(*streams, *rest)  # the parameters too: a change in place before backward is an error
-        return tuple(streams)
+        # the parameters are saved too: a change in place before backward is an error
+        if head is None:
+            ctx.save_for_backward(*rest, *streams)
+            return tuple(streams)
+        ctx.save_for_backward(*rest)
+        ctx.streams = [s if mine else s.clone() for s, mine in zip(streams, owned, strict=True)]
+        ctx.head_tensors = range(n_extras, n_extras + n_head)
+        ctx.head_replay = Replay(x1)
+        with ctx.head_replay.uncached_autocast():
+            return head(*ctx.streams, *rest[n_extras : n_extras + n_head])
 
     @staticmethod
     @torch.compiler.disable
-    def backward(ctx, d_y1, d_y2):
+    def backward(ctx, *d_out):
         if torch.is_grad_enabled():
             raise RuntimeError("a reversible stack has no second derivative: give reversible=False for create_graph")
-        y1, y2, *rest = ctx.saved_tensors
-        streams, d_streams = [y1, y2], [d_y1, d_y2]
+        needs = ctx.needs_input_grad[6:]
+        rest = ctx.saved_tensors[: len(needs)]
         # fresh leaves: hooks of the parameters themselves run once, in the outer backward, not here as well
-        needs = ctx.needs_input_grad[4:]
         leaves = [t if t is None else t.detach().requires_grad_(n) for t, n in zip(rest, needs, strict=True)]
         d_rest = [None] * len(rest)
+        owned = ctx.head is not None
+        if owned:
+            streams, d_streams = _through_head(ctx, leaves, needs, d_rest, *d_out)
+        else:
+            streams, d_streams = list(ctx.saved_tensors[len(needs) :]), list(d_out)
+        mine, d_mine = [owned, owned], [owned, owned]  # which may be changed in place
         for k, step in reversed(list(enumerate(ctx.steps))):
             target, source = k % 2, 1 - k % 2
-            used = [i for i in (*range(ctx.n_extras), *step.names.values()) if needs[i]]
-            out, d_x, d_used = _recompute(step, streams[source], leaves, rest, used, ctx.n_extras, d_streams[target])
-            streams[target] = _add(streams[target], out, sign=-1)
-            if d_x is not None:
-                d_streams[source] = d_streams[source] + d_x
-            for i, d in d_used:
-                d_rest[i] = d if d_rest[i] is None else d_rest[i] + d
-            del out, d_x, d_used  # not alive while the next half is recomputed
-        return None, None, *d_streams, *d_rest
+            if step.in_place:
+                streams[target] = streams[target] if mine[target] else streams[target].clone()
+                d_streams[source] = d_streams[source] if d_mine[source] else d_streams[source].clone()
+                d_used = _undo(step, streams, d_streams, target, leaves, ctx.n_extras, needs)
+            else:
+                used = [i for i in (*range(ctx.n_extras), *step.names.values()) if needs[i]]
+                out, d_x, d_used = _recompute(step, streams[source], leaves, rest, used, ctx.n_extras, d_streams[target])
+                streams[target] = _add(streams[target], out, sign=-1)
+                if d_x is not None:
+                    d_streams[source] = d_streams[source] + d_x
+                del out, d_x  # not alive while the next half is recomputed
+            mine[target] = d_mine[source] = True
+            _accumulate(d_rest, d_used)
+            del d_used
+        return None, None, None, None, *d_streams, *d_rest
+
+
+def _in_place(half, extras):
+    return hasattr(half, "in_place") and half.in_place(*extras)
+
+
+def _accumulate(totals, found):
+    for i, d in found:
+        totals[i] = d if totals[i] is None else totals[i] + d
+
+
+def _undo(step, streams, d_streams, target, leaves, n_extras, needs):
+    """One half taken away from stream ``target`` in place; (index, gradient) pairs of its parameters."""
+    params = {name: leaves[i] for name, i in step.names.items()}
+    source = 1 - target
+    with step.replay.context():
+        grads = step.half.subtract_(
+            streams[target], d_streams[target], streams[source], d_streams[source], params, *leaves[:n_extras], memo=step.memo
+        )
+    return [(step.names[name], d) for name, d in grads.items() if needs[step.names[name]]]
+
+
+def _through_head(ctx, leaves, needs, d_rest, d_value):
+    """The streams and their gradients, both ours to change; the head's own gradients go into ``d_rest``."""
+    if ctx.streams is None:
+        raise RuntimeError("backward of reversible_loss runs once: compute the loss again instead of retain_graph=True")
+    streams, ctx.streams = ctx.streams, None
+    ends = [s.detach().requires_grad_() for s in streams]
+    with torch.enable_grad(), ctx.head_replay.context():
+        value = ctx.head(*ends, *(leaves[i] for i in ctx.head_tensors))
+    used = [i for i in ctx.head_tensors if needs[i]]
+    d1, d2, *grads = torch.autograd.grad(value, [*ends, *(leaves[i] for i in used)], d_value, allow_unused=True)
+    d_streams = [torch.zeros_like(s) if d is None else d for s, d in zip(streams, (d1, d2), strict=True)]
+    _accumulate(d_rest, [(i, d) for i, d in zip(used, grads, strict=True) if d is not None])
+    return streams, [d_streams[0], d_streams[1].clone() if d1 is d2 else d_streams[1]]
 
 
 # Compiled separately, forward and recompute would draw different random numbers.

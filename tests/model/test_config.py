@@ -22,7 +22,9 @@ from reformer_ref.validate import bucket_factors
 INTEGERS = ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_v", "d_ff", "max_length", "ff_slice")
 INTEGERS += ("loss_slice", "dense_strip", "length_multiple", "seed")
 KINDS = st.lists(st.sampled_from(LAYER_KINDS), min_size=1, max_size=4).map(tuple)
-JUNK = st.one_of(st.text(max_size=3), st.floats(), st.booleans(), st.lists(st.integers(), max_size=2), st.binary(max_size=2))
+JUNK = st.one_of(
+    st.text(max_size=3), st.floats(), st.booleans(), st.lists(st.integers(), max_size=2), st.binary(max_size=2)
+)
 
 
 @st.composite

@@ -71,10 +71,10 @@ def test_presets_at_many_lengths(preset, side):
 @pytest.mark.parametrize("pattern", [("local",), ("dense", "lsh"), ("regular", "local", "dense")], ids="-".join)
 def test_patterns_positions_and_heads(pattern, positions, tie_head):
     shape = (3, 2, 5) if positions == "axial" else None
-    config = small_config(
-        "paper", {"n_hashes": 2, "scale": "rsqrt_d"}, pattern=pattern, n_layers=3, positions=positions, tie_head=tie_head,
-        axial_shape=shape, dense_strip=4, activation="gelu", d_head=5, d_v=3, d_ff=7, norm_eps=1e-3,
-    )  # fmt: skip
+    widths = {"d_head": 5, "d_v": 3, "d_ff": 7, "n_layers": 3}
+    others = {"dense_strip": 4, "activation": "gelu", "norm_eps": 1e-3, "tie_head": tie_head, "axial_shape": shape}
+    options = {"n_hashes": 2, "scale": "rsqrt_d"}
+    config = small_config("paper", options, pattern=pattern, positions=positions, **widths, **others)
     rng = np.random.default_rng(len(positions))
     params, tokens = random_params(rng, config), rng.integers(0, config.vocab_size, (2, 17))
     for mask in (None, any_mask(rng, tokens.shape)):
@@ -87,7 +87,7 @@ def test_patterns_positions_and_heads(pattern, positions, tie_head):
 
 @pytest.mark.parametrize("multiple", [4, 12, 64])
 def test_padding_inside_the_model(multiple):
-    """Up to a multiple larger than the chunk and than max_length too: the stored rotations must still be wide enough."""
+    """To a multiple larger than max_length too: the stored rotations must still be wide enough."""
     config = small_config("trax", {"n_hashes": 2}, pattern=("lsh", "local"), length_multiple=multiple)
     rng = np.random.default_rng(multiple)
     params = random_params(rng, config)
@@ -128,7 +128,7 @@ def test_positions_count_real_tokens():
         assert fn(np.zeros((2, 6), dtype=np.int64)).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_masked_weights_of_padding_do_not_matter():
+def test_tokens_behind_the_mask_do_not_matter():
     """The tokens behind the mask may be anything, with wrap too."""
     for preset in ("paper", "trax"):
         config = small_config(preset, {"n_hashes": 2}, n_layers=3)

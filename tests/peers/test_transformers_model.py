@@ -88,7 +88,7 @@ def test_logits(pattern, variant):
 @pytest.mark.parametrize("pattern", PATTERNS, ids=",".join)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_of_the_loss(pattern, variant):
-    """Training mode, reversible on both sides. Their rule of length: the product of the axial shape, all chunks full."""
+    """Training mode, reversible on both sides. Their rule of length: the product of the axial shape, in full chunks."""
     changes = VARIANTS[variant] | ({"axial_pos_shape": [6, 8]} if variant == "unequal chunks" else {})
     theirs = hf_model(attn_layers=pattern, training=True, **changes)
     ours = ReformerLM.from_huggingface(theirs)
@@ -137,7 +137,8 @@ def test_without_a_seed_rotations_are_those_of_the_configuration():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtype_is_kept(dtype):
-    theirs = hf_model(dtype)
+    """One round: with more, their −1e5 in float32 spoils each row that sees only itself by up to 1 %."""
+    theirs = hf_model(dtype, num_hashes=1)
     ours = ReformerLM.from_huggingface(theirs)
     assert {t.dtype for t in ours.state_dict().values()} == {dtype}
     if dtype == torch.float32:
@@ -260,7 +261,7 @@ def test_a_foreign_configuration_without_counterpart_is_told(changes, words):
 def test_a_seed_without_a_number_of_buckets_is_told():
     """They choose the number of buckets, and with it the rotations, from the first batch; and then never again."""
     theirs = hf_model(num_buckets=None)
-    with pytest.raises(ValueError, match="n_buckets .num_buckets. must be given"):
+    with pytest.raises(ValueError, match="must be given, because the rotations depend on it"):
         ReformerLM.from_huggingface(theirs)
     logits_of(theirs, random_tokens(12))
     chosen = theirs.config.num_buckets
