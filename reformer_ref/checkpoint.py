@@ -50,7 +50,7 @@ def write_atomically(path, content):
 
 
 def write_json(path, value):
-    """Write a dict as JSON, one line per key, atomically. NaN and infinity are refused (ValueError): they are not JSON."""
+    """Write a dict as JSON, one line per key, atomically. NaN and infinity, which are not JSON, raise ValueError."""
     lines = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
     write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 

@@ -255,7 +255,7 @@ def curve_data(metrics):
     last = evaluations[-1]
     caption = (
         f"Line chart: bits per byte against training step, {metrics['text']}; held out after {last['step']} steps "
-        f"{last['bits_per_byte']:.2f}, zlib {held_out['zlib']:.2f}, byte frequencies {held_out['unigram']:.2f}; measured"
+        f"{last['bits_per_byte']:.2f}, zlib {held_out['zlib']:.2f}, byte frequencies {held_out['unigram']:.2f}"
     )
     return {
         "caption": caption,

@@ -70,9 +70,9 @@ def cross_entropy(hidden, weight, bias, targets, slice_length=None):
     require_shape("weight", weight, (hidden.shape[-1], vocabulary), "(d, V)")
     if bias is not None:
         require_shape("bias", bias, (vocabulary,), "(V)")
-    targets = _require_targets(targets, hidden, vocabulary).reshape(-1)  # (N)
+    targets = require_targets(targets, hidden.shape[:-1], vocabulary, hidden.device).reshape(-1)  # (N)
     hidden = hidden.reshape(-1, hidden.shape[-1])  # (N, d)
-    total = sliced(_total_nats, (hidden, targets), (weight, bias), slice_length, dim=0, total=True, rng=False)
+    total = sliced(total_nats, (hidden, targets), (weight, bias), slice_length, dim=0, total=True, rng=False)
     return total / (targets != IGNORED).sum()
 
 
@@ -83,10 +83,11 @@ def _feed_forward(x, w1, b1, w2, b2, activation, dropout):
     return F.linear(hidden, w2.t(), b2)  # (…, slice, d_model)
 
 
-def _total_nats(hidden, targets, weight, bias):
-    logits = F.linear(hidden, weight.t(), bias)  # (slice, V)
+def total_nats(hidden, targets, weight, bias):
+    """Sum of the cross-entropy over positions, unchecked and unsliced: hidden (…, d), targets int64 (…) -> scalar."""
+    logits = F.linear(hidden, weight.t(), bias).flatten(0, -2)  # (slice, V)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def sliced(fn, x, params=(), slice_length=None, dim=-2, total=False, rng=True):
@@ -235,14 +236,14 @@ def _require_positions(name, tensor, at_least):
         raise ValueError(f"{name} must have shape {shape} and hold at least one position, got {tuple(tensor.shape)}")
 
 
-def _require_targets(targets, hidden, vocabulary):
-    """``targets`` as int64; their values are looked at where there are any."""
+def require_targets(targets, shape, vocabulary, device):
+    """``targets`` as int64 of ``shape``; their values are looked at where there are any: ValueError, TypeError."""
     require_tensor("targets", targets)
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(f"targets must be integers, got {targets.dtype}")
-    if targets.device != hidden.device:
-        raise ValueError(f"targets must be on the device of hidden ({hidden.device}), got {targets.device}")
-    require_shape("targets", targets, hidden.shape[:-1], "hidden without its last axis")
+    if targets.device != device:
+        raise ValueError(f"targets must be on the device of hidden ({device}), got {targets.device}")
+    require_shape("targets", targets, shape, "hidden without its last axis")
     targets = targets.long()
     if not has_values(targets):
         return targets

@@ -10,8 +10,8 @@ class LocalOptions:
     """A query sees its own chunk of ``chunk_length`` positions, ``chunks_before`` and ``chunks_after`` neighbours.
 
     causal: only keys at the query's position or before it. wrap: the first chunk's predecessor is the last chunk (the
-    authors' code); as there, a key that stands twice in a window counts twice. scale: logits are scale · q·k, None for
-    1/√d. ValueError or TypeError for anything else.
+    authors' code); as there, a key that stands twice in a window counts twice. scale: logits are scale · q·k, above 0
+    and below 1e6; None for 1/√d. ValueError or TypeError for anything else.
     """
 
     chunk_length: int = 64
@@ -27,7 +27,7 @@ class LocalOptions:
         require_bool("causal", self.causal)
         require_bool("wrap", self.wrap)
         if self.scale is not None:
-            object.__setattr__(self, "scale", require_float("scale", self.scale))
+            object.__setattr__(self, "scale", require_float("scale", self.scale, below=1e6))
             if self.scale <= 0:
                 raise ValueError(f"scale must be positive or None for 1/√d, got {self.scale}")
 

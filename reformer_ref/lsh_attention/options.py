@@ -29,7 +29,7 @@ class LSHOptions:
     wrap: all rounds form one ring, and the first chunk of a round sees the last chunk of the round before (the authors'
         last code and the ports). What stands in that chunk depends on the length, padding included: with wrap, and
         only with wrap, a different amount of padding is a different window.
-    scale: logits are scale · q·k̂; a number, or "rsqrt_d" for 1/√d.
+    scale: logits are scale · q·k̂; a number above 0 and below 1e6, or "rsqrt_d" for 1/√d.
     norm_eps: keys are k̂ = q / √(‖q‖² + d·norm_eps).
 
     Raises ValueError or TypeError for any value outside this, and for "rank" with options that contradict it.
@@ -60,7 +60,7 @@ class LSHOptions:
         if isinstance(self.scale, str):
             require_choice("scale", self.scale, ("rsqrt_d",))
         else:
-            object.__setattr__(self, "scale", require_float("scale", self.scale))
+            object.__setattr__(self, "scale", require_float("scale", self.scale, below=1e6))
             if self.scale <= 0:
                 raise ValueError(f'scale must be positive or "rsqrt_d", got {self.scale}')
         object.__setattr__(self, "norm_eps", require_float("norm_eps", self.norm_eps, minimum=0.0))

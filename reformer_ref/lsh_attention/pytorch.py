@@ -8,7 +8,7 @@ import torch
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.streaming import block_scores, inverse_length, stream_attention
 from reformer_ref.lsh_attention.windows import Windows
-from reformer_ref.tensors import require_finite, require_floating, require_padding_mask, require_same_kind, require_tensor
+from reformer_ref.tensors import has_values, require_finite, require_floating, require_padding_mask, require_same_kind, require_tensor
 from reformer_ref.validate import require_int
 
 
@@ -120,12 +120,16 @@ def _check(qk, v, buckets, options, padding_mask):
         )
     if v.shape[:-1] != qk.shape[:-1]:
         raise ValueError(f"v must have shape {tuple(qk.shape[:-1])} + (d_v,) to go with qk, got {tuple(v.shape)}")
-    if buckets.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"buckets must be int64 or int32, got {buckets.dtype}")
+    if buckets.dtype not in (torch.int64, torch.int32, torch.int16):
+        raise TypeError(f"buckets must be int64, int32 or int16, got {buckets.dtype}")
     if buckets.device != qk.device:
         raise ValueError(f"buckets must be on the device of qk ({qk.device}), got {buckets.device}")
     want = (*qk.shape[:-2], options.n_hashes, qk.shape[-2])
     if tuple(buckets.shape) != want:
         raise ValueError(f"buckets must have shape {want} = (…, n_hashes, L), got {tuple(buckets.shape)}")
+    if has_values(buckets):
+        low, high = (int(b) for b in buckets.aminmax())
+        if low < 0 or high == torch.iinfo(torch.int64).max:
+            raise ValueError(f"buckets must lie in 0 … 2⁶³ − 2, got {low} … {high}")
     require_finite("qk", qk), require_finite("v", v)
     return require_padding_mask(padding_mask, qk.shape[:-1], qk.device)

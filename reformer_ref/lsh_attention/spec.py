@@ -114,8 +114,8 @@ def _bucket_numbers(buckets, options):
         raise ValueError(
             f"buckets must have shape (…, n_hashes, L) with n_hashes = {options.n_hashes}, L ≥ 1, got {buckets.shape}"
         )
-    if buckets.min() < 0 or buckets.max() >= 2**31 - 1:  # the largest int32 is where padding sorts
-        raise ValueError(f"buckets must lie in [0, 2³¹ − 1), got {buckets.min()} to {buckets.max()}")
+    if buckets.min() < 0 or buckets.max() >= 2**63 - 1:  # the largest int64 is where padding sorts
+        raise ValueError(f"buckets must lie in [0, 2⁶³ − 1), got {buckets.min()} to {buckets.max()}")
     return buckets
 
 

@@ -7,7 +7,6 @@ turn. All of them are undone in backward, and the gradient of what the encoder s
 import torch
 from torch import nn
 
-from reformer_ref.feed_forward.pytorch import cross_entropy
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import Trunk, check_tokens, initialize, next_tokens, read_out
 from reformer_ref.tensors import require_floating, require_padding_mask
@@ -49,7 +48,9 @@ class ReformerEncoderDecoder(nn.Module):
     def decode(self, target, memory, source_padding_mask=None, target_padding_mask=None, generator=None):
         """Logits (B, L_t, vocab_size), given the memory of the source and the source's mask."""
         mask = self._check("target", target, target_padding_mask, generator)
-        hidden, weight, bias = self._read_out(target, memory, source_padding_mask, mask, generator)
+        memory_mask = self._check_memory(target, memory, source_padding_mask)
+        hidden = self.decoder(target, mask, generator, memory, memory_mask)
+        hidden, weight, bias = read_out(hidden, *self.decoder.head_weights(self.head))
         return hidden @ weight + bias
 
     def loss(self, source, target, source_padding_mask=None, target_padding_mask=None, generator=None):
@@ -61,18 +62,17 @@ class ReformerEncoderDecoder(nn.Module):
         if target.shape[1] < 2:
             raise ValueError("target must hold at least 2 tokens to predict one, got 1")
         memory = self.encode(source, source_padding_mask, generator)
-        hidden, weight, bias = self._read_out(target, memory, source_padding_mask, mask, generator)
-        return cross_entropy(
-            hidden, weight, bias, next_tokens(target, mask), slice_length=self.decoder_config.loss_slice
-        )
+        memory_mask = self._check_memory(target, memory, source_padding_mask)
+        targets = next_tokens(target, mask)
+        return self.decoder.loss(self.head, target, targets, mask, generator, memory, memory_mask)
 
-    def _read_out(self, target, memory, source_padding_mask, mask, generator):
+    def _check_memory(self, target, memory, source_padding_mask):
+        """The source's mask as (B, L_s); errors if the memory does not go with the target."""
         if require_floating("memory", memory).ndim != 3 or 0 in memory.shape:
             raise ValueError(f"memory must have shape (B, L_s, 2·d_model), got {tuple(memory.shape)}")
         shape = (target.shape[0], memory.shape[1], 2 * self.decoder_config.d_model)
         require_shape("memory", memory, shape, "(batch of target, L_s, 2·d_model)")
-        source_padding_mask = require_padding_mask(source_padding_mask, shape[:2], memory.device)
-        return read_out(self.decoder, self.head, self.decoder(target, mask, generator, memory, source_padding_mask))
+        return require_padding_mask(source_padding_mask, shape[:2], memory.device)
 
     def _check(self, name, tokens, mask, generator):
         of_source = name == "source"

@@ -7,112 +7,13 @@ first stream and a feed-forward layer to the second; at the end the streams are 
 import torch
 from torch import nn
 
-from reformer_ref.attention.pytorch import regular_attention, shared_qk_attention
-from reformer_ref.feed_forward.pytorch import IGNORED, FeedForward, cross_entropy
-from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
-from reformer_ref.local_attention.pytorch import local_attention
-from reformer_ref.lsh_attention.pytorch import lsh_attention
-from reformer_ref.model.config import ReformerConfig, n_buckets_for, padding_to_multiple, rotation_width
+from reformer_ref.feed_forward.pytorch import IGNORED, require_targets, sliced, total_nats
+from reformer_ref.model.config import ReformerConfig, padding_to_multiple
+from reformer_ref.model.halves import CrossAttention, FeedForwardHalf, SelfAttention
 from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
-from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack
+from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_loss
 from reformer_ref.tensors import has_values, require_padding_mask, require_tensor
 from reformer_ref.validate import bucket_factors, require_shape
-
-
-class SelfAttention(nn.Module):
-    """The half F: x (B, L, d_model) -> what attention adds. kind: "lsh", "local", "dense" or "regular".
-
-    Parameters: norm, q (and k where queries and keys differ), v, out, none with a bias. An "lsh" layer holds
-    ``rotations``, used unless the call brings a ``rotation_seed``. Buckets are kept in ``memo``: a replay never hashes
-    again.
-    """
-
-    keeps_memo = True
-
-    def __init__(self, config, kind, index):
-        super().__init__()
-        self.config, self.kind, self.index = config, kind, index
-        width_qk, width_v = config.n_heads * config.d_head, config.n_heads * config.d_v
-        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.q = nn.Linear(config.d_model, width_qk, bias=False)
-        if kind in ("local", "regular"):
-            self.k = nn.Linear(config.d_model, width_qk, bias=False)
-        self.v = nn.Linear(config.d_model, width_v, bias=False)
-        self.out = nn.Linear(width_v, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-        if kind == "lsh":
-            shape = (config.n_heads, config.lsh.n_hashes, config.d_head, rotation_width(config))
-            self.register_buffer("rotations", torch.empty(shape))
-
-    def forward(self, x, padding_mask=None, rotation_seed=None, *_, memo=None):
-        x = self.norm(x)
-        q, v = self._heads(self.q(x)), self._heads(self.v(x))  # (B, n_heads, L, d_head), (B, n_heads, L, d_v)
-        mask = None if padding_mask is None else padding_mask[:, None]
-        c = self.config
-        if self.kind == "lsh":
-            memo = {} if memo is None else memo
-            if "buckets" not in memo:
-                memo["buckets"] = self.hash(q, rotation_seed)
-            out = lsh_attention(q, v, memo["buckets"], c.lsh, mask)
-        elif self.kind == "local":
-            out = local_attention(q, self._heads(self.k(x)), v, c.local, mask)
-        elif self.kind == "dense":
-            out = shared_qk_attention(q, v, c.causal, mask, c.lsh.scale, c.lsh.norm_eps, strip=c.dense_strip)
-        else:
-            out = regular_attention(q, self._heads(self.k(x)), v, c.causal, mask, strip=c.dense_strip)
-        return self.dropout(self.out(out.transpose(1, 2).flatten(2)))  # (B, L, d_model)
-
-    def hash(self, q, rotation_seed=None):
-        """Buckets (B, n_heads, n_hashes, L) of q (B, n_heads, L, d_head), with stored or with fresh rotations."""
-        n_buckets = n_buckets_for(self.config, q.shape[-2])
-        rotations = self.rotations
-        if rotation_seed is not None:
-            generator = torch.Generator().manual_seed(int(rotation_seed) + self.index)
-            shape = (self.config.lsh.n_hashes, self.config.d_head, n_buckets, self.config.n_heads)
-            rotations = random_rotations(generator, *shape, device=q.device)
-        return hash_vectors(q, rotations[..., : sum(bucket_factors(n_buckets)) // 2], n_buckets)
-
-    def _heads(self, x):
-        return x.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2)  # (B, n_heads, L, d)
-
-
-class CrossAttention(nn.Module):
-    """A half that looks at an encoder, dense and plain: x (B, L, d_model), memory (B, L_s, 2·d_model) -> like x.
-
-    ``memory_mask`` bool (B, L_s), True = real token: it hides keys, for every query alike.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.q = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=False)
-        self.k = nn.Linear(2 * config.d_model, config.n_heads * config.d_head, bias=False)
-        self.v = nn.Linear(2 * config.d_model, config.n_heads * config.d_v, bias=False)
-        self.out = nn.Linear(config.n_heads * config.d_v, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, padding_mask=None, rotation_seed=None, memory=None, memory_mask=None):
-        q, k, v = (
-            y.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2)
-            for y in (self.q(self.norm(x)), self.k(memory), self.v(memory))
-        )
-        mask = None if memory_mask is None else memory_mask[:, None]
-        out = regular_attention(q, k, v, False, mask, strip=self.config.dense_strip)
-        return self.dropout(self.out(out.transpose(1, 2).flatten(2)))
-
-
-class FeedForwardHalf(nn.Module):
-    """The half G: norm and position-wise feed-forward layer, in slices of ``config.ff_slice`` positions."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
-        self.inner = FeedForward(config.d_model, config.d_ff, config.activation, slice_length=config.ff_slice)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, *_):
-        return self.dropout(self.inner(self.norm(x)))
 
 
 class Trunk(nn.Module):
@@ -139,13 +40,53 @@ class Trunk(nn.Module):
     def forward(self, tokens, padding_mask=None, generator=None, memory=None, memory_mask=None):
         length = tokens.shape[1]
         tokens, padding_mask = self._to_multiple(tokens, padding_mask)
-        x = self.dropout(self.embedding(tokens))  # (B, L, d_model)
+        x = self.embed(tokens, padding_mask)
+        y1, y2 = self.stack(x, x, *self._extras(padding_mask, generator, memory, memory_mask))
+        return self.join(y1, y2)[:, :length]  # (B, L, 2·d_model)
+
+    def loss(self, head, tokens, targets, padding_mask=None, generator=None, memory=None, memory_mask=None):
+        """Mean nats of ``targets`` (B, L), −100 = not counted, in slices; head None: tied to the embedding."""
+        tokens, padding_mask = self._to_multiple(tokens, padding_mask)
+        targets = nn.functional.pad(targets, (0, tokens.shape[1] - targets.shape[1]), value=IGNORED)
+        x = self.embed(tokens, padding_mask)
+        extras = self._extras(padding_mask, generator, memory, memory_mask)
+        weights = (self.norm.weight, self.norm.bias, *self.head_weights(head))
+        count = (targets != IGNORED).sum()
+
+        def nats(y1, y2, targets, scale, bias, *head):
+            def of_slice(y1, y2, targets, scale, bias, *head):
+                hidden, weight, head_bias = read_out(self._join(y1, y2, scale, bias), *head)
+                return total_nats(hidden, targets, weight, head_bias)
+
+            slice_length = self.config.loss_slice
+            return sliced(of_slice, (y1, y2, targets), (scale, bias, *head), slice_length, dim=1, total=True) / count
+
+        return reversible_loss(
+            nats, x, x, self.stack.blocks, *extras, head_tensors=(targets, *weights), reversible=self.stack.reversible
+        )
+
+    def embed(self, tokens, padding_mask=None):
+        """What both streams start from: (B, L, d_model)."""
+        x = self.dropout(self.embedding(tokens))
         if self.positions is not None:
             x = x + self.positions(count_positions(tokens, padding_mask)).to(x.dtype)
+        return x
+
+    def head_weights(self, head):
+        """What ``read_out`` takes: weight and bias of the head, or the embedding alone if there is none (tied)."""
+        return (self.embedding.weight,) if head is None else (head.weight, head.bias)
+
+    def join(self, y1, y2):
+        """Both streams side by side, normalised: (B, L, 2·d_model)."""
+        return self._join(y1, y2, self.norm.weight, self.norm.bias)
+
+    def _join(self, y1, y2, scale, bias):
+        both = torch.cat([y1, y2], dim=-1)
+        return self.dropout(nn.functional.layer_norm(both, both.shape[-1:], scale, bias, self.norm.eps))
+
+    def _extras(self, padding_mask, generator, memory, memory_mask):
         seed = None if generator is None else torch.randint(2**62, (), generator=generator)
-        extras = (padding_mask, seed) if memory is None else (padding_mask, seed, memory, memory_mask)
-        y1, y2 = self.stack(x, x, *extras)
-        return self.dropout(self.norm(torch.cat([y1, y2], dim=-1)))[:, :length]  # (B, L, 2·d_model)
+        return (padding_mask, seed) if memory is None else (padding_mask, seed, memory, memory_mask)
 
     def _to_multiple(self, tokens, padding_mask):
         short = padding_to_multiple(self.config, tokens.shape[1])
@@ -176,7 +117,8 @@ class ReformerLM(nn.Module):
         nothing. generator: a CPU ``torch.Generator`` from which fresh rotations are drawn for this call; None uses the
         stored ones. ValueError or TypeError for tokens that do not fit the configuration.
         """
-        hidden, weight, bias = read_out(self.trunk, self.head, self.hidden(tokens, padding_mask, generator))
+        hidden = self.hidden(tokens, padding_mask, generator)
+        hidden, weight, bias = read_out(hidden, *self.trunk.head_weights(self.head))
         return hidden @ weight + bias
 
     def hidden(self, tokens, padding_mask=None, generator=None):
@@ -200,8 +142,8 @@ class ReformerLM(nn.Module):
             _require_integers("targets", targets, tokens.device)
             require_shape("targets", targets, tokens.shape, "(batch, length) of tokens")
             targets = targets if padding_mask is None else targets.masked_fill(~padding_mask, IGNORED)
-        hidden, weight, bias = read_out(self.trunk, self.head, self.trunk(tokens, padding_mask, generator))
-        return cross_entropy(hidden, weight, bias, targets, slice_length=self.config.loss_slice)
+        targets = require_targets(targets, tokens.shape, self.config.vocab_size, tokens.device)
+        return self.trunk.loss(self.head, tokens, targets, padding_mask, generator)
 
     @classmethod
     def from_huggingface(cls, model_or_state_dict, config=None, *, add_head_bias=False):
@@ -217,15 +159,15 @@ class ReformerLM(nn.Module):
         return repr(self.config)
 
 
-def read_out(trunk, head, hidden):
-    """(hidden, weight (d, vocab_size), bias): what the logits are made of. hidden (B, L, 2·d_model) from ``trunk``.
+def read_out(hidden, weight, bias=None):
+    """(hidden, weight (d, vocab_size), bias): what the logits are made of. hidden (…, 2·d_model) from the trunk.
 
-    head None, tied: both streams are read with the embedding, scaled to logits of variance about 1.
+    weight (vocab_size, 2·d_model) and bias of a head; or the embedding (vocab_size, d_model) alone, tied: it reads both
+    streams, scaled to logits of variance about 1.
     """
-    if head is not None:
-        return hidden, head.weight.t(), head.bias
+    if bias is not None:
+        return hidden, weight.t(), bias
     first, second = hidden.chunk(2, dim=-1)
-    weight = trunk.embedding.weight
     return (first + second) * (2 * weight.shape[1]) ** -0.5, weight.t(), weight.new_zeros(weight.shape[0])
 
 

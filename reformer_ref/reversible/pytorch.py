@@ -241,7 +241,7 @@ def _through_head(ctx, leaves, needs, d_rest, d_value):
     d1, d2, *grads = torch.autograd.grad(value, [*ends, *(leaves[i] for i in used)], d_value, allow_unused=True)
     d_streams = [torch.zeros_like(s) if d is None else d for s, d in zip(streams, (d1, d2), strict=True)]
     _accumulate(d_rest, [(i, d) for i, d in zip(used, grads, strict=True) if d is not None])
-    return streams, [d_streams[0], d_streams[1].clone() if d1 is d2 else d_streams[1]]
+    return streams, [d_streams[0], d_streams[1].clone() if d_streams[0].is_set_to(d_streams[1]) else d_streams[1]]
 
 
 # Compiled separately, forward and recompute would draw different random numbers.

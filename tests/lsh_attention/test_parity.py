@@ -204,3 +204,38 @@ def test_record_does_not_disturb_the_gradient():
     want = spec.lsh_attention_vjp(qk, v, buckets, o, d_out)
     for name, a, b in zip(("d_qk", "d_v"), got, want, strict=True):
         expect_close(name, a, b, 1e-12)
+
+
+def blocks_and_layouts(fn, inputs, d_out):
+    """Output and gradients for several block sizes, and with heads interleaved as a projection leaves them."""
+
+    def run(arrange, **kwargs):
+        leaves = [to_torch(a).requires_grad_() for a in inputs]
+        out = fn(*(arrange(t) for t in leaves), **kwargs)
+        return to_numpy([out, *torch.autograd.grad(out, leaves, to_torch(d_out))])
+
+    def interleaved(t):  # (…, heads, L, d) that lies in memory as (…, L, heads, d)
+        return t.transpose(-3, -2).contiguous().transpose(-3, -2)
+
+    want = run(lambda t: t)
+    for block_size in (1, 40, 100, 10**9):
+        yield f"block_size={block_size}", run(lambda t: t, block_size=block_size), want
+    yield "heads interleaved", run(interleaved), want
+    yield "heads interleaved, block_size=100", run(interleaved, block_size=100), want
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_block_size_and_layout_change_nothing(name):
+    rng = np.random.default_rng(12)
+    for lead in ((3,), (2, 3), (2, 2, 3)):
+        o = LSHOptions.preset(name, n_hashes=2, chunk_length=4)
+        qk, v, buckets, d_out = draw(rng, o, 14, lead)
+        mask = rng.random((*lead[:-1], 1, 14)) < 0.8  # one per sequence, for all heads
+        fn = partial(lsh_attention, buckets=to_torch(buckets), options=o, padding_mask=to_torch(mask))
+        for what, got, want in blocks_and_layouts(fn, (qk, v), d_out):
+            for part, a, b in zip(("out", "d_qk", "d_v"), got, want, strict=True):
+                expect_close(f"{part}, {what}, leading axes {lead}", a, b, 1e-13)
+        heads = [to_torch(x).transpose(-3, -2).contiguous().transpose(-3, -2) for x in (qk, v)]
+        record = fn(*heads, return_record=True)[1]
+        expect_close("dense, heads interleaved", record.dense(), dense_of_spec(qk, v, buckets, o, mask)[1], 1e-12)
+        expect_equal("buckets", record.buckets, buckets)

@@ -344,12 +344,13 @@ def test_same_call_same_bits_and_no_random_state(name):
 
 
 def test_inputs_are_left_alone_and_layout_does_not_matter():
-    """int32 buckets, transposed and sliced tensors: the same bits; nothing is written into the inputs."""
+    """int16 and int32 buckets, transposed and sliced tensors: the same bits; nothing is written into the inputs."""
     o = LSHOptions(n_hashes=2, chunk_length=4)
     qk, v, buckets = (to_torch(a) for a in draw(17, o, 21, (2, 3)))
     kept = [t.clone() for t in (qk, v, buckets)]
     want = lsh_attention(qk, v, buckets, o)
     assert all(torch.equal(a, b) for a, b in zip(kept, (qk, v, buckets), strict=True))
-    assert torch.equal(lsh_attention(qk, v, buckets.int(), o), want)
+    for dtype in (torch.int16, torch.int32):
+        assert torch.equal(lsh_attention(qk, v, buckets.to(dtype), o), want)
     strided = qk.transpose(0, 2).contiguous().transpose(0, 2), v.repeat_interleave(2, -1)[..., ::2]
     expect_close("strided", lsh_attention(*strided, buckets.flip(-1).flip(-1), o), want, 1e-14)

@@ -1,0 +1,49 @@
+"""``reformer-ref bench``: measure this package and its peers side by side. The code stands in ``benchmarks/``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = ("attention", "rounds", "step", "crossover", "gemm", "all")
+
+
+def add_bench_arguments(parser):
+    """Options of the command ``bench``."""
+    parser.description = (
+        "Run this package, the ports that people use and dense attention, each in its own process, in turn; print "
+        "medians and ratios, and write every timing, the peak memory, machine and versions as JSON."
+    )
+    add = parser.add_argument
+    add("case", nargs="+", choices=CASES, help=f"what to measure: {', '.join(CASES)}")
+    add("--lengths", type=int, nargs="+", metavar="L", help="tokens (for gemm: matrices), instead of the case's own")
+    add("--rounds", type=int, nargs="+", metavar="N", help="rounds of hashing, instead of the case's own")
+    add("--depths", type=int, nargs="+", metavar="N", help="layers, instead of the case's own (step only)")
+    add("--only", nargs="+", metavar="NAME", help='contenders by name, or "ours" (default: all that are installed)')
+    add("--repeats", type=int, help="timed runs of each contender, after one that does not count (default: 5)")
+    add("--threads", type=int, help="CPU threads of each process (default: all cores)")
+    add("--limit", type=float, default=300.0, help="seconds that one run may take")
+    add("--quick", action="store_true", help="a look in a minute: short lengths, one repeat, no record without --out")
+    add("--out", type=Path, help="folder for bench_CASE.json, or the file itself (default: figures/data)")
+    parser.set_defaults(run=run_bench, command="reformer-ref bench")
+
+
+def run_bench(args):
+    """``bench``: the exit code. ValueError where the benchmarks are not at hand, or for arguments that do not fit."""
+    if not (ROOT / "benchmarks" / "run.py").is_file():
+        raise ValueError(
+            "the benchmarks are not part of the installed package; clone the repository, `pip install -e '.[peers]'` "
+            "there, and run this command again"
+        )
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from benchmarks.run import run
+
+    return run(args)
+
+
+def main(argv=None):
+    """The command by itself."""
+    parser = argparse.ArgumentParser(prog="reformer-ref bench")
+    add_bench_arguments(parser)
+    return run_bench(parser.parse_args(argv))

@@ -1,0 +1,325 @@
+"""Local attention: spec and PyTorch are one function, its promises hold, and bad input is refused."""
+
+import json
+from dataclasses import FrozenInstanceError
+from functools import partial
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reformer_ref.attention.pytorch import regular_attention
+from reformer_ref.bridge import as_numpy, autograd_vjp, to_numpy, to_torch
+from reformer_ref.compare import expect_close, expect_equal
+from reformer_ref.local_attention import checks, spec
+from reformer_ref.local_attention.options import LocalOptions
+from reformer_ref.local_attention.pytorch import local_attention
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+BOTH = pytest.mark.parametrize("fn", [spec.local_attention, as_numpy(local_attention)], ids=["spec", "pytorch"])
+REFUSED = (ValueError, TypeError)
+
+
+def gradients(q, k, v, options, d_out, padding_mask, device="cpu"):
+    """(d_q, d_k, d_v) by autograd."""
+    padding_mask = to_torch(padding_mask, device=device)
+    fn = partial(local_attention, options=options, padding_mask=padding_mask)
+    return autograd_vjp(fn, (q, k, v), d_out, device=device)[1]
+
+
+def draw(seed, length, lead=(), d=5, d_v=3):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((*lead, length, size)) for size in (d, d, d_v)]
+
+
+def test_spec_passes_the_checks():
+    checks.check_local_attention(spec.local_attention)
+    checks.check_local_attention_vjp(spec.local_attention_vjp)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_pytorch_passes_the_checks(device, capsys):
+    checks.check_local_attention(as_numpy(local_attention, device=device))
+    checks.check_local_attention_vjp(partial(gradients, device=device))
+    checks.check_local_attention(as_numpy(local_attention, device=device), LocalOptions(chunk_length=16), seed=3)
+    assert capsys.readouterr().out.count("worst relative error") == 3
+
+
+@pytest.mark.parametrize("neighbours", [(1, 0), (1, 1), (2, 0), (0, 0), (0, 2), (3, 1)])
+def test_every_combination_of_options(neighbours):
+    rng = np.random.default_rng(5)
+    for length, chunk_length, wrap, causal in product(
+        (1, 2, 3, 4, 5, 13, 16, 29), (1, 4), (False, True), (False, True)
+    ):
+        o = LocalOptions(chunk_length, *neighbours, causal=causal, wrap=wrap)
+        lead = ((), (2,), (2, 3))[length % 3]
+        inputs = draw(length, length, lead)
+        d_out = rng.standard_normal((*lead, length, 3))
+        mask = None if rng.random() < 0.4 else rng.random((*lead, length)) < 0.7
+        what = f"L={length}, {o}, {'no' if mask is None else 'a'} mask"
+        expect_close(what, as_numpy(local_attention)(*inputs, o, mask), spec.local_attention(*inputs, o, mask), 1e-12)
+        got = np.concatenate(gradients(*inputs, o, d_out, mask), axis=-1)
+        want = np.concatenate(spec.local_attention_vjp(*inputs, o, d_out, mask), axis=-1)
+        expect_close(f"gradients, {what}", got, want, 1e-12)
+
+
+def test_block_size_and_layout_change_nothing():
+    rng = np.random.default_rng(6)
+    for lead, wrap in product(((3,), (2, 3)), (False, True)):
+        o, inputs = LocalOptions(chunk_length=4, chunks_after=1, causal=False, wrap=wrap), draw(6, 14, lead)
+        d_out, mask = rng.standard_normal((*lead, 14, 3)), to_torch(rng.random((*lead[:-1], 1, 14)) < 0.8)
+
+        def run(interleave, block_size, inputs=inputs, d_out=d_out, o=o, mask=mask):
+            leaves = [to_torch(a).requires_grad_() for a in inputs]
+            heads = [t.transpose(-3, -2).contiguous().transpose(-3, -2) if interleave else t for t in leaves]
+            out = local_attention(*heads, o, mask, block_size=block_size)
+            return to_numpy([out, *torch.autograd.grad(out, leaves, to_torch(d_out))])
+
+        want = run(False, None)
+        for interleave, block_size in product((False, True), (None, 1, 100, 10**9)):
+            for name, a, b in zip(("out", "d_q", "d_k", "d_v"), run(interleave, block_size), want, strict=True):
+                expect_close(f"{name}, interleaved: {interleave}, block_size={block_size}", a, b, 1e-13)
+
+
+# Promises
+
+
+@BOTH
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_never_matters_without_wrap(fn, side, causal):
+    for length in (1, 4, 19):
+        o = LocalOptions(chunk_length=4, chunks_after=0 if causal else 1, causal=causal)
+        inputs = draw(length, length, (2,))
+        want = fn(*inputs, o, None)
+        for n in (0, 1, 7, 64):
+            noise = [30 * x for x in draw(n, n, (2,))]
+            pairs = [(a, b) if side == "left" else (b, a) for a, b in zip(noise, inputs, strict=True)]
+            real = np.ones((2, length + n), dtype=bool)
+            real[:, slice(0, n) if side == "left" else slice(length, None)] = False
+            got = fn(*(np.concatenate(p, axis=-2) for p in pairs), o, real)[real].reshape(want.shape)
+            expect_close(f"L={length}, {n} padded on the {side}", got, want, 1e-13)
+
+
+@BOTH
+def test_with_wrap_the_amount_of_padding_moves_the_window(fn):
+    """As in the authors' code: the first chunk sees the last one, and what stands there depends on the length."""
+    o, inputs = LocalOptions(chunk_length=4, causal=False, wrap=True), draw(7, 16)
+    want = fn(*inputs, o, None)
+    longer = [np.concatenate([x, np.ones((7, x.shape[-1]))]) for x in inputs]
+    real = np.arange(23) < 16
+    got = fn(*longer, o, real)[real]
+    assert np.abs(got - want).max() > 0.3
+    expect_close("chunks that do not wrap", got[4:], want[4:], 1e-13)
+
+
+@BOTH
+def test_causal_outputs_depend_on_their_prefix_alone(fn):
+    o, inputs = LocalOptions(chunk_length=4), draw(8, 31)
+    want = fn(*inputs, o, None)
+    for t in (1, 2, 4, 5, 16, 30):
+        expect_close(f"the first {t}", fn(*(x[:t] for x in inputs), o, None), want[:t], 1e-13)
+        other = draw(t, 31)
+        for x, y in zip(other, inputs, strict=True):
+            x[:t] = y[:t]
+        expect_close(f"after tokens {t}… changed", fn(*other, o, None)[:t], want[:t], 1e-13)
+
+
+@BOTH
+def test_rows_of_padding_give_zeros(fn):
+    o, inputs, real = LocalOptions(chunk_length=4), draw(9, 10, (3,)), np.ones((3, 10), dtype=bool)
+    real[1] = False
+    got = fn(*inputs, o, real)
+    assert not got[1].any()
+    expect_close("other rows", got[[0, 2]], fn(*(x[[0, 2]] for x in inputs), o, None), 1e-13)
+    leaves = [to_torch(a).requires_grad_() for a in inputs]
+    out = local_attention(*leaves, o, to_torch(real))
+    for grad in torch.autograd.grad(out.sum(), leaves):
+        assert grad.isfinite().all()
+        assert not grad[1].any()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_dense_attention_when_everything_is_visible(causal, scale):
+    o, inputs = LocalOptions(chunk_length=25, causal=causal, scale=scale), draw(10, 25, (2,))
+    real = np.random.default_rng(0).random((2, 25)) < 0.8
+    want = as_numpy(regular_attention)(*inputs, causal, real, scale)
+    for fn in (spec.local_attention, as_numpy(local_attention)):
+        expect_close("one chunk", fn(*inputs, o, real)[real], want[real], 1e-12)
+
+
+def naive(q, k, v, counts, options):
+    """Dense masked softmax in the dtype of the inputs, all of it."""
+    scores = options.scale_for(q.shape[-1]) * (q @ k.transpose(-1, -2))
+    return scores.masked_fill(counts == 0, torch.finfo(scores.dtype).min).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_is_as_good_as_the_plain_formula(dtype, autocast):
+    """At most twice the error of a dense softmax in the same precision: root mean square, and largest entry.
+
+    The largest error of one draw is one unlucky rounding, so it is averaged over the draws.
+    """
+    o, held = LocalOptions(chunk_length=16), torch.float32 if autocast else dtype
+    counts = to_torch(spec.local_counts(np.ones(120, dtype=bool), o))
+    sizes = []
+    for seed in range(5):
+        *inputs, d_out = (
+            to_torch(a, held) for a in [*draw(seed, 120, (2,), 16, 5), draw(seed + 9, 120, (2,), 16, 5)[2]]
+        )
+        exact = [to_numpy(t.double()) for t in inputs]
+        want = [spec.local_attention(*exact, o), *spec.local_attention_vjp(*exact, o, to_numpy(d_out.double()))]
+
+        def run(fn, inputs=inputs, d_out=d_out):
+            leaves = [t.clone().requires_grad_() for t in inputs]
+            with torch.autocast("cpu", dtype, enabled=autocast):
+                out = fn(*leaves)
+            return [out, *torch.autograd.grad(out, leaves, d_out.to(out.dtype))]
+
+        for fn in (partial(local_attention, options=o), partial(naive, counts=counts, options=o)):
+            errors = [to_numpy(a.double()) - b for a, b in zip(run(fn), want, strict=True)]
+            sizes.append([[np.sqrt(np.mean(e**2)), np.abs(e).max()] for e in errors])
+    ours, plain = np.mean(sizes[::2], axis=0), np.mean(sizes[1::2], axis=0)  # (out and gradients, kind of error)
+    assert (ours <= 2 * plain).all(), ours / plain
+
+
+def test_same_call_same_bits():
+    o, inputs = LocalOptions(chunk_length=4), [to_torch(a, torch.float32) for a in draw(11, 41, (2, 2))]
+    state, results = torch.get_rng_state(), []
+    for _ in range(2):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        out = local_attention(*leaves, o)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_query_sees_is_what_the_counts_say():
+    """local_counts, and the gradient of out[i] by v[j]: positive exactly where the count is."""
+    real = np.array([True, False, True, True, True, True, False, True, True])
+    for o in (LocalOptions(chunk_length=2), LocalOptions(chunk_length=2, causal=False, chunks_after=1, wrap=True)):
+        q, k, v = (to_torch(a) for a in draw(12, 9, d_v=1))
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v, o=o, q=q, k=k: local_attention(q, k, v, o, to_torch(real)), v
+        )
+        expect_equal("who is seen", to_numpy(jacobian[:, 0, :, 0] > 0), spec.local_counts(real, o) > 0)
+
+
+# Bad input
+
+
+def test_options_survive_json_and_are_frozen():
+    for o in (LocalOptions(), LocalOptions(7, 2, 1, False, True, 0.5), LocalOptions(np.int64(4), scale=np.float32(2))):
+        again = LocalOptions(**json.loads(json.dumps(o.to_dict())))
+        assert again == o
+        assert hash(again) == hash(o)
+    with pytest.raises(FrozenInstanceError):
+        LocalOptions().wrap = True
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"chunk_length": 0}, ValueError),
+        ({"chunk_length": 4.0}, TypeError),
+        ({"chunk_length": True}, TypeError),
+        ({"chunks_before": -1}, ValueError),
+        ({"chunks_after": None}, TypeError),
+        ({"causal": 1}, TypeError),
+        ({"wrap": "yes"}, TypeError),
+        ({"scale": 0.0}, ValueError),
+        ({"scale": float("nan")}, ValueError),
+        ({"scale": 1e6}, ValueError),
+        ({"scale": "rsqrt_d"}, TypeError),
+        ({"within_bucket": True}, TypeError),
+    ],
+)
+def test_wrong_options(changes, error):
+    with pytest.raises(error, match=next(iter(changes))):
+        LocalOptions(**changes)
+
+
+NAN = np.full((2, 9, 4), np.nan)
+WRONG = [
+    ({"q": np.ones(4)}, ValueError, "q, k"),
+    ({"q": np.ones((2, 9, 3))}, ValueError, "q, k"),
+    ({"k": np.ones((2, 8, 4))}, ValueError, "q, k"),
+    ({"k": np.ones((9, 4))}, ValueError, "q, k"),
+    ({"v": np.ones((2, 8, 5))}, ValueError, "v"),
+    ({"v": np.ones((2, 9, 0))}, ValueError, "v"),
+    ({"q": np.ones((2, 0, 4)), "k": np.ones((2, 0, 4)), "v": np.ones((2, 0, 5))}, ValueError, "size"),
+    ({"q": NAN}, ValueError, "q.*finite"),
+    ({"k": -np.inf * np.ones((2, 9, 4))}, ValueError, "k.*finite"),
+    ({"v": NAN[..., :1]}, ValueError, "v.*finite"),
+    ({"q": np.ones((2, 9, 4), dtype=int)}, TypeError, "q.*int64"),
+    ({"k": np.ones((2, 9, 4), dtype=complex)}, TypeError, "k.*complex128"),
+    ({"v": np.ones((2, 9, 5), dtype=bool)}, TypeError, "v.*bool"),
+    ({"padding_mask": np.ones((2, 8), dtype=bool)}, ValueError, "padding_mask"),
+    ({"padding_mask": np.ones((3, 2, 9), dtype=bool)}, ValueError, "padding_mask"),
+    ({"padding_mask": np.ones((2, 9))}, TypeError, "padding_mask.*bool"),
+    ({"options": {"chunk_length": 4}}, TypeError, "options must be LocalOptions"),
+]
+
+
+@pytest.mark.parametrize("fn", ["spec", "pytorch"])
+@pytest.mark.parametrize(("changes", "error", "names"), WRONG)
+def test_wrong_arguments(fn, changes, error, names):
+    arguments = dict(zip("qkv", draw(0, 9, (2,), 4, 5), strict=True)) | {"options": LocalOptions(4)} | changes
+    if fn == "spec":
+        call = spec.local_attention
+    else:
+        call = local_attention
+        arguments = {k: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for k, a in arguments.items()}
+    with pytest.raises(error, match=names):
+        call(**arguments)
+
+
+def test_wrong_tensors():
+    """What only tensors can get wrong: library, dtypes that differ, devices that differ."""
+    q, k, v = (to_torch(a) for a in draw(0, 9))
+    for changes, error, names in (
+        ({"q": q.numpy()}, TypeError, "q must be a torch.Tensor"),
+        ({"k": k.float()}, TypeError, "k must have the dtype of q"),
+        ({"v": v.to("meta")}, ValueError, "v must be on the device of q"),
+        ({"padding_mask": [True] * 9}, TypeError, "padding_mask must be a torch.Tensor"),
+        ({"padding_mask": torch.ones(9, dtype=torch.bool, device="meta")}, ValueError, "padding_mask must be on"),
+        ({"block_size": 0}, ValueError, "block_size"),
+        ({"block_size": 2.5}, TypeError, "block_size"),
+    ):
+        with pytest.raises(error, match=names):
+            local_attention(**({"q": q, "k": k, "v": v, "options": LocalOptions(4)} | changes))
+
+
+@pytest.mark.parametrize(
+    "d_out", [np.ones(3), np.ones((9, 1)), np.full((9, 3), np.inf), np.ones((9, 3), dtype=int), None]
+)
+def test_wrong_cotangents(d_out):
+    with pytest.raises(REFUSED, match="d_out"):
+        spec.local_attention_vjp(*draw(0, 9), LocalOptions(4), d_out)
+
+
+SIZES = st.lists(st.sampled_from([0, 1, 2, 3]), max_size=3).map(tuple)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, SIZES, SIZES, st.none() | SIZES, st.booleans(), st.integers(0, 9))
+def test_any_shapes_are_refused_by_both_or_computed_by_both(q, k, v, mask, near, seed):
+    rng = np.random.default_rng(seed)
+    if near:  # shapes that nearly fit
+        k, v = q, (*q[:-1], 2)
+    arrays = [np.asarray(rng.standard_normal(shape)) for shape in (q, k, v)]
+    mask = None if mask is None else np.asarray(rng.random(mask) < 0.7)
+    tensors = [torch.as_tensor(a) for a in arrays], None if mask is None else torch.as_tensor(mask)
+    o = LocalOptions(chunk_length=2)
+    try:
+        want = spec.local_attention(*arrays, o, mask)
+    except REFUSED:
+        with pytest.raises(REFUSED):
+            local_attention(*tensors[0], o, tensors[1])
+        return
+    expect_close("out", to_numpy(local_attention(*tensors[0], o, tensors[1])), want, 1e-12)
