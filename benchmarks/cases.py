@@ -75,7 +75,9 @@ class Case:
 
 LSH = ("ours-trax", "ours-paper", "ours-strict", "reformer-pytorch", "huggingface")
 CASES = {
-    "attention": Case("attention by length", "attention", (*LSH, "dense", "matmul"), tuple(2**k for k in range(10, 19))),
+    "attention": Case(
+        "attention by length", "attention", (*LSH, "dense", "matmul"), tuple(2**k for k in range(10, 19))
+    ),
     "rounds": Case("attention by rounds", "attention", (*LSH, "matmul"), (16384,), rounds=(1, 2, 4, 8)),
     "step": Case(
         "training step", "step", ("ours", "reformer-pytorch", "huggingface"), (4096, 16384, 65536), rounds=(2,),
@@ -91,7 +93,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One piece of work. ``length``: tokens (for "gemm", matrices); ``flops``: multiplications and additions, if known."""
+    """One piece of work. length: tokens (for "gemm", matrices); flops: multiplications and additions, if known."""
 
     kind: str
     length: int
@@ -115,7 +117,10 @@ def attention_flops(length, n_hashes):
 
 
 def points(name, lengths=None, rounds=None, depths=None, quick=False):
-    """The points of a case, shortest first; any list given replaces the case's own. ValueError for lengths that fit nobody."""
+    """The points of a case, shortest first; any list given replaces the case's own.
+
+    ValueError for lengths that do not suit everybody.
+    """
     case = CASES[name]
     asked = lengths or rounds or depths
     if quick and lengths is None:

@@ -17,6 +17,8 @@ from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
+from reformer_ref.memory import count_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
@@ -31,7 +33,6 @@ def build(name, point, device="cpu"):
     """
     torch.manual_seed(0)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    torch.backends.cuda.matmul.allow_tf32 = False
     if name == "matmul":
         return matmul(point, device)
     if point.kind == "step":
@@ -40,6 +41,16 @@ def build(name, point, device="cpu"):
     if name.startswith("ours-"):
         return ours(name.removeprefix("ours-"), point, device)
     return {"reformer-pytorch": lucidrains, "huggingface": huggingface, "dense": dense}[name](point, device)
+
+
+def predicted_bytes(name, point, device):
+    """Memory above start that ours should take at its peak on ``device``, found without the device; None for others."""
+    if name == "ours":
+        return predict_peak(step_config(point), point.length, device=device).above_start_bytes
+    if not name.startswith("ours-"):
+        return None
+    run = ours(name.removeprefix("ours-"), point, "meta", block_size=SCORES_AT_A_TIME[device])
+    return count_peak(run, on="meta").above_start_bytes
 
 
 # Attention: 8 heads × L × 64, forward and backward
@@ -63,7 +74,7 @@ def numbers(device, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
 
 
-def ours(preset, point, device):
+def ours(preset, point, device, block_size=None):
     """Ours, with the options of a preset."""
     options = LSHOptions.preset(preset, n_hashes=point.n_hashes, chunk_length=CHUNK, causal=True)
     n_buckets = default_n_buckets(point.length, CHUNK)
@@ -71,7 +82,7 @@ def ours(preset, point, device):
 
     def attend(qk, v):
         rotations = random_rotations(generator, point.n_hashes, D_HEAD, n_buckets, HEADS, device=device)
-        return lsh_attention(qk, v, hash_vectors(qk, rotations, n_buckets), options)
+        return lsh_attention(qk, v, hash_vectors(qk, rotations, n_buckets), options, block_size=block_size)
 
     return attention(attend, [numbers(device, 1, HEADS, point.length, D_HEAD) for _ in "qv"])
 

@@ -1,4 +1,4 @@
-"""Run cases: every contender of a point in its own process, one run each in turn, medians, ratios, a table, a record."""
+"""Run cases: every contender of a point in its own process, one run each in turn; medians, ratios, tables, records."""
 
 import json
 import os
@@ -21,20 +21,24 @@ DATA = Path("figures/data")
 START_UP = 120.0  # seconds more than a run may take that the first answer may take: libraries, inputs
 
 
-def run(args):
-    """Everything asked for in ``args``; the exit code: 1 if one of our own runs failed, else 0."""
+def run(args, device="cpu", about_device=None):
+    """Everything asked for in ``args``; the exit code: 1 if one of our own runs failed, else 0.
+
+    device: "cpu", or "cuda" with its name in ``about_device``.
+    """
     threads = record.usable_cores() if args.threads is None else require_int("--threads", args.threads)
     repeats = 1 if args.quick and args.repeats is None else require_int("--repeats", args.repeats or 5)
     require_float("--limit", args.limit, minimum=1e-3)
     names = list(dict.fromkeys(cases.CASES if "all" in args.case else args.case))
     work = {n: (cases.points(n, args.lengths, args.rounds, args.depths, args.quick), None) for n in names}
     work = {n: (points, cases.chosen(n, args.only)) for n, (points, _) in work.items()}
-    paths = {n: _path(args.out, n, len(names), args.quick) for n in names}
+    paths = {n: _path(args.out, n if device == "cpu" else f"{device}_{n}", len(names), args.quick) for n in names}
     failed = False
     for name, (points, contenders) in work.items():
-        settings = {"threads": threads, "repeats": repeats, "limit": args.limit, "memory_limit": _free_memory()}
+        settings = {"device": device, "threads": threads, "repeats": repeats, "limit": args.limit}
+        settings["memory_limit"] = _free_memory() if device == "cpu" else None
         data = {"case": name, "title": cases.CASES[name].title, **record.about(args.command, threads), **settings}
-        data |= {"complete": False, "points": []}
+        data |= {"device_name": about_device, "complete": False, "points": []}
         _write(paths[name], data)
         history = {}
         for point in points:
@@ -52,7 +56,7 @@ def run(args):
 
 
 def measure(point, contenders, settings, history):
-    """Results of all contenders at a point, dicts in their order. ``history``: what shorter points took, kept up to date."""
+    """Results of all contenders at a point, dicts in their order; ``history``: what shorter points took, is updated."""
     results = {c.name: _expected(c, point, settings["limit"], history) for c in contenders}
     workers = {}
     running = [c for c in contenders if results[c.name]["status"] == "ok"]
@@ -146,7 +150,8 @@ def _expected(contender, point, limit, history):
 def _take(result, reply, turn):
     result["status"], result["detail"] = reply["status"], reply.get("detail")
     if reply["status"] == "ok" and turn == 0:
-        result["first_seconds"], result["above_start_bytes"] = reply["seconds"], reply["above_start_bytes"]
+        result["first_seconds"] = reply["seconds"]
+        result |= {what: reply[what] for what in ("above_start_bytes", "predicted_bytes") if what in reply}
     elif reply["status"] == "ok":
         result["seconds"].append(reply["seconds"])
         result["median"] = median(result["seconds"])
@@ -193,6 +198,8 @@ def table(point, entry):
         spread = f"{min(r['seconds']):.3f} … {max(r['seconds']):.3f} s"
         memory = f"{r['above_start_bytes'] / 2**20:,.0f} MiB"
         note = _notes(entry["ratios"].get(r["contender"], {}))
+        if "predicted_bytes" in r:
+            note = f"(predicted {r['predicted_bytes'] / 2**20:,.0f} MiB) {note}"
         if r["contender"] == "matmul":
             memory, note = "", f"{point.flops / r['median'] / 1e9:.0f} GFLOP/s: the arithmetic of plain windows alone"
             note = note if point.kind == "attention" else note.partition(":")[0]
@@ -203,10 +210,10 @@ def table(point, entry):
 def _notes(ratio):
     notes = []
     if "fastest_port" in ratio:
-        notes.append(f"{ratio['times_faster_than_port']:.2f}× faster than {ratio['fastest_port']}")
-        notes.append(f"{ratio['memory_of_port']:.3f} of the memory of {ratio['smallest_port']}")
+        notes.append(f"{ratio['times_faster_than_port']:.2f}× the speed of {ratio['fastest_port']}")
+        notes.append(f"{ratio['memory_of_port']:.3f}× the memory of {ratio['smallest_port']}")
     if "times_faster_than_dense" in ratio:
-        notes.append(f"{ratio['times_faster_than_dense']:.2f}× faster than dense")
+        notes.append(f"{ratio['times_faster_than_dense']:.2f}× the speed of dense")
     if "share_of_matmul_rate" in ratio:
         notes.append(f"{ratio['share_of_matmul_rate']:.0%} of the matmul rate")
     return ", ".join(notes)

@@ -1,7 +1,7 @@
-"""One contender at one point, in a process of its own: ``python -m benchmarks.worker``, spoken to by ``benchmarks.run``.
+"""One contender at one point, in its own process: ``python -m benchmarks.worker``, spoken to by ``benchmarks.run``.
 
 The first line on stdin is the order, as JSON; every further line asks for one run. Every answer is one line of JSON on
-stdout: of the first, uncounted run also its peak memory, then seconds. Between runs freed memory goes back to the system.
+stdout: of the first, uncounted run also the peak memory, then seconds. Freed memory goes back to the system in between.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import replace
 
-SMALL = 512  # tokens of the model run that loads libraries and code before anything is measured
+SMALL = 512  # tokens of the small run that loads libraries and code before anything is measured
 
 
 def main():
@@ -27,14 +27,14 @@ def main():
             reply = work()
         except BaseException as error:
             text = " ".join(str(error).split())
-            full = isinstance(error, MemoryError) or "allocate memory" in text
+            full = isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text
             reply = {"status": "out of memory" if full else "failed", "detail": f"{type(error).__name__}: {text[:300]}"}
         answers.write(json.dumps(reply) + "\n")
         return reply["status"] == "ok"
 
     made = []
     if answer(lambda: _first(order, made)):
-        while sys.stdin.readline() and answer(lambda: _again(made[0])):
+        while sys.stdin.readline() and answer(lambda: _again(made[0], order["device"])):
             pass
 
 
@@ -43,35 +43,54 @@ def _first(order, made):
     import torch
 
     from benchmarks.cases import Point
-    from benchmarks.contenders import build
+    from benchmarks.contenders import build, predicted_bytes
     from reformer_ref.memory import measure_peak
 
     torch.set_num_threads(order["threads"])
-    point = Point(**order["point"])
+    name, point, device = order["contender"], Point(**order["point"]), order["device"]
     if point.kind != "gemm":
-        small = min(SMALL, point.length)
-        build(order["contender"], replace(point, length=small, flops=point.flops and 1e7))()
-        release()
-    run = build(order["contender"], point)
-    results, start = [], time.perf_counter()
-    memory = measure_peak(lambda: results.extend(run()), device="cpu")
-    seconds = time.perf_counter() - start
+        build(name, replace(point, length=min(SMALL, point.length), flops=point.flops and 1e7), device)()
+    run, results = build(name, point, device), []
+    release(device)
+    start = time.perf_counter()
+    memory = measure_peak(lambda: results.extend(run()), device=device)
+    reply = {"status": "ok", "seconds": time.perf_counter() - start, "above_start_bytes": memory.above_start_bytes}
     if not all(bool(t.isfinite().all()) for t in results):
         raise FloatingPointError("the result is infinite or not a number")
+    if device != "cpu" and (predicted := predicted_bytes(name, point, device)) is not None:
+        reply["predicted_bytes"] = predicted
     made.append(run)
-    return {"status": "ok", "seconds": seconds, "above_start_bytes": memory.above_start_bytes}
+    return reply
 
 
-def _again(run):
-    release()
-    start = time.perf_counter()
-    run()
-    return {"status": "ok", "seconds": time.perf_counter() - start}
+def _again(run, device):
+    release(device)
+    return {"status": "ok", "seconds": seconds_of(run, device)}
 
 
-def release():
+def seconds_of(function, device):
+    """Seconds that ``function()`` takes; on CUDA between two events in its stream: nothing waits but the end."""
+    if device == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    import torch
+
+    begun, done = (torch.cuda.Event(enable_timing=True) for _ in "bd")
+    begun.record()
+    function()
+    done.record()
+    torch.cuda.synchronize()
+    return begun.elapsed_time(done) / 1000.0  # from milliseconds
+
+
+def release(device):
     """Give freed memory back to the system, so that processes that wait do not stand in each other's way."""
     gc.collect()
+    if device != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -188,6 +188,7 @@ def run_train(args):
 
 def model_config(args, vocab_size):
     """The ReformerConfig that the options of ``train`` describe."""
+    from reformer_ref.local_attention.options import LocalOptions
     from reformer_ref.lsh_attention.options import LSHOptions
     from reformer_ref.model.config import ReformerConfig
 
@@ -195,8 +196,8 @@ def model_config(args, vocab_size):
     return ReformerConfig(
         vocab_size=vocab_size, d_model=args.d_model, n_heads=args.heads, n_layers=args.layers,
         pattern=tuple(kind.strip() for kind in args.pattern.split(",")),
-        d_ff=4 * args.d_model if args.d_ff is None else args.d_ff,
-        max_length=args.length, lsh=lsh, causal=True, dropout=args.dropout, seed=args.seed,
+        d_ff=args.d_ff, max_length=args.length, lsh=lsh, local=LocalOptions(chunk_length=args.chunk_length),
+        causal=True, dropout=args.dropout, seed=args.seed,
     )  # fmt: skip
 
 

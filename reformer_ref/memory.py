@@ -238,6 +238,58 @@ class _Counter(TorchDispatchMode):
         self.live -= watch.bytes
 
 
+class _MetaCounter(_Counter):
+    """The same for meta tensors, where nothing is computed: what an operation returns is worked out once.
+
+    PyTorch takes up to a millisecond to find the shape of a result, and a long sequence is a hundred thousand equal steps.
+    """
+
+    def __init__(self):
+        super().__init__("meta")
+        self.returns = {}  # (operation, shapes and values of its arguments) -> what it returns
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.is_view:  # no new storage
+            return func(*args, **kwargs)
+        key = None if torch.Tag.inplace_view in func.tags else _signature((func, args, kwargs))
+        made = self.returns.get(key)
+        if made is None:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+            if key is not None:
+                self.returns[key] = self._made(result, args[0] if args else None, func._schema.is_mutable)
+            return result
+        kind, made = made
+        results = [args[0] if m is ... else m and torch.empty_strided(m[0], m[1], dtype=m[2], device="meta") for m in made]
+        for tensor in _tensors(results):
+            self._see(tensor, func)
+        return kind(results) if kind else results[0]
+
+    def _made(self, result, first, is_mutable):
+        """(tuple, list or None for a single one; for each result its shape, … for the first argument, None for None)."""
+        made, kind = [], type(result) if isinstance(result, (tuple, list)) else None
+        for r in result if kind else (result,):
+            if r is None or r is first:
+                made.append(r if r is None else ...)
+            elif isinstance(r, torch.Tensor) and r.is_meta and not is_mutable:
+                made.append((r.shape, r.stride(), r.dtype))
+            else:
+                return None
+        return kind, made
+
+
+def _signature(value):
+    """What the shapes of an operation's results depend on, hashable; None for what is unknown or no meta tensor."""
+    if isinstance(value, torch.Tensor):
+        return (value.shape, value.stride(), value.dtype) if value.is_meta else None
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, (tuple, list)):
+        items = tuple(map(_signature, value))
+        return None if None in items else items
+    return type(value), value
+
+
 def _require_callable(fn):
     if not callable(fn):
         raise TypeError(f"fn must be a function without arguments, got {fn!r} ({type(fn).__name__})")
@@ -319,7 +371,7 @@ def _saturated(config, device, batch):
 @lru_cache(maxsize=256)
 def _predict(config, length, device, batch, training, optimizer, dtype):
     """The parts of the peak, (name, bytes) in the order of PARTS."""
-    counter = _Counter("meta")
+    counter = _MetaCounter()
     with counter, _blocks_as_on(device):
         with torch.device("meta"):
             model = ReformerLM(config).to(dtype).train(training)

@@ -7,7 +7,9 @@ import torch
 
 def has_values(x):
     """False while tracing (torch.compile, torch.export) and for fake or meta tensors: there is nothing to read."""
-    return type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type != "meta" and not torch.compiler.is_compiling()
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type != "meta" and not torch.compiler.is_compiling()
+    )
 
 
 def require_tensor(name, x):

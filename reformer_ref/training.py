@@ -57,7 +57,7 @@ class TrainingOptions:
         elif require_float("minutes", self.minutes, minimum=0.0) == 0.0:
             raise ValueError("minutes must be more than 0, got 0")
         for name in ("learning_rate", "clip"):
-            if require_float(name, getattr(self, name), minimum=0.0) == 0.0:
+            if require_float(name, getattr(self, name), minimum=0.0, below=1e6) == 0.0:
                 raise ValueError(f"{name} must be more than 0, got 0")
         require_choice("schedule", self.schedule, ("cosine", "rsqrt", "constant"))
         for name, least in (("warmup", 1), ("evaluate_every", 0), ("quick_windows", 1), ("seed", 0)):

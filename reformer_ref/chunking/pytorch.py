@@ -61,7 +61,8 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
         shape = tuple(chunks.shape)
         raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), every size ≥ 1, got {shape}")
     if chunks.is_floating_point():
-        require_float("fill", fill, torch.finfo(chunks.dtype).min, torch.finfo(chunks.dtype).max)
+        limit = torch.finfo(chunks.dtype).max
+        require_float("fill", fill, -limit, limit)
     else:
         require_int("fill", fill, torch.iinfo(chunks.dtype).min, torch.iinfo(chunks.dtype).max)
     before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)

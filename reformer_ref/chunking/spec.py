@@ -66,7 +66,8 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
     if chunks.ndim < 3 or 0 in chunks.shape:
         raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), every size ≥ 1, got {chunks.shape}")
     if chunks.dtype.kind == "f":
-        require_float("fill", fill, np.finfo(chunks.dtype).min, np.finfo(chunks.dtype).max)
+        limit = float(np.finfo(chunks.dtype).max)
+        require_float("fill", fill, -limit, limit)
     else:
         require_int("fill", fill, np.iinfo(chunks.dtype).min, np.iinfo(chunks.dtype).max)
     before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)

@@ -49,8 +49,8 @@ def check_default_n_buckets(fn):
             )
         if fn(2 * length, 2 * chunk_length) != got:
             raise AssertionError(
-                f"default_n_buckets({2 * length}, {2 * chunk_length}): expected {got}, as for ({length}, {chunk_length}): "
-                "a function of length // chunk_length alone."
+                f"default_n_buckets({2 * length}, {2 * chunk_length}): expected {got} as for half of both, "
+                "a function of length // chunk_length."
             )
     print(f"check_default_n_buckets: {len(AUTHORS)} recorded numbers and {len(cases)} others")
 

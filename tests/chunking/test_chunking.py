@@ -49,12 +49,8 @@ def one_mask_for_all(buckets, mask):
     return spec.sort_by_bucket(buckets, mask if mask is None else mask.reshape(-1, mask.shape[-1])[0])
 
 
-def split_with(free):
-    def wrong(order, chunk_length):
-        chunks = spec.split_chunks(order, chunk_length)
-        return np.where(chunks < 0, free, chunks)
-
-    return wrong
+def split_with(change):
+    return lambda order, chunk_length: change(spec.split_chunks(order, chunk_length))
 
 
 def drops_the_rest(order, chunk_length):
@@ -63,7 +59,7 @@ def drops_the_rest(order, chunk_length):
 
 
 def look_with(neighbour):
-    """Chunk c sees ``neighbour(c, offset, n_chunks, wrap)`` for each offset; outside 0 … n_chunks − 1 stands the fill."""
+    """Chunk c sees ``neighbour(c, offset, n_chunks, wrap)`` for each offset; outside 0 … n_chunks − 1 is the fill."""
 
     def wrong(chunks, before, after, wrap, fill):
         n, looks = chunks.shape[-3], []
@@ -88,19 +84,22 @@ WRONG = {
     "missing undo": ("undo_sort", lambda order: order),
     "undone twice": ("undo_sort", lambda order: spec.undo_sort(spec.undo_sort(order))),
     "backwards": ("undo_sort", lambda order: spec.undo_sort(order)[..., ::-1]),
-    "free places hold 0": ("split_chunks", split_with(0)),
-    "free places hold the last": ("split_chunks", lambda o, c: np.where((s := spec.split_chunks(o, c)) < 0, s.max(), s)),
+    "free places hold 0": ("split_chunks", split_with(lambda chunks: np.maximum(chunks, 0))),
+    "free places hold the last": ("split_chunks", split_with(lambda c: np.where(c < 0, c.max(), c))),
     "the rest dropped": ("split_chunks", drops_the_rest),
-    "dealt like cards": ("split_chunks", lambda o, c: np.swapaxes(spec.split_chunks(o, c), -1, -2).reshape(spec.split_chunks(o, c).shape)),
+    "dealt like cards": ("split_chunks", split_with(lambda c: np.swapaxes(c, -1, -2).reshape(c.shape))),
     "look-back off by one": ("look_adjacent", look_with(lambda c, o, n, w: (c + o - 1) % n if w else c + o - (o < 0))),
     "always wraps": ("look_adjacent", look_with(lambda c, o, n, w: (c + o) % n)),
     "never wraps": ("look_adjacent", look_with(lambda c, o, n, w: c + o)),
-    "first chunk repeated": ("look_adjacent", look_with(lambda c, o, n, w: (c + o) % n if w else min(max(c + o, 0), n - 1))),
+    "first chunk repeated": (
+        "look_adjacent",
+        look_with(lambda c, o, n, w: (c + o) % n if w else min(max(c + o, 0), n - 1)),
+    ),
     "before and after swapped": ("look_adjacent", look_with(lambda c, o, n, w: (c - o) % n if w else c - o)),
     "always filled with 0": ("look_adjacent", lambda c, b, a, w, f: spec.look_adjacent(c, b, a, w, 0)),
     "latest first": ("look_adjacent", lambda c, b, a, w, f: spec.look_adjacent(c, b, a, w, f)[..., ::-1, :]),
     "whole numbers become floats": ("look_adjacent", lambda c, *a: spec.look_adjacent(c / 1.0 + 1e-9, *a)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -33,11 +33,15 @@ def test_numbers_that_are_not_finite(bad):
         refused(ValueError, f"{name} must be finite", **{name: array})
 
 
-@pytest.mark.parametrize(("bad", "error"), [(7, ValueError), ((4, 3), ValueError), (0, ValueError), (-2, ValueError), ((), ValueError), ([4, 0], ValueError), (4.0, TypeError), (True, TypeError), (None, TypeError), ("12", TypeError), ((4, 8.0), TypeError)])  # fmt: skip
-def test_bad_numbers_of_buckets(bad, error):
+@pytest.mark.parametrize(
+    ("error", "bad"),
+    [(ValueError, n) for n in (7, (4, 3), 0, -2, (), [4, 0])]
+    + [(TypeError, n) for n in (4.0, True, None, "12", (4, 8.0))],
+)
+def test_bad_numbers_of_buckets(error, bad):
     refused(error, "n_buckets must", n_buckets=bad)
     for version, generator in ((spec, np.random.default_rng(0)), (pytorch, torch.Generator())):
-        with pytest.raises(error, match="^n_buckets must"):
+        with pytest.raises(error, match=r"^n_buckets must"):
             version.random_rotations(generator, 2, 3, bad)
 
 
@@ -78,7 +82,7 @@ def test_any_shapes_are_hashed_alike_or_refused_alike(data):
         np.testing.assert_array_equal(fast, ours)
 
 
-@pytest.mark.parametrize("bad", [None, 0, "seed", np.random.default_rng, np.random.RandomState(0), torch.Generator])  # noqa: NPY002
+@pytest.mark.parametrize("bad", [None, 0, "seed", np.random.default_rng, torch.Generator])
 def test_wrong_generators(bad):
     with pytest.raises(TypeError, match=r"rng must be a numpy.random.Generator"):
         spec.random_rotations(bad, 2, 3, 4)
@@ -93,8 +97,10 @@ def test_generators_of_the_other_library():
         pytorch.random_rotations(np.random.default_rng(0), 2, 3, 4)
 
 
-@pytest.mark.parametrize(("bad", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError), (True, TypeError)])  # fmt: skip
-def test_bad_sizes(bad, error):
+@pytest.mark.parametrize(
+    ("error", "bad"), [(ValueError, 0), (ValueError, -1), (TypeError, 2.0), (TypeError, "2"), (TypeError, True)]
+)
+def test_bad_sizes(error, bad):
     for version, generator in ((spec, np.random.default_rng(0)), (pytorch, torch.Generator())):
         for name in ("n_hashes", "d", "n_heads"):
             with pytest.raises(error, match=f"^{name} must be"):

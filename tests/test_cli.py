@@ -1,0 +1,243 @@
+"""The command line as a user runs it: real processes, a tiny model, exit codes and what is printed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from reformer_ref import checkpoint, cli, training
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "length": 64, "batch": 2, "layers": 2, "d-model": 16, "heads": 2, "d-ff": 32, "chunk-length": 8, "lr": 1e-2,
+    "warmup": 1, "held-out-windows": 2, "evaluate-every": 2, "threads": 1,
+}  # fmt: skip
+TINY = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
+
+
+def start(*args, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "reformer_ref", *map(str, args)],
+        cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def call(*args, cwd):
+    process = start(*args, cwd=cwd)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with text.txt and runs/text, trained for three steps by the real command."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_bytes(b"the quick brown fox jumps over the lazy dog. " * 60)
+    code, out, err = call("train", "--text", "text.txt", "--steps", 3, *TINY, cwd=folder)
+    assert code == 0, err
+    (folder / "out.txt").write_text(out)
+    (folder / "err.txt").write_text(err)
+    return folder
+
+
+def test_train_says_what_it_does_and_writes_what_it_learned(trained):
+    out, metrics = (trained / "out.txt").read_text(), json.loads((trained / "runs/text/metrics.json").read_text())
+    assert "text.txt: 2,430 bytes to train on, 270 held out" in out
+    assert f"{metrics['parameters']:,} parameters: 2 layers (local, lsh)" in out
+    baselines = metrics["held_out_bits_per_byte"]
+    assert f"{baselines['unigram']:.3f} bits per byte by byte frequencies, {baselines['zlib']:.3f} by zlib" in out
+    first, last = metrics["evaluations"][0], metrics["evaluations"][-1]
+    assert f"{first['bits_per_byte']:.3f} bits per byte before, {last['bits_per_byte']:.3f} after 3 steps" in out
+    assert last["bits_per_byte"] < first["bits_per_byte"]
+    assert metrics["steps"] == len(metrics["curve"]) == 3
+    assert metrics["command"].startswith("reformer-ref train --text text.txt --steps 3")
+    assert metrics["config"]["lsh"]["window"] == "rank"  # strict: generation computes the function that was trained
+    assert "3/3" in (trained / "err.txt").read_text()  # the progress bar
+    assert str(trained) not in json.dumps(metrics)
+    assert sorted(p.name.partition("-")[0] for p in (trained / "runs/text").iterdir()) == [
+        "checkpoint.json", "metrics.json", "model",
+    ]  # fmt: skip
+
+
+def test_the_same_seed_trains_the_same_weights(trained, tmp_path):
+    def sha(folder):
+        return json.loads((folder / "checkpoint.json").read_text())["weights"]["sha256"]
+
+    common = ["train", "--text", str(trained / "text.txt"), "--steps", "3", *TINY, "--no-progress", "--out"]
+    code, _, err = call(*common, tmp_path / "again", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert sha(tmp_path / "again") == sha(trained / "runs/text")
+    assert cli.main([*common, str(tmp_path / "other"), "--seed", "1"]) == 0
+    assert sha(tmp_path / "other") != sha(trained / "runs/text")
+
+
+def test_generate_continues_the_prompt(trained, monkeypatch, capfdbinary):
+    def generate(*more):
+        assert cli.main([*"generate --prompt fox --tokens 20 --top-k 5 --top-p 0.9".split(), *more]) == 0
+        out, err = capfdbinary.readouterr()
+        assert err == b""
+        assert len(out) == len("fox") + 20 + 1
+        return out
+
+    monkeypatch.chdir(trained)
+    assert generate().startswith(b"fox")
+    assert generate() == generate()
+    assert generate("--seed", "1") != generate()
+
+
+def test_figures_draws_the_recorded_run(trained, monkeypatch, capfd):
+    monkeypatch.chdir(trained)
+    assert cli.main(["figures"]) == 0
+    data = json.loads(Path("figures/data/training_curve.json").read_text())
+    assert data["step"] == [1, 2, 3]
+    assert data["held_out_step"] == [0, 2, 3]
+    assert data["caption"] in capfd.readouterr().out
+    assert Path("figures/training_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_shows_its_data():
+    data = {
+        "step": [1, 2], "train_bits_per_byte": [7.0, 5.0], "held_out_step": [0, 2], "held_out_bits_per_byte": [8.0, 4.0],
+        "zlib": 3.2, "unigram": 4.8,
+    }  # fmt: skip
+    axes = cli.draw_training_curve(data).axes[0]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines["training batch"] == [7.0, 5.0]
+    assert lines["held out"] == [8.0, 4.0]
+    assert lines["zlib, level 9: 3.20"] == [3.2, 3.2]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training step", "bits per byte")
+
+
+def test_ctrl_c_keeps_what_was_learned(trained, tmp_path):
+    process = start("train", "--text", trained / "text.txt", "--steps", 100_000, *TINY, cwd=tmp_path)
+    for line in process.stdout:  # the model is described just before training starts
+        if line.startswith("baselines"):
+            break
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted after" in err.splitlines()[-1]
+    metrics = json.loads((tmp_path / "runs/text/metrics.json").read_text())
+    assert metrics["interrupted"] is True
+    assert metrics["steps"] == len(metrics["curve"]) < 100_000
+    checkpoint.load(tmp_path / "runs/text")
+
+
+WRONG = [
+    ("", "required: command"),
+    ("dance", "invalid choice: 'dance'"),
+    ("train --task chess", "invalid choice: 'chess'"),
+    ("train --steps many", "invalid int value"),
+    ("train --steps 3 --minutes 1", "not allowed with"),
+    ("train --text missing.txt", "missing.txt does not exist"),
+    ("train --text .", "is a directory"),
+    ("train --text empty.txt", "is empty"),
+    ("train --text text.txt --length 100000 --steps 1", "fewer than one window"),
+    ("train --text text.txt --length 64 --steps 0", "steps must be at least 1"),
+    ("train --text text.txt --length 64 --minutes -1", "minutes must be at least 0"),
+    ("train --text text.txt --length 64 --minutes nan", "minutes must be finite"),
+    ("train --text text.txt --length 64 --lr 0", "learning_rate must be more than 0"),
+    ("train --text text.txt --length 64 --lr 1e38", "learning_rate must be less than"),
+    ("train --text text.txt --length 64 --schedule linear", "schedule must be one of"),
+    ("train --text text.txt --length 64 --preset best", "preset must be one of"),
+    ("train --text text.txt --length 64 --pattern local,magic", "pattern"),
+    ("train --text text.txt --length 64 --heads 3", "n_heads"),
+    ("train --text text.txt --length 64 --batch 0", "batch must be at least 1"),
+    ("train --text text.txt --length 0", "length"),
+    ("train --text text.txt --length 64 --seed -1", "seed must be at least 0"),
+    ("train --text text.txt --length 64 --seed 99999999999999999999", "seed must be at most"),
+    ("train --text text.txt --length 64 --threads 0", "--threads must be at least 1"),
+    ("train --text text.txt --length 64 --device toaster", "--device toaster cannot be used"),
+    ("train --text text.txt --length 64 --dropout 1.0", "dropout must be less than 1"),
+    ("train --text text.txt --length 64 --held-out-windows 0", "count must be at least 1"),
+    ("train --text text.txt --length 64 --out text.txt", "cannot write to --out text.txt"),
+    ("generate --checkpoint nowhere", "no checkpoint in nowhere"),
+    ("generate --checkpoint text.txt", "text.txt"),
+    ("generate --prompt ", "--prompt must hold at least one character"),
+    ("generate --tokens -1", "max_new_tokens must be at least 0"),
+    ("generate --temperature -1", "temperature must be at least 0"),
+    ("generate --top-k 0", "top_k must be at least 1"),
+    ("generate --top-p 2", "top_p must be in (0, 1]"),
+    ("generate --seed -1", "--seed must be in"),
+    ("figures --run nowhere", "train one first"),
+    ("figures --run broken", "is not what `train` writes"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG, ids=[line or "nothing" for line, _ in WRONG])
+def test_mistakes_end_with_one_line_and_exit_code_2(line, message, trained, monkeypatch, capfd):
+    monkeypatch.chdir(trained)
+    Path("empty.txt").touch()
+    Path("broken").mkdir(exist_ok=True)
+    Path("broken/metrics.json").write_text('{"curve": 3}')
+    try:
+        code = cli.main(line.split(" ") if line else [])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    out, err = capfd.readouterr()
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert message in err
+    assert err.startswith("reformer-ref")
+    assert "held out  " not in out
+
+
+def test_a_mistake_gives_no_traceback_in_a_real_process(trained):
+    code, out, err = call("train", "--text", "missing.txt", cwd=trained)
+    assert (code, out) == (2, "")
+    assert err == "reformer-ref: text file missing.txt does not exist\n"
+
+
+def test_a_run_that_diverges_exits_with_1(trained, monkeypatch, capfd):
+    def diverge(*args, **kwargs):
+        raise training.NonFiniteLoss("the loss is nan at step 3")
+
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(training, "train", diverge)
+    assert cli.main(["train", "--text", "text.txt", "--steps", "9", *TINY]) == 1
+    assert capfd.readouterr().err == "reformer-ref: the loss is nan at step 3\n"
+
+
+def test_dropout_is_seeded_and_the_global_state_put_back(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    state, weights = torch.get_rng_state(), []
+    for name in ("a", "b"):
+        line = ["train", "--text", "text.txt", "--steps", "2", *TINY, "--dropout", "0.3", "--out", str(tmp_path / name)]
+        assert cli.main(line) == 0
+        weights.append(checkpoint.load(tmp_path / name)[1]["weights"]["sha256"])
+    assert weights[0] == weights[1]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_read_only_folder_is_found_before_training(trained, monkeypatch, capfd):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert cli.main(["train", "--text", "text.txt", "--steps", "1", *TINY]) == 2
+    assert "cannot write to --out runs/text: Permission denied" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["figures"]])
+def test_help_is_complete(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: {' '.join(['reformer-ref', *command])}" in out
+    assert "default: None" not in out
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from reformer_ref import cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
