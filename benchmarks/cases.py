@@ -15,7 +15,7 @@ HEADS, D_HEAD, CHUNK = 8, 64, 64
 MODEL = {"vocab_size": 256, "d_model": 256, "n_heads": 4, "d_ff": 1024}
 SLICE = 4096  # positions of feed-forward and loss that are worked on at a time, the same for everybody
 GEMM_FLOPS = 2e10  # arithmetic of one repeat of the case "gemm"
-QUICK_LENGTHS, QUICK_MATRICES, QUICK_FLOPS = (256, 512), (16,), 1e8
+QUICK_LENGTHS, QUICK_MATRICES, QUICK_FLOPS = (256, 512), (16,), 1e9
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.validate import require_bool, require_choice, require_int
 
 BLOCK = 512  # bytes: the CUDA allocator gives memory out in these
-NOT_COUNTED = "kernels' own work space (sorting, matrix products), the allocator's rounding and fragmentation beyond 512 bytes"
+NOT_COUNTED = (
+    "kernels' own work space (sorting, matrix products), the allocator's rounding and fragmentation beyond 512 bytes"
+)
 NOT_PREDICTED = f"{NOT_COUNTED}, the CUDA context (some 0.3 to 0.6 GB), checks of inputs for NaN, whatever else runs"
 PARTS = ("parameters", "gradients", "optimizer", "streams", "working set")
 UNITS = {f"{prefix}{end}": base**power for power, prefix in enumerate(["", "K", "M", "G", "T", "P"])
@@ -98,7 +100,9 @@ def _process_meter():
         try:
             import resource
         except ModuleNotFoundError:
-            raise RuntimeError(f"the memory of a process cannot be measured on {sys.platform}; count_peak can") from None
+            raise RuntimeError(
+                f"the memory of a process cannot be measured on {sys.platform}; count_peak can"
+            ) from None
     unit = 1 if sys.platform == "darwin" else 1024
 
     def read():
@@ -260,7 +264,9 @@ class _MetaCounter(_Counter):
                 self.returns[key] = self._made(result, args[0] if args else None, func._schema.is_mutable)
             return result
         kind, made = made
-        results = [args[0] if m is ... else m and torch.empty_strided(m[0], m[1], dtype=m[2], device="meta") for m in made]
+        results = [
+            args[0] if m is ... else m and torch.empty_strided(m[0], m[1], dtype=m[2], device="meta") for m in made
+        ]
         for tensor in _tensors(results):
             self._see(tensor, func)
         return kind(results) if kind else results[0]
@@ -321,8 +327,8 @@ def predict_peak(
     gradients and optimizer alike. training=False: the loss alone, without gradients. A length beyond
     ``config.max_length`` is predicted for the same model made longer.
 
-    A peak is affine in the length once the sequence outgrows blocks and slices. Long ones are therefore extrapolated
-    from two shorter runs, part by part, unless ``exact``; `kind` says which.
+    A peak is affine in the length once a sequence outgrows every block and slice. Where a prediction would take minutes it
+    is therefore extrapolated, part by part, from two shorter lengths, and `kind` says so; ``exact`` forbids it.
 
     parts: parameters (with buffers), gradients, optimizer; streams: tensors of the size of a residual stream, (batch,
     length, d_model), or of two; working set: the rest. Those alive at the peak moment, so gradients may be few.
@@ -337,9 +343,9 @@ def predict_peak(
     require_choice("dtype", dtype, DTYPES), require_bool("exact", exact)
     config = lengthened(config, length)
     run = (device, batch, training, optimizer, dtype)
-    short = _saturated(config, device, batch)
+    short = _affine_from(config, device)
     name = f"{str(dtype).removeprefix('torch.')}, as on {device}"
-    if exact or short is None or length <= 2 * short:
+    if exact or short is None or length <= 4 * short:
         parts, kind = _predict(config, length, *run), f"predicted ({name})"
     else:
         low, high = _predict(config, short, *run), _predict(config, 2 * short, *run)
@@ -357,15 +363,14 @@ def lengthened(config, length):
     return replace(config, max_length=length, axial_shape=None, axial_dims=config.axial_dims if axes == 2 else None)
 
 
-def _saturated(config, device, batch):
-    """A length from which on the peak is affine in the length; None if there is none: dense attention all at once."""
-    kinds = set(config.layers)
-    if config.dense_strip is None and kinds & {"dense", "regular"}:
+def _affine_from(config, device):
+    """A length from which on the peak is affine in the length; None for dense attention all at once, which is quick."""
+    if config.dense_strip is None and {"dense", "regular"} & set(config.layers):
         return None
-    scores = (o.chunk_length * (o.chunks_before + 1 + o.chunks_after) for o in (config.lsh, config.local))
-    block = SCORES_AT_A_TIME[device] // (batch * min(scores))  # tokens of one head in one block
-    longest = max(block, 1 << 14, *(n or 0 for n in (config.ff_slice, config.loss_slice, config.dense_strip)))
-    return 1 << (longest - 1).bit_length() + 1
+    scores = min(o.chunk_length * (o.chunks_before + 1 + o.chunks_after) for o in (config.lsh, config.local))
+    slices = (n or 1 for n in (config.ff_slice, config.loss_slice, config.dense_strip))
+    longest = max(SCORES_AT_A_TIME[device] // scores, 1 << 16, *slices)  # a block of one head, some heads, a slice
+    return 1 << (longest - 1).bit_length()
 
 
 @lru_cache(maxsize=256)

@@ -78,8 +78,10 @@ def write(path, record):
 
     def text(value):
         if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-            return "[\n " + ",\n ".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
-        return json.dumps(value, allow_nan=False)
+            return (
+                "[\n " + ",\n ".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in value) + "\n]"
+            )
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
     lines = (f"{json.dumps(key)}: {text(value)}" for key, value in record.items())
     path = Path(path)

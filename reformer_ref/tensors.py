@@ -4,6 +4,8 @@ from contextlib import nullcontext
 
 import torch
 
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def has_values(x):
     """False while tracing (torch.compile, torch.export) and for fake or meta tensors: there is nothing to read."""
@@ -20,16 +22,19 @@ def require_tensor(name, x):
 
 
 def require_floating(name, x):
-    """TypeError unless ``x`` is a floating-point tensor."""
-    if not require_tensor(name, x).is_floating_point():
-        raise TypeError(f"{name} must have a floating dtype (float32, float64, bfloat16, float16), got {x.dtype}")
+    """TypeError unless ``x`` is a dense tensor of float32, float64, bfloat16 or float16."""
+    if require_tensor(name, x).dtype not in FLOATING or x.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, of dtype float32, float64, bfloat16 or float16, got {x.dtype}, {x.layout}")
     return x
 
 
-def require_finite(name, x):
-    """ValueError if ``x`` holds NaN or infinity (one pass over the data)."""
-    if has_values(x) and not bool(torch.isfinite(x).all()):
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
+def require_finite(name, x, largest=float("inf")):
+    """ValueError if ``x`` holds NaN, infinity, or anything of size ``largest`` or more (one pass over the data)."""
+    if has_values(x) and x.numel():
+        low, high = (float(end) for end in x.detach().aminmax())
+        if not -largest < low <= high < largest:
+            what = "finite" if largest == float("inf") else f"finite and smaller than {largest:g} in size"
+            raise ValueError(f"{name} must be {what}, got values from {low:g} to {high:g} (NaN if there is any)")
     return x
 
 

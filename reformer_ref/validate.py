@@ -1,5 +1,6 @@
 """Argument checks shared by every room. Each error names the argument, what was given, and what is accepted."""
 
+import math
 from numbers import Integral, Real
 
 
@@ -25,7 +26,10 @@ def require_float(name, value, minimum=None, below=None):
     """Return ``value`` as a finite float with ``minimum <= value < below``."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float, got a number of {len(str(value))} digits") from None
     if value != value or value in (float("inf"), float("-inf")):
         raise ValueError(f"{name} must be finite, got {value}")
     if minimum is not None and value < minimum:
@@ -51,6 +55,8 @@ def bucket_factors(n_buckets):
         require_int("n_buckets", factor, minimum=2)
         if factor % 2:
             raise ValueError(f"n_buckets must be even (a bucket and its mirror image), got the factor {factor}")
+    if math.prod(int(f) for f in factors) >= 2**63:
+        raise ValueError(f"n_buckets must be less than 2⁶³ in all, got the product of {tuple(factors)}")
     return tuple(int(f) for f in factors)
 
 

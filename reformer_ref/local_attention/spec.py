@@ -32,7 +32,8 @@ def local_attention_vjp(q, k, v, options, d_out, padding_mask=None):
 def local_counts(real, options):
     """How often each query sees each key: int (L, L) for one sequence; real bool (L,), True = real token."""
     length = len(real)
-    chunks = split_chunks(np.argsort(~real, kind="stable"), options.chunk_length)[..., None]  # real tokens first
+    real_first = np.argsort(~real, kind="stable")
+    chunks = split_chunks(real_first, min(options.chunk_length, length))[..., None]  # longer chunks are the sequence
     keys = look_adjacent(chunks, options.chunks_before, options.chunks_after, options.wrap, fill=-1)
     counts = np.zeros((length, length), dtype=np.int64)
     for queries, seen in zip(chunks[..., 0], keys[..., 0], strict=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.streaming import block_scores, inverse_length, stream_attention
+from reformer_ref.lsh_attention.streaming import LARGEST, block_scores, inverse_length, stream_attention
 from reformer_ref.lsh_attention.windows import Windows
 from reformer_ref.tensors import has_values, require_finite, require_floating, require_padding_mask, require_same_kind, require_tensor
 from reformer_ref.validate import require_int
@@ -131,5 +131,5 @@ def _check(qk, v, buckets, options, padding_mask):
         low, high = (int(b) for b in buckets.aminmax())
         if low < 0 or high == torch.iinfo(torch.int64).max:
             raise ValueError(f"buckets must lie in 0 … 2⁶³ − 2, got {low} … {high}")
-    require_finite("qk", qk), require_finite("v", v)
+    require_finite("qk", qk, LARGEST), require_finite("v", v)
     return require_padding_mask(padding_mask, qk.shape[:-1], qk.device)

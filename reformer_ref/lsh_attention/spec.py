@@ -6,6 +6,8 @@ of counts. The rest is the dense softmax of ``attention.spec.attend`` over that 
 to believe.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from reformer_ref.attention.spec import attend, attend_vjp, normalize_keys, normalize_keys_vjp, self_as_last_resort
@@ -51,6 +53,7 @@ def visible_counts(buckets, options, padding_mask=None):
 def _counts_of_one(buckets, options, real):
     """Counts (L, L) of a single sequence, self not yet excluded. buckets (n_hashes, L), real bool (L,)."""
     n_hashes, length = buckets.shape
+    options = replace(options, chunk_length=min(options.chunk_length, length))  # longer chunks are the sequence
     order = sort_by_bucket(buckets, real)
     slot, buckets = undo_sort(order), np.where(real, buckets, -1)  # padding has a bucket of its own
     keys, key_rounds = _windows(order, options)

@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from reformer_ref.tensors import autocast_off
 
 LOG2E = math.log2(math.e)
-HIDE = 1e28  # times a penalty of at most −1/4: far below every score, and finite, so that no NaN can arise
+HIDE = 1e28  # times a penalty of at most −1/4: below every score (see LARGEST), and finite, so that no NaN can arise
+LARGEST = 1e12  # entries of queries and keys must be smaller
 SCORES_AT_A_TIME = {"cpu": 1 << 18, "cuda": 1 << 25}  # a cache's worth; a small part of a GPU's memory
 
 
@@ -72,11 +73,9 @@ def _forward(q, k, v, inverse, windows, scale, block_size):
             total.index_copy_(0, rows, log_sum)
             continue
         before = total[rows]
-        both = torch.logaddexp2(before, log_sum)
-        reference = both.masked_fill(both == -math.inf, 0)  # nothing visible so far: both shares are 0
-        merged = out[rows].mul_((before - reference).exp2_()[:, None])
-        out.index_copy_(0, rows, merged.addcmul_(here, (log_sum - reference).exp2_()[:, None]))
-        total.index_copy_(0, rows, both)
+        share = torch.sigmoid((log_sum - before) * math.log(2)).nan_to_num_()  # of this block; NaN: nothing visible yet
+        out.index_copy_(0, rows, out[rows].lerp_(here, share[:, None]))
+        total.index_copy_(0, rows, torch.logaddexp2(before, log_sum))
     out, total = out[:-1].to(v.dtype), total[:-1]
     if k is None:
         out.addcmul_(v, _alone(total, windows).to(v.dtype))
@@ -133,6 +132,7 @@ def _alone(total, windows):
 
 
 def inverse_length(q, norm_eps):
+    """1 / √(‖q‖² + d·norm_eps) per row, (N, 1), 0 for a zero vector; squared in float32 at least."""
     with torch.no_grad():
         wide = q.float() if q.dtype in (torch.float16, torch.bfloat16) else q
         square = (wide * wide).sum(-1, keepdim=True) + q.shape[-1] * norm_eps

@@ -9,6 +9,8 @@ ordered by (sequence, position), or, where ``heads`` sequences share memory as (
 the heads of a projection need not be copied apart.
 """
 
+from dataclasses import replace
+
 import torch
 
 from reformer_ref.chunking.pytorch import sort_by_bucket, split_chunks, undo_sort
@@ -24,8 +26,10 @@ class Windows:
     """
 
     def __init__(self, buckets, options, padding_mask=None, *, heads=1, see_self=False, dtype=torch.float32):
-        self.options, self.heads, self.see_self = options, heads, see_self
         self.batch, _, self.length = buckets.shape
+        # chunks longer than the sequence are the sequence
+        options = replace(options, chunk_length=min(options.chunk_length, self.length))
+        self.options, self.heads, self.see_self = options, heads, see_self
         self.dtype = torch.float64 if self.length > EXACT_FLOAT32 else dtype
         order = sort_by_bucket(buckets, padding_mask)  # (B, n_hashes, L)
         chunks = split_chunks(order, options.chunk_length)  # (B, n_hashes, n_chunks, chunk_length)

@@ -96,6 +96,8 @@ def test_padding_inside_the_model(multiple):
         for mask in (None, any_mask(rng, tokens.shape)):
             got, want = (lm(params, config, tokens, mask) for lm in (pytorch_lm, spec.reformer_lm))
             expect_close(f"logits of {length} tokens padded to {multiple}", got, want, TOLERANCE)
+            got, want = (loss(params, config, tokens, None, mask) for loss in (pytorch_loss, spec.reformer_lm_loss))
+            expect_close(f"loss of {length} tokens padded to {multiple}", got, want, TOLERANCE)
 
 
 def test_fresh_rotations_are_rotations_like_any_other():
