@@ -1,4 +1,4 @@
-"""The command line: ``python -m reformer_ref train | generate | figures``, also installed as ``reformer-ref``.
+"""The command line: ``python -m reformer_ref train | generate | memory | bench | million | figures``, also installed as ``reformer-ref``.
 
 Mistakes of the user end with one line on stderr and exit code 2, a failed run with 1, Ctrl-C with 130. Torch and the
 rest are imported by the command that needs them, so that ``--help`` answers at once.
@@ -14,6 +14,9 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+from reformer_ref.bench import add_bench_arguments
+from reformer_ref.million import add_million_arguments
 
 DESCRIPTION = "The Reformer (Kitaev, Kaiser, Levskaya 2020) as something to read, run and trust."
 
@@ -60,6 +63,11 @@ def build_parser():
     _add_train(commands)
     _add_generate(commands)
     _add_figures(commands)
+    for name, add_arguments, help_text in (
+        ("bench", add_bench_arguments, "measure this package and its peers side by side"),
+        ("million", add_million_arguments, "train a step on a text as one sequence of a million bytes"),
+    ):
+        add_arguments(commands.add_parser(name, help=help_text, formatter_class=_Defaults))
     return parser
 
 

@@ -24,7 +24,9 @@ def require_tensor(name, x):
 def require_floating(name, x):
     """TypeError unless ``x`` is a dense tensor of float32, float64, bfloat16 or float16."""
     if require_tensor(name, x).dtype not in FLOATING or x.layout != torch.strided:
-        raise TypeError(f"{name} must be dense, of dtype float32, float64, bfloat16 or float16, got {x.dtype}, {x.layout}")
+        raise TypeError(
+            f"{name} must be dense, of dtype float32, float64, bfloat16 or float16, got {x.dtype}, {x.layout}"
+        )
     return x
 
 

@@ -8,7 +8,14 @@ import torch
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.streaming import LARGEST, block_scores, inverse_length, stream_attention
 from reformer_ref.lsh_attention.windows import Windows
-from reformer_ref.tensors import has_values, require_finite, require_floating, require_padding_mask, require_same_kind, require_tensor
+from reformer_ref.tensors import (
+    has_values,
+    require_finite,
+    require_floating,
+    require_padding_mask,
+    require_same_kind,
+    require_tensor,
+)
 from reformer_ref.validate import require_int
 
 

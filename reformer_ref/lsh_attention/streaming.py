@@ -86,13 +86,17 @@ def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
     wide = total.dtype
     d_q, d_v = (x.new_zeros(len(x) + 1, x.shape[1], dtype=wide) for x in (q, v))
     d_k = None if k is None else torch.zeros_like(d_q)
-    delta = torch.cat([(a * b).sum(-1, dtype=wide) for a, b in zip(d_out.split(1 << 16), out.split(1 << 16), strict=True)])
+    delta = torch.cat(
+        [(a * b).sum(-1, dtype=wide) for a, b in zip(d_out.split(1 << 16), out.split(1 << 16), strict=True)]
+    )
     delta = torch.nn.functional.pad(delta, (0, 1))  # Σ_j w_ij d_w_ij, and 0 for nobody
     shift = torch.nn.functional.pad(total.masked_fill(total == -math.inf, math.inf), (0, 1), value=math.inf)
     for h, first, last in windows.blocks(block_size):
         queries, keys, rounds = windows.block(h, first, last)
         scores, q_here, k_here = block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale)
-        weights = scores.sub_(shift[queries][..., None]).exp2_()  # (n, chunk_length, width·chunk_length); sees nothing: 0
+        weights = scores.sub_(
+            shift[queries][..., None]
+        ).exp2_()  # (n, chunk_length, width·chunk_length); sees nothing: 0
         d_here, v_here = _take(d_out, queries), _take(v, keys)
         d_v_here = torch.bmm(weights.to(v.dtype).transpose(1, 2), d_here)
         d_scores = torch.bmm(d_here, v_here.transpose(1, 2)).to(wide).sub_(delta[queries][..., None])

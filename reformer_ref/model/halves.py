@@ -129,7 +129,9 @@ class SelfAttention(nn.Module):
         projected = {}
         with torch.no_grad():
             for s in _slices(x, self.config.ff_slice):
-                n = F.layer_norm(x[:, s], x.shape[-1:], params["norm.weight"], params["norm.bias"], self.config.norm_eps)
+                n = F.layer_norm(
+                    x[:, s], x.shape[-1:], params["norm.weight"], params["norm.bias"], self.config.norm_eps
+                )
                 for name in self._inputs():
                     piece = F.linear(n, params[f"{name}.weight"][_span(heads, self._width(name))])
                     if name not in projected:

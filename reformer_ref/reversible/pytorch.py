@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..replay import Replay
+from ..tensors import has_values
 from ..validate import require_bool
 
 
@@ -198,7 +199,9 @@ class _ReversibleStack(torch.autograd.Function):
                 d_used = _undo(step, streams, d_streams, target, leaves, ctx.n_extras, needs)
             else:
                 used = [i for i in (*range(ctx.n_extras), *step.names.values()) if needs[i]]
-                out, d_x, d_used = _recompute(step, streams[source], leaves, rest, used, ctx.n_extras, d_streams[target])
+                out, d_x, d_used = _recompute(
+                    step, streams[source], leaves, rest, used, ctx.n_extras, d_streams[target]
+                )
                 streams[target] = _add(streams[target], out, sign=-1)
                 if d_x is not None:
                     d_streams[source] = d_streams[source] + d_x
@@ -224,7 +227,13 @@ def _undo(step, streams, d_streams, target, leaves, n_extras, needs):
     source = 1 - target
     with step.replay.context():
         grads = step.half.subtract_(
-            streams[target], d_streams[target], streams[source], d_streams[source], params, *leaves[:n_extras], memo=step.memo
+            streams[target],
+            d_streams[target],
+            streams[source],
+            d_streams[source],
+            params,
+            *leaves[:n_extras],
+            memo=step.memo,
         )
     return [(step.names[name], d) for name, d in grads.items() if needs[step.names[name]]]
 
@@ -241,7 +250,8 @@ def _through_head(ctx, leaves, needs, d_rest, d_value):
     d1, d2, *grads = torch.autograd.grad(value, [*ends, *(leaves[i] for i in used)], d_value, allow_unused=True)
     d_streams = [torch.zeros_like(s) if d is None else d for s, d in zip(streams, (d1, d2), strict=True)]
     _accumulate(d_rest, [(i, d) for i, d in zip(used, grads, strict=True) if d is not None])
-    return streams, [d_streams[0], d_streams[1].clone() if d_streams[0].is_set_to(d_streams[1]) else d_streams[1]]
+    same = has_values(d_streams[0]) and d_streams[0].data_ptr() == d_streams[1].data_ptr()
+    return streams, [d_streams[0], d_streams[1].clone() if same else d_streams[1]]
 
 
 # Compiled separately, forward and recompute would draw different random numbers.
