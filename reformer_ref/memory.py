@@ -23,7 +23,7 @@ from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.validate import require_bool, require_choice, require_int
 
 NOT_COUNTED = "work space inside kernels (sorting, matrix products); what the allocator loses to fragments"
-NOT_PREDICTED = f"{NOT_COUNTED}; the CUDA context (0.3 to 0.6 GB); the check of the input for NaN; the program itself"
+NOT_PREDICTED = f"{NOT_COUNTED}; the CUDA context (0.3 to 0.6 GB); the program itself"
 PARTS = ("parameters", "gradients", "optimizer", "streams", "working set")
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, None: None}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -51,15 +51,7 @@ class Peak:
         return self.start_bytes + self.above_start_bytes
 
     def __str__(self):
-        return f"{format_bytes(self.above_start_bytes)} above the start, {self.kind}"
-
-
-def format_bytes(n):
-    """Three digits and a decimal unit: 16384 -> "16.4 kB". 1 GB = 10^9 bytes."""
-    n, unit = float(n), 0
-    while abs(n) >= 999.5 and unit < 5:
-        n, unit = n / 1000, unit + 1
-    return f"{n:.0f} B" if unit == 0 else f"{n:#.3g}".rstrip(".") + " " + ("kB", "MB", "GB", "TB", "PB")[unit - 1]
+        return f"{self.above_start_bytes:,} bytes above the start, {self.kind}"
 
 
 def measure_peak(fn, device=None):
@@ -225,7 +217,7 @@ def _predict(config, length, device, batch, training, optimizer, dtype):
         stepper = _optimizer(optimizer if training else None, model, device, counter)
         counter.forget_peak()
         with torch.set_grad_enabled(training):
-            loss = model.loss(tokens)
+            loss = model.loss(tokens, None if config.causal else tokens)
         if training:
             loss.backward()
             counter.tag([p.grad for p in model.parameters() if p.grad is not None], "gradients")

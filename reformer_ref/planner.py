@@ -1,32 +1,46 @@
-"""Does it fit, and what would make it fit? ``python -m reformer_ref memory`` as a table and a picture.
+"""Does it fit, and what would make it fit? ``python -m reformer_ref memory``, as a table and a picture.
 
-Every figure here is predicted (see ``memory.predict_peak``): nothing is allocated, so any model and any length can be asked
-for on any machine.
+Every figure here is predicted (see ``memory.predict_peak``): nothing is allocated, so that any model and any length can
+be asked about on any machine. Sizes are decimal, 1 GB = 10^9 bytes, unless they say GiB.
 """
 
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+import sys
+import textwrap
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reformer_ref.memory import DTYPES, PARTS, format_bytes, predict_peak
-from reformer_ref.model.config import ReformerConfig
-from reformer_ref.validate import require_int
+from reformer_ref.validate import require_choice, require_int
 
-DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 SLICE = 1 << 14  # positions at a time, where slices are proposed
-UNITS = {
-    "b": 1,
-    **{f"{p}b": 1000**n for n, p in enumerate("kmgtp", 1)},
-    **{f"{p}ib": 1024**n for n, p in enumerate("kmgtp", 1)},
+UNITS = {"b": 1, **{f"{p}b": 1000**n for n, p in enumerate("kmgtp", 1)}}
+UNITS |= {f"{p}ib": 1024**n for n, p in enumerate("kmgtp", 1)}
+# Okabe–Ito colours and hatches of the parts of a bar; colour and marker of the ways to go long
+PARTS = {
+    "parameters": ("#000000", ""),
+    "gradients": ("#D55E00", ".."),
+    "optimizer": ("#CC79A7", "xx"),
+    "streams": ("#0072B2", ""),
+    "working set": ("#56B4E9", "//"),
 }
-COLOURS = ("#000000", "#D55E00", "#CC79A7", "#0072B2", "#56B4E9")  # Okabe–Ito, in the order of PARTS
-HATCHES = ("", "..", "xx", "", "//")
+WAYS = {"reversible": ("#0072B2", "o"), "not reversible": ("#D55E00", "s"), "dense": ("#000000", "^")}
+
+
+def format_bytes(n):
+    """Three digits and a decimal unit: 16384 -> "16.4 kB"."""
+    n, unit = float(n), 0
+    while abs(n) >= 999.5 and unit < 5:
+        n, unit = n / 1000, unit + 1
+    return f"{n:.0f} B" if unit == 0 else f"{n:#.3g}".rstrip(".") + " " + ("kB", "MB", "GB", "TB", "PB")[unit - 1]
 
 
 def parse_bytes(text):
     """Bytes in a text: "16GB" is 16·10^9, "16 GiB" is 16·2^30, "1.5e9" is itself. ValueError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d\d?)?)\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
+    )
     if match is None or (match[2] or "b") not in UNITS:
         raise ValueError(f"a size must look like 16GB (16·10^9 bytes) or 16GiB (16·2^30 bytes), got {text!r}")
     size = float(match[1]) * UNITS[match[2] or "b"]
@@ -37,72 +51,88 @@ def parse_bytes(text):
 
 @dataclass(frozen=True)
 class Question:
-    """Does a training step of ``config`` at ``length`` fit in ``budget`` bytes? The rest as in ``predict_peak``."""
+    """Does a training step of ``config`` at ``length`` fit in ``budget`` bytes? The rest as in ``predict_peak``.
 
-    config: ReformerConfig
+    dtype: by name, "float32" and so on.
+    """
+
+    config: object
     length: int
     budget: int
     device: str = "cuda"
     batch: int = 1
     optimizer: str | None = "adam"
-    dtype: object = DTYPES[0]
+    dtype: str = "float32"
 
     def __post_init__(self):
-        require_int("budget", self.budget)
+        require_int("budget", self.budget), require_int("length", self.length, minimum=2)
+        require_choice("dtype", self.dtype, DTYPES)
 
     def predict(self, length=None, batch=None, dtype=None, n_hashes=None, **changes):
-        """The ``Peak`` of the same step with another length, batch, dtype, or with ``changes`` of the configuration."""
+        """The ``Peak`` of the same step with another length, batch or dtype, or with ``changes`` of the configuration."""
+        import torch
+
+        from reformer_ref.memory import predict_peak
+
         length = self.length if length is None else length
         if n_hashes is not None:
             changes["lsh"] = replace(self.config.lsh, n_hashes=n_hashes)
         if self.config.positions == "axial":
             changes |= {"axial_shape": None, "axial_dims": None}
         config = replace(self.config, max_length=length, **changes)
-        return predict_peak(
-            config, length, self.device, batch=batch or self.batch, optimizer=self.optimizer, dtype=dtype or self.dtype
-        )
+        dtype = getattr(torch, dtype or self.dtype)
+        run = {"batch": batch or self.batch, "optimizer": self.optimizer, "dtype": dtype}
+        return predict_peak(config, length, self.device, **run)
+
+    def entry(self, name, **changes):
+        """What ``predict`` says, as plain data."""
+        peak = self.predict(**changes)
+        fits = peak.peak_bytes <= self.budget
+        return {"name": name, "bytes": peak.peak_bytes, "fits": fits, "parts": dict(peak.parts), "kind": peak.kind}
 
 
 def answer(question):
-    """Yields (name, plain data), the most asked-for first: "peak", "changes", "longest", "depth", "length"."""
-    peak = question.predict()
-    yield "peak", _entry("as asked", peak, question)
-    if peak.peak_bytes > question.budget:
-        yield "changes", [_entry(name, question.predict(**change), question) for name, change in changes(question)]
-    yield "longest", longest(question, peak.peak_bytes)
+    """Yields (name, plain data), what was asked first: "peak", "changes", "longest", "depth", "length"."""
+    peak = question.entry("as asked")
+    yield "peak", peak
+    if not peak["fits"]:
+        yield "changes", [question.entry(name, **change) for name, change in changes(question)]
+    yield "longest", longest(question, peak["bytes"])
     yield "depth", by_depth(question)
     yield "length", by_length(question)
 
 
 def changes(question):
-    """What to try, as (description, arguments of ``Question.predict``): first what leaves the function as it is."""
+    """What to try, as (description, arguments of ``Question.predict``); first what computes the same function."""
     c, same, other = question.config, [], []
     if not c.reversible:
         same.append(("reversible layers", {"reversible": True}))
-    if (c.ff_slice or question.length) > SLICE:
-        same.append((f"feed-forward, norms and projections {SLICE:,} positions at a time", {"ff_slice": SLICE}))
-    if (c.loss_slice or question.length) > SLICE:
-        same.append((f"loss {SLICE:,} positions at a time", {"loss_slice": SLICE}))
+    if min(c.ff_slice or question.length, question.length) > SLICE:
+        same.append((f"feed-forward and projections in slices of {SLICE}", {"ff_slice": SLICE}))
+    if min(c.loss_slice or question.length, question.length) > SLICE:
+        same.append((f"loss in slices of {SLICE}", {"loss_slice": SLICE}))
     if {"dense", "regular"} & set(c.layers):
         pattern = tuple("lsh" if kind in ("dense", "regular") else kind for kind in c.pattern)
         other.append(("LSH attention instead of dense", {"pattern": pattern}))
     if question.batch > 1:
         other.append(("one sequence at a time", {"batch": 1}))
     if c.lsh.n_hashes > 1 and "lsh" in c.layers:
-        other.append(("1 round of hashing", {"n_hashes": 1}))
-    if question.dtype.itemsize > 2:
-        other.append(("bfloat16 throughout", {"dtype": DTYPE_NAMES["bfloat16"]}))
-    found = [*same, *other]
-    for name, together in (("all of these that compute the same", same), ("all of these", found)):
-        if len(together) > 1 and (together is not found or other):
-            found = [*found, (name, {key: value for _, change in together for key, value in change.items()})]
-    return found
+        other.append(("one round of hashing", {"n_hashes": 1}))
+    if question.dtype in ("float32", "float64"):
+        other.append(("bfloat16 for everything", {"dtype": "bfloat16"}))
+    together = []
+    if len(same) > 1 and other:
+        together.append(("those so far, which compute the same", {k: v for _, d in same for k, v in d.items()}))
+    if len(same + other) > 1:
+        together.append(("all of these", {k: v for _, d in same + other for k, v in d.items()}))
+    return [*same, *together[:-1], *other, *together[-1:]]
 
 
 def longest(question, peak_bytes):
-    """{"length", "bytes"} of the longest sequence that fits as asked, to about 1 %; length 0 if not even 2 tokens do.
+    """{"length", "bytes"}: the longest sequence that fits as asked, to about 1 %; length 0 if not even 2 tokens do.
 
-    Bisection, with each cut where a straight line through the ends meets the budget: the peak is nearly one.
+    peak_bytes: at the length asked for. Bisection; each cut is where a straight line between the ends meets the budget,
+    since the peak is nearly one.
     """
     low, high = (2, question.predict(2).peak_bytes), (question.length, peak_bytes)
     if low[1] > question.budget:
@@ -112,7 +142,7 @@ def longest(question, peak_bytes):
     for _ in range(12):
         if low[1] > 0.99 * question.budget or high[0] - low[0] <= 1:
             break
-        share = (question.budget * 0.997 - low[1]) / (high[1] - low[1])
+        share = (0.997 * question.budget - low[1]) / (high[1] - low[1])
         middle = min(max(low[0] + int(share * (high[0] - low[0])), low[0] + 1), high[0] - 1)
         here = middle, question.predict(middle).peak_bytes
         low, high = (here, high) if here[1] <= question.budget else (low, here)
@@ -120,31 +150,194 @@ def longest(question, peak_bytes):
 
 
 def by_depth(question):
-    """The peak at half, once and twice the number of layers, reversible or not."""
+    """Entries for half, once and twice the number of layers, reversible and not."""
     n = question.config.n_layers
     return [
-        _entry(f"{depth} layers{'' if reversible else ', not reversible'}", peak, question)
+        question.entry(
+            f"{depth} layers{'' if reversible else ', not reversible'}", n_layers=depth, reversible=reversible
+        )
         | {"layers": depth, "reversible": reversible}
         for depth in sorted({max(1, n // 2), n, 2 * n})
         for reversible in (True, False)
-        for peak in [question.predict(n_layers=depth, reversible=reversible)]
     ]
 
 
 def by_length(question):
-    """The peak at an eighth of the length up to twice the length: reversible, not reversible, and with dense attention."""
-    lengths = sorted({max(2, int(question.length * share)) for share in (1 / 8, 1 / 4, 1 / 2, 1, 2)})
+    """{"length", and per way of WAYS bytes} from an eighth of the length to twice the length.
+
+    dense: all scores of a head at once, as attention is usually written; reversible layers like the first.
+    """
     ways = {
         "reversible": {"reversible": True},
         "not reversible": {"reversible": False},
         "dense": {"reversible": True, "pattern": ("dense",), "dense_strip": None},
     }
-    return [
-        {"length": n, **{way: question.predict(n, **change).peak_bytes for way, change in ways.items()}}
-        for n in lengths
-    ]
+    lengths = sorted({max(2, question.length * eighths // 8) for eighths in (1, 2, 4, 8, 16)})
+    return [{"length": n, **{w: question.predict(n, **c).peak_bytes for w, c in ways.items()}} for n in lengths]
 
 
-def _entry(name, peak, question):
-    fits = peak.peak_bytes <= question.budget
-    return {"name": name, "bytes": peak.peak_bytes, "parts": dict(peak.parts), "fits": fits, "kind": peak.kind}
+def headline(question):
+    """Two lines: what is asked."""
+    c, budget = question.config, question.budget
+    lsh = f", {c.lsh.n_hashes} rounds of hashing, chunks of {c.lsh.chunk_length}" if "lsh" in c.layers else ""
+    slices = {c.ff_slice and f"{c.ff_slice:,}" or "none", c.loss_slice and f"{c.loss_slice:,}" or "none"}
+    return (
+        f"A training step on {question.batch} × {question.length:,} tokens: {c.n_layers} layers "
+        f"({', '.join(dict.fromkeys(c.layers))}{'' if c.reversible else '; not reversible'}), d_model {c.d_model}, "
+        f"{c.n_heads} heads, d_ff {c.d_ff}{lsh}, slices {' and '.join(sorted(slices))}, {question.dtype}, "
+        f"{question.optimizer or 'no optimizer'}, blocks as on {question.device}.\n"
+        f"Budget {format_bytes(budget)} = {budget / 2**30:.2f} GiB (1 GB = 10^9 bytes, 1 GiB = 2^30). All figures are "
+        "predicted, none is measured."
+    )
+
+
+def table(name, data, question):
+    """One part of the answer, in text."""
+    budget = question.budget
+
+    def row(text, n):
+        return f"  {text:<44} {format_bytes(n):>8}  {'fits' if n <= budget else 'does not fit'}"
+
+    if name == "peak":
+        lines = [f"  {part:<44} {format_bytes(n):>8}  {n / data['bytes']:4.0%}" for part, n in data["parts"].items()]
+        verdict = "IT FITS" if data["fits"] else "IT DOES NOT FIT"
+        total = f"  {'together':<44} {format_bytes(data['bytes']):>8}  {data['bytes'] / budget:4.0%} of the budget"
+        return "\n".join([f"{verdict}. At the peak:", *lines, total])
+    if name == "changes":
+        rows = [row(entry["name"], entry["bytes"]) for entry in data] or ["  nothing that is known here"]
+        return "\n".join(["What would make it fit:", *rows])
+    if name == "longest":
+        if not data["length"]:
+            return f"No length fits: 2 tokens already take {format_bytes(data['bytes'])}."
+        return f"The longest sequence that fits as asked: {data['length']:,} tokens, {format_bytes(data['bytes'])}."
+    if name == "depth":
+        return "\n".join(["By depth:", *(row(entry["name"], entry["bytes"]) for entry in data)])
+    head = f"  {'tokens':>12}" + "".join(f"{way:>17}" for way in WAYS)
+    rows = [f"  {r['length']:>12,}" + "".join(f"{format_bytes(r[way]):>17}" for way in WAYS) for r in data]
+    return "\n".join(["By length (dense: reversible, all scores of a head at once):", head, *rows])
+
+
+def caption(report):
+    """What the picture shows, in words and numbers."""
+    asked, last = report["peak"], report["length"][-1]
+    return (
+        f"Left: stacked bars, predicted peak memory of a training step by part; {report['asked']['length']:,} tokens as "
+        f"asked take {format_bytes(asked['bytes'])}, the budget is {format_bytes(report['asked']['budget'])}. Right: lines "
+        f"on logarithmic axes, peak against length; at {last['length']:,} tokens reversible "
+        f"{format_bytes(last['reversible'])}, not reversible {format_bytes(last['not reversible'])}, dense attention "
+        f"{format_bytes(last['dense'])}."
+    )
+
+
+def draw(report):
+    """A matplotlib Figure of the answer: bars by part, lines by length, the budget in both."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    bars, lines = figure.subplots(1, 2, width_ratios=(3, 2))
+    entries = [report["peak"], *report.get("changes", []), *report["depth"]][::-1]
+    names = ["\n".join(textwrap.wrap(entry["name"], 30)) for entry in entries]
+    left = [0.0] * len(entries)
+    for part, (colour, hatch) in PARTS.items():
+        widths = [entry["parts"][part] / 1e9 for entry in entries]
+        bars.barh(range(len(entries)), widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    for y, total in enumerate(left):
+        bars.text(total, y, f" {format_bytes(total * 1e9)}", va="center", fontsize=9)
+    budget, text = report["asked"]["budget"], f"budget {format_bytes(report['asked']['budget'])}"
+    bars.axvline(budget / 1e9, color="#009E73", ls="--", lw=2, label=text)
+    bars.set(yticks=range(len(entries)), yticklabels=names, xlabel="GB (10^9 bytes)", title="Peak memory, predicted")
+    bars.set_xlim(0, 1.15 * max(*left, budget / 1e9))
+    bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
+    lengths = [row["length"] for row in report["length"]]
+    for way, (colour, marker) in WAYS.items():
+        lines.plot(lengths, [row[way] / 1e9 for row in report["length"]], color=colour, marker=marker, label=way)
+    lines.axhline(budget / 1e9, color="#009E73", ls="--", lw=2, label=text)
+    lines.set(xscale="log", yscale="log", xlabel="tokens", ylabel="GB (10^9 bytes)", title="By length, predicted")
+    lines.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30)
+    lines.minorticks_off()
+    lines.legend(frameon=False)
+    for axes in (bars, lines):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def add_memory_arguments(parser):
+    """Options of the command ``memory``."""
+    parser.description = (
+        "Predict the peak memory of a training step, on a GPU or a CPU that need not be there: does it fit, and what "
+        "would make it fit? By part, by depth, by length; nothing is allocated."
+    )
+    add = parser.add_argument
+    add("--length", type=int, default=1 << 20, help="tokens in one sequence")
+    add("--budget", default="16GB", help="memory there is: 16GB is 16·10^9 bytes, 16GiB is 16·2^30")
+    add("--batch", type=int, default=1, help="sequences in one step")
+    add("--layers", type=int, default=6, help="number of layers")
+    add("--pattern", default="lsh", help="kinds of attention, repeated over the layers, such as local,lsh")
+    add("--d-model", type=int, default=256, help="width of each of the two residual streams")
+    add("--heads", type=int, default=4, help="attention heads")
+    add("--d-ff", type=int, help="width of the feed-forward layers (default: four times d-model)")
+    add("--preset", default="trax", help="LSH attention as in: paper, trax, huggingface, lucidrains, strict")
+    add("--n-hashes", "--rounds", type=int, default=2, help="rounds of hashing")
+    add("--chunk-length", type=int, default=64, help="tokens in one chunk of attention")
+    add("--slice", type=int, default=SLICE, help="positions of feed-forward and loss worked on at a time, 0: all")
+    add("--vocab-size", type=int, default=256, help="different tokens")
+    add("--no-reversible", action="store_true", help="store the activations of every layer")
+    add("--optimizer", choices=["adam", "sgd", "none"], default="adam", help="whose state is kept")
+    add("--dtype", choices=DTYPES, default="float32", help="of weights, activations, gradients and optimizer")
+    add("--device", choices=["cuda", "cpu"], default="cuda", help="whose sizes of blocks are used")
+    add("--plot", type=Path, metavar="PATH", help="draw the answer here (.png, .svg, .pdf)")
+    add("--json", type=Path, metavar="PATH", help="write the answer here")
+    parser.set_defaults(run=run_memory, command="reformer-ref memory")
+
+
+def run_memory(args):
+    """``memory``: the answer on stdout; the exit code, 0. ValueError or TypeError for options that do not fit."""
+    question = _question(args)
+    for path in (args.plot, args.json):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"there is no folder {path.parent} for {path.name}")
+    if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--plot must end in .png, .svg or .pdf, got {args.plot.name}")
+    print(textwrap.fill(headline(question), 100, replace_whitespace=False), flush=True)
+    report = {}
+    for name, data in answer(question):
+        report[name] = data
+        print(f"\n{table(name, data, question)}", flush=True)
+    return _write(report, question, args)
+
+
+def _write(report, question, args):
+    import torch
+
+    from reformer_ref import record
+    from reformer_ref.memory import NOT_PREDICTED
+
+    asked = {name: getattr(question, name) for name in ("length", "budget", "device", "batch", "optimizer", "dtype")}
+    report = {"asked": {**asked, "config": json.loads(question.config.to_json())}, "excludes": NOT_PREDICTED, **report}
+    report["caption"] = caption(report)
+    print("\n" + textwrap.fill(f"Not in these figures: {NOT_PREDICTED}.", 100))
+    if args.json is not None:
+        record.write(args.json, {**record.about(args.command, torch.get_num_threads()), **report})
+        print(f"written {args.json}", file=sys.stderr)
+    if args.plot is not None:
+        draw(report).savefig(args.plot, dpi=150)
+        print(f"{args.plot}: {report['caption']}")
+    return 0
+
+
+def _question(args):
+    """The Question that the options describe."""
+    from reformer_ref.lsh_attention.options import LSHOptions
+    from reformer_ref.model.config import ReformerConfig
+
+    slices = require_int("--slice", args.slice, minimum=0) or None
+    config = ReformerConfig(
+        vocab_size=args.vocab_size, d_model=args.d_model, n_heads=args.heads, n_layers=args.layers, d_ff=args.d_ff,
+        pattern=tuple(kind.strip() for kind in args.pattern.split(",")), reversible=not args.no_reversible,
+        max_length=require_int("--length", args.length, minimum=2), ff_slice=slices, loss_slice=slices,
+        lsh=LSHOptions.preset(args.preset, n_hashes=args.n_hashes, chunk_length=args.chunk_length),
+    )  # fmt: skip
+    optimizer = None if args.optimizer == "none" else args.optimizer
+    batch = require_int("--batch", args.batch)
+    return Question(config, args.length, parse_bytes(args.budget), args.device, batch, optimizer, args.dtype)

@@ -12,6 +12,7 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
+from reformer_ref.lsh_attention.windows import pick
 from reformer_ref.tensors import autocast_off
 
 LOG2E = math.log2(math.e)
@@ -72,9 +73,9 @@ def _forward(q, k, v, inverse, windows, scale, block_size):
             out.index_copy_(0, rows, here)
             total.index_copy_(0, rows, log_sum)
             continue
-        before = total[rows]
+        before = total.index_select(0, rows)
         share = torch.sigmoid((log_sum - before) * math.log(2)).nan_to_num_()  # of this block; NaN: nothing visible yet
-        out.index_copy_(0, rows, out[rows].lerp_(here, share[:, None]))
+        out.index_copy_(0, rows, out.index_select(0, rows).lerp_(here, share[:, None]))
         total.index_copy_(0, rows, torch.logaddexp2(before, log_sum))
     out, total = out[:-1].to(v.dtype), total[:-1]
     if k is None:
@@ -94,12 +95,10 @@ def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
     for h, first, last in windows.blocks(block_size):
         queries, keys, rounds = windows.block(h, first, last)
         scores, q_here, k_here = block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale)
-        weights = scores.sub_(
-            shift[queries][..., None]
-        ).exp2_()  # (n, chunk_length, width·chunk_length); sees nothing: 0
+        weights = scores.sub_(pick(shift, queries)[..., None]).exp2_()  # 0 where a query sees nothing
         d_here, v_here = _take(d_out, queries), _take(v, keys)
         d_v_here = torch.bmm(weights.to(v.dtype).transpose(1, 2), d_here)
-        d_scores = torch.bmm(d_here, v_here.transpose(1, 2)).to(wide).sub_(delta[queries][..., None])
+        d_scores = torch.bmm(d_here, v_here.transpose(1, 2)).to(wide).sub_(pick(delta, queries)[..., None])
         d_scores = d_scores.mul_(weights).mul_(scale).to(q.dtype)
         d_k_here = torch.bmm(d_scores.transpose(1, 2), q_here).to(wide)
         d_v.index_add_(0, keys.flatten(), d_v_here.to(wide).flatten(0, 1))
@@ -117,8 +116,12 @@ def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
 
 def block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale):
     """(scores · log2 e with hidden pairs far below, the queries, the keys) of one block."""
-    q_here = _take(q, queries)  # (n, chunk_length, d)
-    k_here = _take(q, keys).mul_(_take(inverse, keys)) if k is None else _take(k, keys)  # (n, width·chunk_length, d)
+    if k is None:  # the queries stand in the middle of their own windows
+        window, start = _take(q, keys), windows.options.chunks_before * windows.options.chunk_length
+        q_here = window.narrow(1, start, windows.options.chunk_length)  # (n, chunk_length, d)
+        k_here = window * _take(inverse, keys)  # (n, width·chunk_length, d)
+    else:
+        q_here, k_here = _take(q, queries), _take(k, keys)
     penalty = windows.penalty(h, queries, keys, rounds)
     if penalty.dtype == q.dtype:
         scores = penalty.baddbmm_(q_here, k_here.transpose(1, 2), beta=HIDE, alpha=scale * LOG2E)
@@ -145,5 +148,4 @@ def inverse_length(q, norm_eps):
 
 def _take(x, rows):
     """x (N, d) at rows (n, m) -> (n, m, d); nobody reads the last row, and the penalties see to it."""
-    flat = rows.flatten().clamp(max=len(x) - 1)
-    return x.index_select(0, flat).view(*rows.shape, x.shape[-1])
+    return pick(x, rows.clamp(max=len(x) - 1))

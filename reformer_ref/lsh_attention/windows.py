@@ -95,7 +95,8 @@ class Windows:
         looked_at = n[:, None] + torch.arange(-o.chunks_before, o.chunks_after + 1, device=at.device)  # (n, width)
         ring = looked_at % (o.n_hashes * self.n_chunks)
         rounds = ring // self.n_chunks
-        keys = self.rows[rounds, b[:, None] * self.n_chunks + ring % self.n_chunks].long()  # (n, width, chunk_length)
+        at = (rounds * self.batch + b[:, None]) * self.n_chunks + ring % self.n_chunks
+        keys = pick(self.rows.flatten(0, 1), at).long()  # (n, width, chunk_length)
         if not o.wrap:
             outside = looked_at.div(self.n_chunks, rounding_mode="floor") != h
             keys = keys.masked_fill(outside[..., None], self.nobody)
@@ -108,17 +109,17 @@ class Windows:
         a token never sees itself unless ``see_self``.
         """
         o = self.options
-        i, j = self.position[queries][..., None], self.key_position[keys][:, None]
+        i, j = pick(self.position, queries)[..., None], pick(self.key_position, keys)[:, None]
         if o.causal:  # i − j − ½ < 0 hides the key
             penalty = (i - j).sub_(-0.5 if self.see_self else 0.5).clamp_(max=0)
         else:
             penalty = (i - j).abs_().sub_(0.5).clamp_(max=0) if not self.see_self else torch.zeros_like(i - j)
-            penalty.sub_(self.key_hidden[keys][:, None])
+            penalty.sub_(pick(self.key_hidden, keys)[:, None])
         if o.within_bucket:
-            bucket_j = self.bucket[h][keys]
+            bucket_j = pick(self.bucket[h], keys)
             if o.wrap:
                 bucket_j = bucket_j.masked_fill((rounds != h).repeat_interleave(o.chunk_length, 1), -2.0)
-            penalty.sub_((self.bucket[h][queries][..., None] - bucket_j[:, None]).abs_())
+            penalty.sub_((pick(self.bucket[h], queries)[..., None] - bucket_j[:, None]).abs_())
         if o.window == "rank":
             at = torch.arange(2 * o.chunk_length, device=queries.device, dtype=self.dtype)
             distance = at[: o.chunk_length, None] + o.chunk_length - at  # slot_i − slot_j
@@ -135,10 +136,10 @@ class Windows:
         low, high = (1, o.chunk_length) if o.window == "rank" else (-o.chunks_after, o.chunks_before)
         middle, half = (low + high) / 2, (high - low) / 2
         for s in range(h):
-            place_i, place_j = self.place[s][queries][..., None], self.place[s][keys][:, None]
+            place_i, place_j = pick(self.place[s], queries)[..., None], pick(self.place[s], keys)[:, None]
             apart = (place_i.sub(middle) - place_j).abs_().sub_(half).clamp_(min=0)  # 0 inside the window of round s
             if o.within_bucket:
-                apart.add_((self.bucket[s][queries][..., None] - self.bucket[s][keys][:, None]).abs_())
+                apart.add_((pick(self.bucket[s], queries)[..., None] - pick(self.bucket[s], keys)[:, None]).abs_())
             penalty.add_(apart.sub_(0.25).clamp_(max=0))
 
     def _seen_on_ring(self, h, queries, keys):
@@ -153,6 +154,11 @@ class Windows:
                 for t in [s] if o.within_bucket else range(o.n_hashes):
                     here = target == chunk[t][keys][:, None]
                     if o.within_bucket:
-                        here &= self.bucket[s][queries][..., None] == self.bucket[s][keys][:, None]
+                        here &= pick(self.bucket[s], queries)[..., None] == pick(self.bucket[s], keys)[:, None]
                     again |= here if s < h else here & (which > number)
         return again
+
+
+def pick(table, index):
+    """table[index] for an index of any shape, several times faster on a CPU."""
+    return table.index_select(0, index.flatten()).view(*index.shape, *table.shape[1:])
