@@ -15,6 +15,7 @@ from reformer_ref.validate import require_choice, require_int
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SLICE = 1 << 14  # positions at a time, where slices are proposed
+LONGEST = 1 << 26  # tokens: where the search for the longest sequence ends
 UNITS = {"b": 1, **{f"{p}b": 1000**n for n, p in enumerate("kmgtp", 1)}}
 UNITS |= {f"{p}ib": 1024**n for n, p in enumerate("kmgtp", 1)}
 # Okabe–Ito colours and hatches of the parts of a bar; colour and marker of the ways to go long
@@ -69,7 +70,7 @@ class Question:
         require_choice("dtype", self.dtype, DTYPES)
 
     def predict(self, length=None, batch=None, dtype=None, n_hashes=None, **changes):
-        """The ``Peak`` of the same step with another length, batch or dtype, or with ``changes`` of the configuration."""
+        """The ``Peak`` of the same step at another length, batch or dtype, or with ``changes`` of the configuration."""
         import torch
 
         from reformer_ref.memory import predict_peak
@@ -131,21 +132,23 @@ def changes(question):
 def longest(question, peak_bytes):
     """{"length", "bytes"}: the longest sequence that fits as asked, to about 1 %; length 0 if not even 2 tokens do.
 
-    peak_bytes: at the length asked for. Bisection; each cut is where a straight line between the ends meets the budget,
-    since the peak is nearly one.
+    peak_bytes: at the length asked for. A bisection that cuts where a straight line between the ends meets the budget,
+    since the peak is nearly one; lengths beyond LONGEST are not looked at.
     """
+    budget = question.budget
     low, high = (2, question.predict(2).peak_bytes), (question.length, peak_bytes)
-    if low[1] > question.budget:
+    if low[1] > budget:
         return {"length": 0, "bytes": low[1]}
-    while high[1] <= question.budget:
-        low, high = high, (2 * high[0], question.predict(2 * high[0]).peak_bytes)
-    for _ in range(12):
-        if low[1] > 0.99 * question.budget or high[0] - low[0] <= 1:
-            break
-        share = (0.997 * question.budget - low[1]) / (high[1] - low[1])
+    while high[1] <= budget and high[0] < LONGEST:
+        further = min(max(high[0] + 1, int(1.1 * high[0] * budget / high[1])), LONGEST)
+        low, high = high, (further, question.predict(further).peak_bytes)
+    if high[1] <= budget:
+        return {"length": high[0], "bytes": high[1]}
+    while low[1] < 0.99 * budget and high[0] - low[0] > 1:
+        share = (0.997 * budget - low[1]) / (high[1] - low[1])
         middle = min(max(low[0] + int(share * (high[0] - low[0])), low[0] + 1), high[0] - 1)
         here = middle, question.predict(middle).peak_bytes
-        low, high = (here, high) if here[1] <= question.budget else (low, here)
+        low, high = (here, high) if here[1] <= budget else (low, here)
     return {"length": low[0], "bytes": low[1]}
 
 
@@ -179,12 +182,12 @@ def by_length(question):
 def headline(question):
     """Two lines: what is asked."""
     c, budget = question.config, question.budget
-    lsh = f", {c.lsh.n_hashes} rounds of hashing, chunks of {c.lsh.chunk_length}" if "lsh" in c.layers else ""
-    slices = {c.ff_slice and f"{c.ff_slice:,}" or "none", c.loss_slice and f"{c.loss_slice:,}" or "none"}
+    lsh = f", {c.lsh.n_hashes} round(s) of hashing, chunks of {c.lsh.chunk_length}" if "lsh" in c.layers else ""
+    slices = " and ".join(f"{n:,}" if n else "everything" for n in dict.fromkeys((c.ff_slice, c.loss_slice)))
     return (
         f"A training step on {question.batch} × {question.length:,} tokens: {c.n_layers} layers "
         f"({', '.join(dict.fromkeys(c.layers))}{'' if c.reversible else '; not reversible'}), d_model {c.d_model}, "
-        f"{c.n_heads} heads, d_ff {c.d_ff}{lsh}, slices {' and '.join(sorted(slices))}, {question.dtype}, "
+        f"{c.n_heads} heads, d_ff {c.d_ff}{lsh}, slices of {slices}, {question.dtype}, "
         f"{question.optimizer or 'no optimizer'}, blocks as on {question.device}.\n"
         f"Budget {format_bytes(budget)} = {budget / 2**30:.2f} GiB (1 GB = 10^9 bytes, 1 GiB = 2^30). All figures are "
         "predicted, none is measured."
@@ -207,9 +210,12 @@ def table(name, data, question):
         rows = [row(entry["name"], entry["bytes"]) for entry in data] or ["  nothing that is known here"]
         return "\n".join(["What would make it fit:", *rows])
     if name == "longest":
-        if not data["length"]:
+        if data["length"] == 0:
             return f"No length fits: 2 tokens already take {format_bytes(data['bytes'])}."
-        return f"The longest sequence that fits as asked: {data['length']:,} tokens, {format_bytes(data['bytes'])}."
+        least = "at least " if data["length"] >= LONGEST else ""
+        return (
+            f"The longest sequence that fits as asked: {least}{data['length']:,} tokens, {format_bytes(data['bytes'])}."
+        )
     if name == "depth":
         return "\n".join(["By depth:", *(row(entry["name"], entry["bytes"]) for entry in data)])
     head = f"  {'tokens':>12}" + "".join(f"{way:>17}" for way in WAYS)
@@ -219,11 +225,11 @@ def table(name, data, question):
 
 def caption(report):
     """What the picture shows, in words and numbers."""
-    asked, last = report["peak"], report["length"][-1]
+    asked, last = report["asked"], report["length"][-1]
     return (
-        f"Left: stacked bars, predicted peak memory of a training step by part; {report['asked']['length']:,} tokens as "
-        f"asked take {format_bytes(asked['bytes'])}, the budget is {format_bytes(report['asked']['budget'])}. Right: lines "
-        f"on logarithmic axes, peak against length; at {last['length']:,} tokens reversible "
+        f"Left: stacked bars, predicted peak memory of a training step by part; {asked['length']:,} tokens as asked take "
+        f"{format_bytes(report['peak']['bytes'])}, the budget is {format_bytes(asked['budget'])}. Right: lines on "
+        f"logarithmic axes, predicted peak against length; at {last['length']:,} tokens reversible "
         f"{format_bytes(last['reversible'])}, not reversible {format_bytes(last['not reversible'])}, dense attention "
         f"{format_bytes(last['dense'])}."
     )
@@ -235,31 +241,37 @@ def draw(report):
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     bars, lines = figure.subplots(1, 2, width_ratios=(3, 2))
-    entries = [report["peak"], *report.get("changes", []), *report["depth"]][::-1]
-    names = ["\n".join(textwrap.wrap(entry["name"], 30)) for entry in entries]
-    left = [0.0] * len(entries)
-    for part, (colour, hatch) in PARTS.items():
-        widths = [entry["parts"][part] / 1e9 for entry in entries]
-        bars.barh(range(len(entries)), widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    for y, total in enumerate(left):
-        bars.text(total, y, f" {format_bytes(total * 1e9)}", va="center", fontsize=9)
-    budget, text = report["asked"]["budget"], f"budget {format_bytes(report['asked']['budget'])}"
-    bars.axvline(budget / 1e9, color="#009E73", ls="--", lw=2, label=text)
-    bars.set(yticks=range(len(entries)), yticklabels=names, xlabel="GB (10^9 bytes)", title="Peak memory, predicted")
-    bars.set_xlim(0, 1.15 * max(*left, budget / 1e9))
-    bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
-    lengths = [row["length"] for row in report["length"]]
+    _draw_bars(bars, report)
+    lengths, budget = [row["length"] for row in report["length"]], report["asked"]["budget"]
     for way, (colour, marker) in WAYS.items():
         lines.plot(lengths, [row[way] / 1e9 for row in report["length"]], color=colour, marker=marker, label=way)
-    lines.axhline(budget / 1e9, color="#009E73", ls="--", lw=2, label=text)
     lines.set(xscale="log", yscale="log", xlabel="tokens", ylabel="GB (10^9 bytes)", title="By length, predicted")
     lines.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30)
     lines.minorticks_off()
-    lines.legend(frameon=False)
-    for axes in (bars, lines):
+    for axes, line in ((bars, bars.axvline), (lines, lines.axhline)):
+        line(budget / 1e9, color="#009E73", ls="--", lw=2, label=f"budget {format_bytes(budget)}", zorder=3)
         axes.spines[["top", "right"]].set_visible(False)
+    bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
+    lines.legend(frameon=False)
     return figure
+
+
+def _draw_bars(axes, report):
+    config = report["asked"]["config"]
+    asked = config["n_layers"], config["reversible"]
+    depths = [entry for entry in report["depth"] if (entry["layers"], entry["reversible"]) != asked]
+    entries = [report["peak"], *report.get("changes", []), *depths][::-1]
+    rows, left = range(len(entries)), [0.0] * len(entries)
+    for part, (colour, hatch) in PARTS.items():
+        widths = [entry["parts"][part] / 1e9 for entry in entries]
+        axes.barh(rows, widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    on_white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for row, total in zip(rows, left, strict=True):
+        axes.text(total, row, f" {format_bytes(total * 1e9)}", va="center", fontsize=9, bbox=on_white, zorder=4)
+    names = ["\n".join(textwrap.wrap(entry["name"], 30)) for entry in entries]
+    axes.set(yticks=rows, yticklabels=names, xlabel="GB (10^9 bytes)", title="Peak memory, predicted")
+    axes.set_xlim(0, 1.15 * max(*left, report["asked"]["budget"] / 1e9))
 
 
 def add_memory_arguments(parser):
@@ -299,7 +311,7 @@ def run_memory(args):
             raise ValueError(f"there is no folder {path.parent} for {path.name}")
     if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot must end in .png, .svg or .pdf, got {args.plot.name}")
-    print(textwrap.fill(headline(question), 100, replace_whitespace=False), flush=True)
+    print("\n".join(textwrap.fill(line, 100) for line in headline(question).splitlines()), flush=True)
     report = {}
     for name, data in answer(question):
         report[name] = data

@@ -92,12 +92,13 @@ class AttentionRecord:
 
 def _record(q, windows, buckets, total):
     """Weights round by round, from the total log-sum-exp: exp(score − total)."""
-    o, n, lead = windows.options, windows.batch * windows.n_chunks, buckets.shape[:-2]
+    o, lead = windows.options, buckets.shape[:-2]
     shift = torch.nn.functional.pad(total, (0, 1), value=math.inf)
     inverse, seen, weights = inverse_length(q, o.norm_eps), [], []
     for h in range(o.n_hashes):
-        queries, keys, rounds = windows.block(h, 0, n)
-        scores, _, _ = block_scores(q, None, inverse, windows, h, queries, keys, rounds, o.scale_for(q.shape[-1]))
+        block = windows.block(h, slice(0, windows.batch), 0, windows.n_chunks)
+        scores, _, _ = block_scores(q, None, inverse, windows, block, o.scale_for(q.shape[-1]))
+        queries, keys = block.queries.flatten(0, 1), block.spread(block.keys)
         shares = torch.exp2(scores - shift.masked_fill(shift == -math.inf, math.inf)[queries][..., None])
         if h == 0:  # a token that sees only itself: once, in its own chunk of the first round
             real = torch.ones_like(total, dtype=torch.bool) if windows.real is None else windows.real

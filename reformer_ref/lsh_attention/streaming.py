@@ -18,7 +18,7 @@ from reformer_ref.tensors import autocast_off
 LOG2E = math.log2(math.e)
 HIDE = 1e28  # times a penalty of at most −1/4: below every score (see LARGEST), and finite, so that no NaN can arise
 LARGEST = 1e12  # entries of queries and keys must be smaller
-SCORES_AT_A_TIME = {"cpu": 1 << 18, "cuda": 1 << 25}  # a cache's worth; a small part of a GPU's memory
+SCORES_AT_A_TIME = {"cpu": 1 << 19, "cuda": 1 << 25}  # a cache's worth; a small part of a GPU's memory
 
 
 def stream_attention(q, k, v, windows, scale, norm_eps=0.0, block_size=None):
@@ -59,17 +59,20 @@ def _forward(q, k, v, inverse, windows, scale, block_size):
     wide = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
     out = v.new_zeros(len(v) + 1, v.shape[1], dtype=wide)  # the last row is nobody's
     total = v.new_full((len(v) + 1,), -math.inf, dtype=wide)
-    for h, first, last in windows.blocks(block_size):
-        queries, keys, rounds = windows.block(h, first, last)
-        scores, _, _ = block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale)
+    for block in windows.blocks(block_size):
+        scores, _, _ = block_scores(q, k, inverse, windows, block, scale)
         top = scores.amax(-1, keepdim=True)
         mass = scores.sub_(top).exp2_().sum(-1, keepdim=True)
         empty = top < -HIDE / 8
-        here = torch.bmm(scores.to(v.dtype), _take(v, keys)).to(wide).div_(mass.masked_fill_(empty, math.inf))
+        here = (
+            torch.bmm(scores.to(v.dtype), block.spread(_take(v, block.keys)))
+            .to(wide)
+            .div_(mass.masked_fill_(empty, math.inf))
+        )
         here = here.flatten(0, 1)  # (n·chunk_length, d_v)
         log_sum = mass.log2_().add_(top).masked_fill_(empty, -math.inf).flatten()
-        rows = queries.flatten()
-        if h == 0:
+        rows = block.queries.flatten()
+        if block.round == 0:
             out.index_copy_(0, rows, here)
             total.index_copy_(0, rows, log_sum)
             continue
@@ -92,21 +95,22 @@ def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
     )
     delta = torch.nn.functional.pad(delta, (0, 1))  # Σ_j w_ij d_w_ij, and 0 for nobody
     shift = torch.nn.functional.pad(total.masked_fill(total == -math.inf, math.inf), (0, 1), value=math.inf)
-    for h, first, last in windows.blocks(block_size):
-        queries, keys, rounds = windows.block(h, first, last)
-        scores, q_here, k_here = block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale)
+    for block in windows.blocks(block_size):
+        scores, q_here, k_here = block_scores(q, k, inverse, windows, block, scale)
+        queries, keys = block.queries.flatten(0, 1), block.keys.flatten()
         weights = scores.sub_(pick(shift, queries)[..., None]).exp2_()  # 0 where a query sees nothing
-        d_here, v_here = _take(d_out, queries), _take(v, keys)
-        d_v_here = torch.bmm(weights.to(v.dtype).transpose(1, 2), d_here)
+        d_here, v_here = _take(d_out, queries), block.spread(_take(v, block.keys))
+        d_v_here = torch.bmm(weights.to(v.dtype).transpose(1, 2), d_here).to(wide)
         d_scores = torch.bmm(d_here, v_here.transpose(1, 2)).to(wide).sub_(pick(delta, queries)[..., None])
         d_scores = d_scores.mul_(weights).mul_(scale).to(q.dtype)
-        d_k_here = torch.bmm(d_scores.transpose(1, 2), q_here).to(wide)
-        d_v.index_add_(0, keys.flatten(), d_v_here.to(wide).flatten(0, 1))
-        d_q.index_add_(0, queries.flatten(), torch.bmm(d_scores, k_here).to(wide).flatten(0, 1))
+        d_k_here = block.fold(torch.bmm(d_scores.transpose(1, 2), q_here).to(wide))
+        d_v.index_add_(0, keys, block.fold(d_v_here))
+        d_q.index_add_(0, queries.flatten(), torch.bmm(d_scores, block.spread(k_here)).to(wide).flatten(0, 1))
         if k is None:  # through k̂ = q · inverse
+            k_here = k_here.flatten(0, 2)
             along = (d_k_here * k_here).sum(-1, keepdim=True)
             d_k_here = d_k_here.sub_(k_here * along).mul_(_take(inverse, keys))
-        (d_q if k is None else d_k).index_add_(0, keys.flatten(), d_k_here.flatten(0, 1))
+        (d_q if k is None else d_k).index_add_(0, keys, d_k_here)
     d_v = d_v[:-1]
     if k is None:
         d_v.addcmul_(d_out, _alone(total, windows).to(d_out.dtype))
@@ -114,22 +118,20 @@ def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
     return d_q[:-1].to(q.dtype), d_k, d_v.to(v.dtype)
 
 
-def block_scores(q, k, inverse, windows, h, queries, keys, rounds, scale):
-    """(scores · log2 e with hidden pairs far below, the queries, the keys) of one block."""
-    if k is None:  # the queries stand in the middle of their own windows
-        window, start = _take(q, keys), windows.options.chunks_before * windows.options.chunk_length
-        q_here = window.narrow(1, start, windows.options.chunk_length)  # (n, chunk_length, d)
-        k_here = window * _take(inverse, keys)  # (n, width·chunk_length, d)
+def block_scores(q, k, inverse, windows, block, scale):
+    """Of one block: scores · log2 e, hidden pairs far below; queries (m, chunk_length, d); keys, one row for each."""
+    if k is None:
+        rows, n = _take(q, block.keys), block.queries.shape[1]  # (s, n + width − 1, chunk_length, d)
+        q_here = rows.narrow(1, windows.options.chunks_before, n).flatten(0, 1)  # queries stand among the keys
+        k_here = rows * _take(inverse, block.keys)
     else:
-        q_here, k_here = _take(q, queries), _take(k, keys)
-    penalty = windows.penalty(h, queries, keys, rounds)
+        q_here, k_here = _take(q, block.queries.flatten(0, 1)), _take(k, block.keys)
+    penalty, keys = windows.penalty(block), block.spread(k_here).transpose(1, 2)
     if penalty.dtype == q.dtype:
-        scores = penalty.baddbmm_(q_here, k_here.transpose(1, 2), beta=HIDE, alpha=scale * LOG2E)
-    else:
-        dots = torch.bmm(q_here, k_here.transpose(1, 2))
-        dots = dots.float() if dots.dtype in (torch.float16, torch.bfloat16) else dots
-        scores = dots.mul_(scale * LOG2E).add_(penalty.to(dots.dtype), alpha=HIDE)
-    return scores, q_here, k_here
+        return penalty.baddbmm_(q_here, keys, beta=HIDE, alpha=scale * LOG2E), q_here, k_here
+    dots = torch.bmm(q_here, keys)
+    dots = dots.float() if dots.dtype in (torch.float16, torch.bfloat16) else dots
+    return dots.mul_(scale * LOG2E).add_(penalty.to(dots.dtype), alpha=HIDE), q_here, k_here
 
 
 def _alone(total, windows):

@@ -78,85 +78,127 @@ class Windows:
         return torch.nn.functional.pad(values, (0, 1), value=-1.0)
 
     def blocks(self, scores_at_a_time):
-        """(round, first, last) for every block of chunks; chunks are numbered b·n_chunks + n."""
-        o, total = self.options, self.batch * self.n_chunks
-        step = max(1, scores_at_a_time // (o.chunk_length * o.chunk_length * o.width))
-        step = -(-total // max(1, -(-total // step)))  # equal blocks
-        return [(h, f, min(f + step, total)) for h in range(o.n_hashes) for f in range(0, total, step)]
+        """Every block, one round after the other: a run of chunks of one sequence, or several whole sequences."""
+        per_chunk, n = self.options.chunk_length**2 * self.options.width, self.n_chunks
+        step = max(1, scores_at_a_time // per_chunk)
+        sequences = max(1, step // n)
+        run = -(-n // -(-n // min(step, n)))  # runs of about equal length
+        for h in range(self.options.n_hashes):
+            for b in range(0, self.batch, sequences):
+                for first in range(0, n, run):
+                    yield self.block(h, slice(b, min(b + sequences, self.batch)), first, min(first + run, n))
 
-    def block(self, h, first, last):
-        """(queries (n, chunk_length), keys (n, width·chunk_length), rounds of the keys (n, width)): rows, int64."""
-        o = self.options
-        queries = self.rows[h, first:last].long()
-        if o.width == 1:
-            return queries, queries, torch.full_like(queries[:, :1], h)
-        at = torch.arange(first, last, device=queries.device)
-        b, n = at // self.n_chunks, h * self.n_chunks + at % self.n_chunks
-        looked_at = n[:, None] + torch.arange(-o.chunks_before, o.chunks_after + 1, device=at.device)  # (n, width)
-        ring = looked_at % (o.n_hashes * self.n_chunks)
-        rounds = ring // self.n_chunks
-        at = (rounds * self.batch + b[:, None]) * self.n_chunks + ring % self.n_chunks
-        keys = pick(self.rows.flatten(0, 1), at).long()  # (n, width, chunk_length)
-        if not o.wrap:
-            outside = looked_at.div(self.n_chunks, rounding_mode="floor") != h
-            keys = keys.masked_fill(outside[..., None], self.nobody)
-        return queries, keys.flatten(1), rounds
+    def block(self, h, sequences, first, last):
+        """The ``Block`` of chunks first … last − 1 in round h of some sequences."""
+        o, n = self.options, self.n_chunks
+        rows = self.rows[h].view(self.batch, n, o.chunk_length)
+        queries = rows[sequences, first:last].long()
+        looked_at = torch.arange(first - o.chunks_before, last + o.chunks_after, device=rows.device)  # of this round
+        if o.wrap:
+            ring = (looked_at + h * n) % (o.n_hashes * n)
+            b = torch.arange(sequences.start, sequences.stop, device=rows.device)[:, None]
+            keys = pick(self.rows.flatten(0, 1), (ring // n * self.batch + b) * n + ring % n).long()
+            return Block(h, queries, keys, ring // n, o.width)
+        inside = rows[sequences, max(0, first - o.chunks_before) : min(last + o.chunks_after, n)].long()
+        missing = (0, 0, max(0, o.chunks_before - first), max(0, last + o.chunks_after - n))
+        keys = torch.nn.functional.pad(inside, missing, value=self.nobody)  # (s, n + width − 1, chunk_length)
+        return Block(h, queries, keys, torch.full_like(looked_at, h), o.width)
 
-    def penalty(self, h, queries, keys, rounds):
+    def penalty(self, block):
         """(n, chunk_length, width·chunk_length): 0 where query i may see key j, at most −¼ where it may not.
 
         With ``count_once`` a pair is hidden where an earlier place shows it. The self rule of last resort is not here:
         a token never sees itself unless ``see_self``.
         """
-        o = self.options
-        i, j = pick(self.position, queries)[..., None], pick(self.key_position, keys)[:, None]
+        o, h = self.options, block.round
+        i, j = self._pairs(block, self.position, self.key_position)
         if o.causal:  # i − j − ½ < 0 hides the key
             penalty = (i - j).sub_(-0.5 if self.see_self else 0.5).clamp_(max=0)
         else:
             penalty = (i - j).abs_().sub_(0.5).clamp_(max=0) if not self.see_self else torch.zeros_like(i - j)
-            penalty.sub_(pick(self.key_hidden, keys)[:, None])
+            penalty.sub_(block.spread(pick(self.key_hidden, block.keys))[:, None])
         if o.within_bucket:
-            bucket_j = pick(self.bucket[h], keys)
+            i, j = self._pairs(block, self.bucket[h])
             if o.wrap:
-                bucket_j = bucket_j.masked_fill((rounds != h).repeat_interleave(o.chunk_length, 1), -2.0)
-            penalty.sub_((pick(self.bucket[h], queries)[..., None] - bucket_j[:, None]).abs_())
+                elsewhere = (block.key_rounds != h)[None, :, None].expand(block.keys.shape)
+                j = j.masked_fill(block.spread(elsewhere)[:, None], -2.0)
+            penalty.sub_((i - j).abs_())
         if o.window == "rank":
-            at = torch.arange(2 * o.chunk_length, device=queries.device, dtype=self.dtype)
+            at = torch.arange(2 * o.chunk_length, device=penalty.device, dtype=self.dtype)
             distance = at[: o.chunk_length, None] + o.chunk_length - at  # slot_i − slot_j
             penalty.sub_((distance > o.chunk_length).to(self.dtype))
         if o.count_once and o.wrap:
-            penalty.sub_(self._seen_on_ring(h, queries, keys).to(self.dtype))
+            penalty.sub_(self._seen_on_ring(block).to(self.dtype))
         elif o.count_once:
-            self._hide_seen(penalty, h, queries, keys)
+            self._hide_seen(penalty, block)
         return penalty
 
-    def _hide_seen(self, penalty, h, queries, keys):
+    def _pairs(self, block, of_query, of_key=None):
+        """What a table says of the queries, (m, chunk_length, 1), and of the keys, (m, 1, width·chunk_length)."""
+        j = block.spread(pick(of_query if of_key is None else of_key, block.keys))
+        return pick(of_query, block.queries).flatten(0, 1)[..., None], j[:, None]
+
+    def _hide_seen(self, penalty, block):
         """Take ¼ from pairs that an earlier round shows too, in place."""
         o = self.options
         low, high = (1, o.chunk_length) if o.window == "rank" else (-o.chunks_after, o.chunks_before)
         middle, half = (low + high) / 2, (high - low) / 2
-        for s in range(h):
-            place_i, place_j = pick(self.place[s], queries)[..., None], pick(self.place[s], keys)[:, None]
-            apart = (place_i.sub(middle) - place_j).abs_().sub_(half).clamp_(min=0)  # 0 inside the window of round s
+        for s in range(block.round):
+            i, j = self._pairs(block, self.place[s])
+            apart = (i.sub(middle) - j).abs_().sub_(half).clamp_(min=0)  # 0 inside the window of round s
             if o.within_bucket:
-                apart.add_((pick(self.bucket[s], queries)[..., None] - pick(self.bucket[s], keys)[:, None]).abs_())
+                i, j = self._pairs(block, self.bucket[s])
+                apart.add_((i - j).abs_())
             penalty.add_(apart.sub_(0.25).clamp_(max=0))
 
-    def _seen_on_ring(self, h, queries, keys):
+    def _seen_on_ring(self, block):
         """The same with wrap, where a window may reach into other rounds and may hold a key twice: bool, plainly."""
-        o, chunks = self.options, self.options.n_hashes * self.n_chunks
-        chunk = [self.place[s].long() + s * self.n_chunks for s in range(o.n_hashes)]
-        which = torch.arange(keys.shape[1], device=keys.device) // o.chunk_length
-        again = torch.zeros(*queries.shape, keys.shape[1], dtype=torch.bool, device=keys.device)
-        for s in range(h + 1):
+        o, chunks, again = self.options, self.options.n_hashes * self.n_chunks, False
+        chunk = [self._pairs(block, self.place[s].long() + s * self.n_chunks) for s in range(o.n_hashes)]
+        which = torch.arange(o.width * o.chunk_length, device=block.keys.device) // o.chunk_length
+        for s in range(block.round + 1):
             for number, offset in enumerate(range(-o.chunks_before, o.chunks_after + 1)):
-                target = ((chunk[s][queries] + offset) % chunks)[..., None]
+                target = (chunk[s][0] + offset) % chunks
                 for t in [s] if o.within_bucket else range(o.n_hashes):
-                    here = target == chunk[t][keys][:, None]
+                    here = target == chunk[t][1]
                     if o.within_bucket:
-                        here &= pick(self.bucket[s], queries)[..., None] == pick(self.bucket[s], keys)[:, None]
-                    again |= here if s < h else here & (which > number)
+                        i, j = self._pairs(block, self.bucket[s])
+                        here &= i == j
+                    again |= here if s < block.round else here & (which > number)
         return again
+
+
+class Block:
+    """Some chunks of one round with the chunks that they look at, each key's row standing here once.
+
+    queries (s, n, chunk_length) and keys (s, n + width − 1, chunk_length): rows, int64, of s sequences; m = s·n windows.
+    key_rounds (n + width − 1): the round that each chunk of keys belongs to, another one only on a ring.
+    """
+
+    def __init__(self, number, queries, keys, key_rounds, width):
+        self.round, self.queries, self.keys, self.key_rounds, self.width = number, queries, keys, key_rounds, width
+
+    def spread(self, x):
+        """x (s, n + width − 1, chunk_length, …), one per key -> one per place in a window (m, width·chunk_length, …).
+
+        Windows overlap in memory where one sequence stands in the block: nothing is copied then.
+        """
+        if self.width == 1:
+            return x.flatten(0, 1)
+        x, (s, n, chunk_length) = x.contiguous(), self.queries.shape
+        shape, strides = (s, n, self.width * chunk_length, *x.shape[3:]), x.stride()
+        return x.as_strided(shape, strides).flatten(0, 1)
+
+    def fold(self, x):
+        """The sum over the places where each key stands: x (m, width·chunk_length, d) -> (s·(n + width − 1)·chunk_length, d)."""
+        if self.width == 1:
+            return x.flatten(0, 1)
+        s, n, chunk_length = self.queries.shape
+        x = x.view(s, n, self.width, chunk_length, -1)
+        total = x.new_zeros(*self.keys.shape, x.shape[-1])
+        for offset in range(self.width):
+            total[:, offset : offset + n] += x[:, :, offset]
+        return total.flatten(0, 2)
 
 
 def pick(table, index):
