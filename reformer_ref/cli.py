@@ -1,4 +1,5 @@
-"""The command line: ``python -m reformer_ref train | generate | memory | bench | million | figures``, also installed as ``reformer-ref``.
+"""The command line: ``python -m reformer_ref train | generate | memory | bench | million | figures``, also installed
+as ``reformer-ref``.
 
 Mistakes of the user end with one line on stderr and exit code 2, a failed run with 1, Ctrl-C with 130. Torch and the
 rest are imported by the command that needs them, so that ``--help`` answers at once.

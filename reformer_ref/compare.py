@@ -1,4 +1,4 @@
-"""How two arrays are compared everywhere in this project: one definition of error, one sentence when it is too large."""
+"""How two arrays are compared everywhere in this project: one definition of error, one sentence if it is too large."""
 
 import numpy as np
 

@@ -157,7 +157,7 @@ def by_depth(question):
     n = question.config.n_layers
     return [
         question.entry(
-            f"{depth} layers{'' if reversible else ', not reversible'}", n_layers=depth, reversible=reversible
+            f"{depth} layer(s){'' if reversible else ', not reversible'}", n_layers=depth, reversible=reversible
         )
         | {"layers": depth, "reversible": reversible}
         for depth in sorted({max(1, n // 2), n, 2 * n})
@@ -199,12 +199,12 @@ def table(name, data, question):
     budget = question.budget
 
     def row(text, n):
-        return f"  {text:<44} {format_bytes(n):>8}  {'fits' if n <= budget else 'does not fit'}"
+        return f"  {text:<50} {format_bytes(n):>8}  {'fits' if n <= budget else 'does not fit'}"
 
     if name == "peak":
-        lines = [f"  {part:<44} {format_bytes(n):>8}  {n / data['bytes']:4.0%}" for part, n in data["parts"].items()]
+        lines = [f"  {part:<50} {format_bytes(n):>8}  {n / data['bytes']:4.0%}" for part, n in data["parts"].items()]
         verdict = "IT FITS" if data["fits"] else "IT DOES NOT FIT"
-        total = f"  {'together':<44} {format_bytes(data['bytes']):>8}  {data['bytes'] / budget:4.0%} of the budget"
+        total = f"  {'together':<50} {format_bytes(data['bytes']):>8}  {data['bytes'] / budget:4.0%} of the budget"
         return "\n".join([f"{verdict}. At the peak:", *lines, total])
     if name == "changes":
         rows = [row(entry["name"], entry["bytes"]) for entry in data] or ["  nothing that is known here"]
@@ -227,9 +227,9 @@ def caption(report):
     """What the picture shows, in words and numbers."""
     asked, last = report["asked"], report["length"][-1]
     return (
-        f"Left: stacked bars, predicted peak memory of a training step by part; {asked['length']:,} tokens as asked take "
-        f"{format_bytes(report['peak']['bytes'])}, the budget is {format_bytes(asked['budget'])}. Right: lines on "
-        f"logarithmic axes, predicted peak against length; at {last['length']:,} tokens reversible "
+        f"Left: stacked bars, predicted peak memory of a training step by part; {asked['length']:,} tokens take "
+        f"{format_bytes(report['peak']['bytes'])} as asked, the budget is {format_bytes(asked['budget'])}. Right: lines "
+        f"on logarithmic axes, predicted peak against length; at {last['length']:,} tokens reversible "
         f"{format_bytes(last['reversible'])}, not reversible {format_bytes(last['not reversible'])}, dense attention "
         f"{format_bytes(last['dense'])}."
     )

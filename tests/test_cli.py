@@ -80,7 +80,9 @@ def test_the_same_seed_trains_the_same_weights(trained, tmp_path):
 
 def test_generate_continues_the_prompt(trained, monkeypatch, capfdbinary):
     def generate(*more):
-        assert cli.main([*"generate --prompt fox --tokens 20 --top-k 5 --top-p 0.9".split(), *more]) == 0
+        assert (
+            cli.main([*["generate", "--prompt", "fox", "--tokens", "20", "--top-k", "5", "--top-p", "0.9"], *more]) == 0
+        )
         out, err = capfdbinary.readouterr()
         assert err == b""
         assert len(out) == len("fox") + 20 + 1
@@ -104,8 +106,8 @@ def test_figures_draws_the_recorded_run(trained, monkeypatch, capfd):
 
 def test_the_figure_shows_its_data():
     data = {
-        "step": [1, 2], "train_bits_per_byte": [7.0, 5.0], "held_out_step": [0, 2], "held_out_bits_per_byte": [8.0, 4.0],
-        "zlib": 3.2, "unigram": 4.8,
+        "step": [1, 2], "train_bits_per_byte": [7.0, 5.0], "held_out_step": [0, 2], "held_out_bits_per_byte": [8.0,
+        4.0], "zlib": 3.2, "unigram": 4.8,
     }  # fmt: skip
     axes = cli.draw_training_curve(data).axes[0]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}

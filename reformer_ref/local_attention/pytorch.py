@@ -15,8 +15,9 @@ def local_attention(q, k, v, options, padding_mask=None, *, block_size=None):
     """Chunked local attention: (…, L, d_v) in the dtype of v.
 
     q, k (…, L, d), v (…, L, d_v) floating; padding_mask bool (…, L), True = real token. Padding is sorted behind the
-    real tokens before the sequence is cut into chunks, so without wrap it changes nothing wherever it stands. Any L ≥ 1. A query sees
-    itself; one that sees nothing gets zeros. Statistics of the softmax are float32 at least. ValueError for shapes, TypeError for dtypes that do not fit.
+    real tokens before the sequence is cut into chunks, so without wrap it changes nothing wherever it stands. Any L ≥
+    1. A query sees itself; one that sees nothing gets zeros. Statistics of the softmax are float32 at least.
+    ValueError for shapes, TypeError for dtypes that do not fit.
     """
     padding_mask = _check(q, k, v, options, padding_mask)
     if block_size is not None:

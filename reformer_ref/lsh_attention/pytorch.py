@@ -22,11 +22,11 @@ from reformer_ref.validate import require_int
 def lsh_attention(qk, v, buckets, options, padding_mask=None, *, return_record=False, block_size=None):
     """LSH attention with shared queries and keys: (…, L, d_v) in the dtype of v.
 
-    qk (…, L, d), v (…, L, d_v) floating; buckets int (…, n_hashes, L) without round offsets; padding_mask bool (…, L), True
-    = real token. Any L ≥ 1. Padding sorts last and is never seen. A token sees itself only if no round shows it anything
-    else; a query to which nothing at all is visible, as happens to padding, gets zeros. Statistics of the softmax are
-    float32 at least. No gradient through buckets, sort, masks or counts. Memory beyond the tensors of the size of qk and
-    v is that of one block of ``block_size`` scores (None: chosen for the device), also in backward.
+    qk (…, L, d), v (…, L, d_v) floating; buckets int (…, n_hashes, L) without round offsets; padding_mask bool (…,
+    L), True = real token. Any L ≥ 1. Padding sorts last and is never seen. A token sees itself only if no round shows
+    it anything else; a query to which nothing at all is visible, as happens to padding, gets zeros. Statistics of the
+    softmax are float32 at least. No gradient through buckets, sort, masks or counts. Memory beyond the tensors of the
+    size of qk and v is that of one block of ``block_size`` scores (None: chosen for the device), also in backward.
 
     return_record: also return an ``AttentionRecord`` (buckets, order, windows, weights per round, the L × L matrix).
     Errors: ValueError for shapes that do not fit, TypeError for wrong dtypes. Source: paper section 2.

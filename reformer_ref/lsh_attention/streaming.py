@@ -1,4 +1,4 @@
-"""The streaming core of LSH and local attention: block by block, forward and backward, nothing of size O(L · chunk) kept.
+"""The streaming core of LSH and local attention: block by block, nothing of size O(L · chunk) kept.
 
 Forward merges blocks into one softmax with a running log-sum-exp per query. Since all rounds form one softmax, backward
 needs no state per round: with the total log-sum-exp, a pair's weight is exp(score − total), recomputed block by block

@@ -4,9 +4,9 @@ The sorted orders of all rounds are cut into chunks once; then everything is ask
 that nothing of size O(L · chunk_length) need exist. A pair's visibility comes as a float penalty, 0 = visible and
 negative = hidden, made of differences and clamps: on a CPU these cost a tenth of comparing integers and filling masks.
 
-A *row* is a token of the flattened batch; the last row, number B·L, is nobody: it fills chunks that are not full. Rows are
-ordered by (sequence, position), or, where ``heads`` sequences share memory as (batch, position, head), in that order: so
-the heads of a projection need not be copied apart.
+A *row* is a token of the flattened batch; the last row, number B·L, is nobody: it fills chunks that are not full.
+Rows are ordered by (sequence, position), or, where ``heads`` sequences share memory as (batch, position, head), in
+that order: so the heads of a projection need not be copied apart.
 """
 
 from dataclasses import replace
@@ -21,8 +21,8 @@ EXACT_FLOAT32 = 1 << 22  # positions up to here, and their halves, are exact in 
 class Windows:
     """The sorted orders of B sequences of length L, and what is needed to say who may see whom.
 
-    buckets: int (B, n_hashes, L). padding_mask: bool (B, L) or None. heads: see above, divides B. see_self: whether a token
-    sees itself like any other. dtype: of the penalties.
+    buckets: int (B, n_hashes, L). padding_mask: bool (B, L) or None. heads: see above, divides B. see_self: whether a
+    token sees itself like any other. dtype: of the penalties.
     """
 
     def __init__(self, buckets, options, padding_mask=None, *, heads=1, see_self=False, dtype=torch.float32):
@@ -46,7 +46,7 @@ class Windows:
         self._tables(buckets, order)
 
     def _tables(self, buckets, order):
-        """What penalties are made of, one number per row (last: nobody): position, bucket, place in the sorted order."""
+        """What penalties are made of, one number per row (last: nobody): position, bucket, place in sorted order."""
         o, device = self.options, buckets.device
         far = 2.0 * self.length + 2  # the position of keys that nobody may see, if the position alone decides
         position = torch.arange(self.length, device=device, dtype=self.dtype)
@@ -171,8 +171,8 @@ class Windows:
 class Block:
     """Some chunks of one round with the chunks that they look at, each key's row standing here once.
 
-    queries (s, n, chunk_length) and keys (s, n + width − 1, chunk_length): rows, int64, of s sequences; m = s·n windows.
-    key_rounds (n + width − 1): the round that each chunk of keys belongs to, another one only on a ring.
+    queries (s, n, chunk_length) and keys (s, n + width − 1, chunk_length): rows, int64, of s sequences; m = s·n
+    windows. key_rounds (n + width − 1): the round that each chunk of keys belongs to, another one only on a ring.
     """
 
     def __init__(self, number, queries, keys, key_rounds, width):
@@ -190,7 +190,7 @@ class Block:
         return x.as_strided(shape, strides).flatten(0, 1)
 
     def fold(self, x):
-        """The sum over the places where each key stands: x (m, width·chunk_length, d) -> (s·(n + width − 1)·chunk_length, d)."""
+        """Sums over the places of each key: x (m, width·chunk_length, d) -> (s·(n + width − 1)·chunk_length, d)."""
         if self.width == 1:
             return x.flatten(0, 1)
         s, n, chunk_length = self.queries.shape

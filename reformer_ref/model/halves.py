@@ -1,8 +1,8 @@
 """The halves of the model's reversible blocks: attention of every kind, and feed-forward.
 
 Each half is an ordinary module, ``half(x)``. Self-attention and feed-forward can also be added to a stream and taken
-away from it in place (see ``reversible.pytorch``): slice by slice of positions, and for a few heads at a time, so that a
-long sequence needs little beyond the streams themselves.
+away from it in place (see ``reversible.pytorch``): slice by slice of positions, and for a few heads at a time, so
+that a long sequence needs little beyond the streams themselves.
 """
 
 import torch

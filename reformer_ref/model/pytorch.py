@@ -13,7 +13,7 @@ from reformer_ref.model.halves import CrossAttention, FeedForwardHalf, SelfAtten
 from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_loss
 from reformer_ref.tensors import has_values, require_padding_mask, require_tensor
-from reformer_ref.validate import bucket_factors, require_shape
+from reformer_ref.validate import require_shape
 
 
 class Trunk(nn.Module):

@@ -71,8 +71,8 @@ def reversible_loss(head, x1, x2, blocks, *extras, head_tensors=(), reversible=T
 
     The outputs exist only inside, so backward works in them in place: beyond two streams and their two gradients it
     needs what one half needs. head: function of two streams and ``head_tensors`` (weights, targets, None; gradients
-    are returned for those that require one) that returns one tensor, usually a scalar; everything differentiable that it
-    uses must be among its arguments. Other arguments and errors: `reversible_stack`.
+    are returned for those that require one) that returns one tensor, usually a scalar; everything differentiable that
+    it uses must be among its arguments. Other arguments and errors: `reversible_stack`.
 
     Backward consumes the streams, so it runs once: RuntimeError if it is asked for again (``retain_graph=True``).
     """

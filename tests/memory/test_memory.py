@@ -1,0 +1,273 @@
+"""The three figures against each other: measured, counted, predicted; and what they say about the model."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reformer_ref import memory
+from reformer_ref.counting import Counter
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
+from reformer_ref.memory import count_peak, measure_peak, predict_peak
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.pytorch import ReformerLM
+
+MB = 10**6
+
+
+def small(**changes):
+    values = {
+        "vocab_size": 64, "d_model": 64, "n_layers": 2, "n_heads": 2, "d_ff": 128, "max_length": 4096,
+        "ff_slice": 512, "loss_slice": 512, "lsh": LSHOptions(n_hashes=2),
+    }  # fmt: skip
+    return ReformerConfig(**{**values, **changes})
+
+
+# measured
+
+
+def take_and_let_go(size):
+    def fn():
+        torch.ones(size // 4)  # written to, so resident
+        return torch.ones(1000)
+
+    return fn
+
+
+def test_measures_200_megabytes():
+    peak = measure_peak(take_and_let_go(200 * MB), "cpu")
+    assert peak.above_start_bytes == pytest.approx(200 * MB, rel=0.1)
+    assert peak.kind.startswith("measured (process RSS")
+    assert peak.result.shape == (1000,)
+    assert peak.peak_bytes == peak.start_bytes + peak.above_start_bytes
+    again = measure_peak(take_and_let_go(100 * MB), "cpu")  # a smaller one after a larger one
+    assert "lower bound" in again.kind or again.above_start_bytes == pytest.approx(100 * MB, rel=0.1)
+
+
+def test_without_a_mark_to_set_back_the_figure_is_a_lower_bound(monkeypatch):
+    def no_status(name):
+        raise OSError
+
+    monkeypatch.setattr(memory, "_status", no_status)
+    peak = measure_peak(lambda: None, "cpu")
+    assert "lower bound" in peak.kind
+    assert peak.start_bytes > 10 * MB
+    grown = measure_peak(take_and_let_go(peak.start_bytes + 200 * MB), "cpu").above_start_bytes
+    assert 190 * MB <= grown <= peak.start_bytes + 220 * MB
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with pytest.raises(RuntimeError, match="count_peak does"):
+        measure_peak(lambda: None, "cpu")
+
+
+def test_cuda_figures_come_from_its_allocator(monkeypatch):
+    class Allocator:
+        now, most, resets = 5, 900, 0
+
+    def reset(device):
+        Allocator.resets, Allocator.most = 1, Allocator.now
+
+    def fn():
+        Allocator.now, Allocator.most = 6, 700
+        return "done"
+
+    for name, replacement in {
+        "is_available": lambda: True,
+        "synchronize": lambda device: None,
+        "reset_peak_memory_stats": reset,
+        "memory_allocated": lambda device: Allocator.now,
+        "max_memory_allocated": lambda device: Allocator.most,
+        "get_device_name": lambda device: "a card",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    peak = measure_peak(fn)
+    assert (peak.start_bytes, peak.above_start_bytes, peak.result) == (5, 695, "done")
+    assert peak.kind == "measured (CUDA allocator, a card)"
+    assert Allocator.resets == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_is_said():
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        measure_peak(lambda: None, "cuda")
+    assert measure_peak(lambda: None).kind.startswith("measured (process RSS")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_prediction_against_the_cuda_allocator():
+    config = small(max_length=65536)
+    model = ReformerLM(config).cuda()
+    tokens = torch.zeros(1, 65536, dtype=torch.int64, device="cuda")
+    measured = measure_peak(lambda: model.loss(tokens).backward(), "cuda")
+    assert measured.peak_bytes == pytest.approx(predict_peak(config, 65536, optimizer=None).peak_bytes, rel=0.05)
+
+
+# predicted against counted
+
+
+def steps(config, length, training=True, optimizer="adam", dtype=torch.float32):
+    """Two training steps from nothing: by the second the optimizer has its state."""
+    model = ReformerLM(config).to(dtype).train(training)
+    if not training:
+        with torch.no_grad():
+            return model.loss(torch.zeros(1, length, dtype=torch.int64))
+    stepper = None
+    if optimizer is not None:
+        stepper = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer](model.parameters())
+    for _ in range(2):
+        model.zero_grad()
+        model.loss(torch.zeros(1, length, dtype=torch.int64)).backward()
+        if stepper is not None:
+            stepper.step()
+    return None
+
+
+@pytest.mark.parametrize(
+    ("changes", "run"),
+    [
+        ({}, {}),
+        ({}, {"optimizer": "sgd"}),
+        ({}, {"training": False}),
+        ({"pattern": ("lsh",), "reversible": False}, {"optimizer": None}),
+        ({"lsh": LSHOptions.preset("strict", n_hashes=2), "ff_slice": None, "loss_slice": None}, {}),
+        ({"pattern": ("dense", "regular"), "dense_strip": 300, "positions": "none"}, {}),
+        ({"pattern": ("lsh",), "lsh": LSHOptions.preset("trax")}, {"dtype": torch.bfloat16}),
+    ],
+    ids=["local and lsh", "sgd", "no training", "not reversible", "strict", "dense", "bfloat16"],
+)
+def test_predicted_is_what_is_counted(changes, run):
+    config, length = small(**changes), 3000
+    counted = count_peak(lambda: steps(config, length, **run), on="cpu").above_start_bytes
+    predicted = predict_peak(config, length, "cpu", **run)
+    assert predicted.peak_bytes == pytest.approx(counted, rel=0.01)
+    assert predicted.peak_bytes == sum(n for _, n in predicted.parts)
+
+
+def test_parts_are_what_they_are_called():
+    config = small()
+    parts = dict(predict_peak(config, 4096).parts)
+    model = ReformerLM(config)
+    weights, buffers = (sum(t.numel() for t in ts) * 4 for ts in (model.parameters(), model.buffers()))
+    assert weights + buffers <= parts["parameters"] < 1.2 * (weights + buffers)  # 1.2: whole blocks
+    assert 2 * weights <= parts["optimizer"] < 2.4 * weights
+    assert 0 < parts["gradients"] < 1.2 * weights
+    assert parts["streams"] >= 4 * 4096 * 64 * 4  # two streams and their gradients
+    assert not predict_peak(config, 4096, training=False).parts[2][1]
+
+
+def test_remembering_shapes_changes_nothing(monkeypatch):
+    config = small(pattern=("local", "lsh", "dense", "regular"), n_layers=4, dense_strip=700)
+    fast = predict_peak(config, 2500)
+    memory._predict.cache_clear()
+    monkeypatch.setattr(memory, "MetaCounter", lambda: Counter("meta"))
+    assert predict_peak(config, 2500).parts == fast.parts
+    memory._predict.cache_clear()
+
+
+def test_block_sizes_are_put_back():
+    before = dict(SCORES_AT_A_TIME)
+    small_blocks, large_blocks = (predict_peak(small(), 4000, device).peak_bytes for device in ("cpu", "cuda"))
+    assert small_blocks < large_blocks
+    assert before == SCORES_AT_A_TIME
+
+
+def test_a_model_that_is_not_causal_and_lengths_beyond_the_longest():
+    bidirectional = small(causal=False)
+    assert predict_peak(bidirectional, 1000).peak_bytes > 0
+    assert predict_peak(small(), 5000).result.max_length == 5000
+    assert predict_peak(small(axial_shape=(64, 64), axial_dims=(16, 48)), 5000).result.axial_dims == (16, 48)
+    three = small(axial_shape=(16, 16, 16), axial_dims=(16, 16, 32))
+    assert predict_peak(three, 5000).result.max_length == 5000
+
+
+def test_extrapolation_is_within_one_percent():
+    config = small(n_layers=1, n_heads=1, pattern=("lsh",), ff_slice=16384, loss_slice=16384, max_length=300000)
+    short, exact = (predict_peak(config, 300000, "cpu", exact=exact) for exact in (False, True))
+    assert "extrapolated" in short.kind
+    assert "extrapolated" not in exact.kind
+    assert short.peak_bytes == pytest.approx(exact.peak_bytes, rel=0.01)
+
+
+# what the figures say about the model: linear in the length, flat in the depth
+
+
+@pytest.mark.parametrize("pattern", [("lsh",), ("local", "lsh")])
+def test_linear_in_the_length(pattern):
+    config = small(pattern=pattern, max_length=16384)
+    lengths = (2048, 4096, 8192, 16384)
+    peaks = [predict_peak(config, n, "cpu").peak_bytes for n in lengths]
+    slope = (peaks[-1] - peaks[0]) / (lengths[-1] - lengths[0])
+    for length, peak in zip(lengths, peaks, strict=True):
+        assert peak == pytest.approx(peaks[0] + slope * (length - lengths[0]), rel=0.02)
+    counted = count_peak(lambda: steps(config, 8192), on="cpu").above_start_bytes
+    assert counted == pytest.approx(peaks[0] + slope * (8192 - lengths[0]), rel=0.02)
+
+
+@pytest.mark.parametrize("pattern", [("lsh",), ("local", "lsh")])
+def test_flat_in_the_depth(pattern):
+    """Beyond its parameters, their gradients and Adam's state, a layer leaves its buckets behind, and nothing else."""
+    length, depths = 8192, (2, 4, 8)
+    found = [predict_peak(small(pattern=pattern, n_layers=n, max_length=length), length, "cpu") for n in depths]
+    buckets = length * 2 * 2 * 2  # heads, rounds, int16
+    left = []
+    for peak, depth in zip(found, depths, strict=True):
+        parts = dict(peak.parts)
+        layers = depth // len(pattern)
+        left.append(parts["streams"] + parts["working set"] - layers * buckets)
+    assert max(left) <= 1.01 * min(left)
+
+
+# bad input
+
+
+NOT_FUNCTIONS = st.one_of(st.none(), st.integers(), st.text(max_size=5), st.just(torch.ones(2)))
+
+
+@given(NOT_FUNCTIONS)
+def test_what_cannot_be_called(fn):
+    for figure in (measure_peak, count_peak):
+        with pytest.raises(TypeError, match="fn must be a function without arguments"):
+            figure(fn)
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(
+        [
+            ("length", st.one_of(st.integers(-5, 1), st.floats(), st.text(max_size=3), st.booleans())),
+            ("batch", st.one_of(st.integers(-5, 0), st.floats(), st.booleans())),
+            ("device", st.sampled_from(["cuda:9", "gpu", "meta", None, 3])),
+            ("optimizer", st.sampled_from(["Adam", "rmsprop", 1, torch.optim.Adam])),
+            ("dtype", st.sampled_from([torch.int64, "float32", None])),
+            ("training", st.sampled_from([None, 1, "yes"])),
+            ("exact", st.sampled_from([None, 1, "yes"])),
+            ("config", st.sampled_from([None, {}, "ReformerConfig"])),
+        ]
+    ).flatmap(lambda pair: st.tuples(st.just(pair[0]), pair[1]))
+)
+def test_bad_input_to_a_prediction(pair):
+    name, value = pair
+    arguments = {"config": small(), "length": 1000, **{name: value}}
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+        predict_peak(**arguments)
+
+
+def test_bad_devices():
+    with pytest.raises(ValueError, match="device must be one of 'cpu', 'cuda', got 'meta'"):
+        measure_peak(lambda: None, "meta")
+
+
+def test_a_prediction_allocates_nothing():
+    """A hundred gigabytes, predicted in a process of its own that stays below two."""
+    code = (
+        "from reformer_ref.memory import *; from reformer_ref.model.config import ReformerConfig;"
+        "c = ReformerConfig(n_layers=2, d_model=64, n_heads=1, pattern=('dense',));"
+        "p = measure_peak(lambda: predict_peak(c, 1 << 18).peak_bytes, 'cpu'); print(p.result, p.peak_bytes)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    predicted, measured = map(int, done.stdout.split())
+    assert predicted > 100e9
+    assert measured < 2e9
