@@ -19,6 +19,7 @@ from pathlib import Path
 from reformer_ref.bench import add_bench_arguments
 from reformer_ref.million import add_million_arguments
 
+FAST_AXIS = 16  # positions on the fast axis of the axial encoding
 DESCRIPTION = "The Reformer (Kitaev, Kaiser, Levskaya 2020) as something to read, run and trust."
 
 
@@ -90,16 +91,17 @@ def _add_train(commands):
     )
     add("--length", type=int, default=4096, help="tokens in one training sequence")
     add("--batch", type=int, default=1, help="sequences in one step")
-    add("--layers", type=int, default=4, help="number of layers")
+    add("--layers", type=int, default=2, help="number of layers")
     add("--pattern", default="local,lsh", help="kinds of attention, repeated over the layers")
-    add("--d-model", type=int, default=256, help="width of each of the two residual streams")
+    add("--d-model", type=int, default=128, help="width of each of the two residual streams")
     add("--heads", type=int, default=4, help="attention heads")
     add("--d-ff", type=int, help="width of the feed-forward layers (default: four times d-model)")
     add("--dropout", type=float, default=0.0, help="dropout probability")
     add("--preset", default="strict", help="LSH attention as in: paper, trax, huggingface, lucidrains, strict")
     add("--n-hashes", type=int, default=1, help="rounds of hashing")
-    add("--chunk-length", type=int, default=64, help="tokens in one chunk of attention")
-    add("--lr", type=float, default=2e-3, help="peak learning rate")
+    add("--chunk-length", type=int, default=64, help="tokens in one chunk of LSH attention")
+    add("--local-chunk-length", type=int, default=8, help="tokens in one chunk of local attention")
+    add("--lr", type=float, default=1e-2, help="peak learning rate")
     add("--warmup", type=int, default=20, help="steps of linear warm-up")
     add("--schedule", default="cosine", help="learning rate after the warm-up: cosine, rsqrt or constant")
     add("--clip", type=float, default=1.0, help="largest norm of the gradient")
@@ -201,12 +203,16 @@ def model_config(args, vocab_size):
     from reformer_ref.lsh_attention.options import LSHOptions
     from reformer_ref.model.config import ReformerConfig
 
+    # A fast axis of 16 positions with most of the width, and a short local window: what stands just before a byte is
+    # then found within tens of steps. With square axes and windows of 64 a short run stops at pairs of bytes.
+    axial_shape = (-(-args.length // FAST_AXIS), FAST_AXIS)
+    axial_dims = (args.d_model // 4, args.d_model - args.d_model // 4)
     lsh = LSHOptions.preset(args.preset, n_hashes=args.n_hashes, chunk_length=args.chunk_length)
     return ReformerConfig(
         vocab_size=vocab_size, d_model=args.d_model, n_heads=args.heads, n_layers=args.layers,
         pattern=tuple(kind.strip() for kind in args.pattern.split(",")),
-        d_ff=args.d_ff, max_length=args.length, lsh=lsh, local=LocalOptions(chunk_length=args.chunk_length),
-        causal=True, dropout=args.dropout, seed=args.seed,
+        d_ff=args.d_ff, max_length=args.length, lsh=lsh, local=LocalOptions(chunk_length=args.local_chunk_length),
+        axial_shape=axial_shape, axial_dims=axial_dims, causal=True, dropout=args.dropout, seed=args.seed,
     )  # fmt: skip
 
 

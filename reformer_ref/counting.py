@@ -117,6 +117,9 @@ class MetaCounter(Counter):
         super().__init__("meta")
         self.returns = {}  # (operation, shapes and values of its arguments) -> what it returns
 
+    def __enter__(self):
+        return TorchDispatchMode.__enter__(self)  # all that it counts is made inside: no search for what was there
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func.is_view:  # no new storage

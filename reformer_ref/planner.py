@@ -227,8 +227,8 @@ def caption(report):
     """What the picture shows, in words and numbers."""
     asked, last = report["asked"], report["length"][-1]
     return (
-        f"Left: stacked bars, predicted peak memory of a training step by part; {asked['length']:,} tokens take "
-        f"{format_bytes(report['peak']['bytes'])} as asked, the budget is {format_bytes(asked['budget'])}. Right: lines "
+        f"Left: stacked bars, predicted peak memory of a training step by part; {asked['length']:,} tokens take as "
+        f"asked {format_bytes(report['peak']['bytes'])}, the budget is {format_bytes(asked['budget'])}. Right: lines "
         f"on logarithmic axes, predicted peak against length; at {last['length']:,} tokens reversible "
         f"{format_bytes(last['reversible'])}, not reversible {format_bytes(last['not reversible'])}, dense attention "
         f"{format_bytes(last['dense'])}."

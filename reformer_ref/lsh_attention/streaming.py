@@ -64,12 +64,8 @@ def _forward(q, k, v, inverse, windows, scale, block_size):
         top = scores.amax(-1, keepdim=True)
         mass = scores.sub_(top).exp2_().sum(-1, keepdim=True)
         empty = top < -HIDE / 8
-        here = (
-            torch.bmm(scores.to(v.dtype), block.spread(_take(v, block.keys)))
-            .to(wide)
-            .div_(mass.masked_fill_(empty, math.inf))
-        )
-        here = here.flatten(0, 1)  # (n·chunk_length, d_v)
+        here = torch.bmm(scores.to(v.dtype), block.spread(_take(v, block.keys))).to(wide)  # (m, chunk_length, d_v)
+        here = here.div_(mass.masked_fill_(empty, math.inf)).flatten(0, 1)
         log_sum = mass.log2_().add_(top).masked_fill_(empty, -math.inf).flatten()
         rows = block.queries.flatten()
         if block.round == 0:

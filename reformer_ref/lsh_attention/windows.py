@@ -37,9 +37,8 @@ class Windows:
         sequence = torch.arange(self.batch, device=order.device).view(-1, 1, 1, 1)
         first = sequence // heads * (heads * self.length) + sequence % heads
         rows = torch.where(chunks < 0, self.nobody, chunks * heads + first).transpose(0, 1)
-        self.rows = rows.flatten(1, 2).to(
-            torch.int32 if self.nobody < 2**31 else torch.int64
-        )  # (n_hashes, B·n_chunks, …)
+        small = torch.int32 if self.nobody < 2**31 else torch.int64
+        self.rows = rows.flatten(1, 2).to(small)  # (n_hashes, B·n_chunks, chunk_length)
         self.real = None if padding_mask is None else self._in_rows(padding_mask)
         if padding_mask is not None:  # padding has a bucket of its own
             buckets = buckets.long().masked_fill(~padding_mask[:, None], -1)

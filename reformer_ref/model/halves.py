@@ -229,7 +229,8 @@ class FeedForwardHalf(nn.Module):
 def _is_plain(half):
     """Whether the weights alone say what ``half`` computes: nobody has put in other modules, or hooks."""
     plain = (type(half), nn.Linear, nn.LayerNorm, nn.Dropout, FeedForward)
-    return all(type(m) in plain and not m._forward_hooks and not m._forward_pre_hooks for m in half.modules())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return all(type(m) in plain and not any(getattr(m, h) for h in hooks) for m in half.modules())
 
 
 def _slices(x, slice_length):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
@@ -189,11 +189,11 @@ def test_sparse_tensors_are_refused():
         count_peak(lambda: torch.eye(3).to_sparse())
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["new", "view", "add_", "double", "drop", "out"]), st.integers(0, 9)), max_size=30
-    )
-)
+ACTIONS = ["new", "view", "add_", "double", "drop", "out"]
+
+
+@settings(max_examples=12)
+@given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), max_size=60))
 def test_against_a_ledger_kept_by_hand(program):
     """A random program on variables 0 … 9, and beside it which storage each variable holds."""
     holds, sizes, peak = {}, {}, 0

@@ -1,0 +1,187 @@
+"""Does it fit: sizes, the search for the longest sequence, what is tried, the table and the picture."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reformer_ref import planner
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.planner import Question, add_memory_arguments, changes, format_bytes, longest, parse_bytes, run_memory
+
+SMALL = ["--length", "4096", "--layers", "2", "--d-model", "32", "--heads", "2", "--d-ff", "64", "--device", "cpu"]
+
+
+def ask(*words):
+    parser = argparse.ArgumentParser()
+    add_memory_arguments(parser)
+    return parser.parse_args([*SMALL, *words])
+
+
+def question(budget="1GB", **changes):
+    values = {"d_model": 32, "n_heads": 2, "n_layers": 2, "pattern": ("lsh",), "max_length": 8192, "ff_slice": 512}
+    return Question(ReformerConfig(**{**values, **changes}), 8192, parse_bytes(budget), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("16GB", 16 * 10**9),
+        ("16 GiB", 16 * 2**30),
+        ("1.5e9", 1500000000),
+        ("512mib", 2**29),
+        ("7", 7),
+        (" 2.5 kB ", 2500),
+    ],
+)
+def test_sizes_are_read(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "16 parrots", "-1GB", "0GB", "1e30GB", "nan", "1.2.3GB", "16G", 16, None])
+def test_sizes_that_are_none(text):
+    with pytest.raises(ValueError, match="a size must"):
+        parse_bytes(text)
+
+
+@given(st.text(max_size=8))
+def test_any_text_is_a_size_or_a_clear_error(text):
+    try:
+        size = parse_bytes(text)
+    except ValueError as error:
+        size = 1 if str(error).startswith("a size must") else 0
+    assert size >= 1
+
+
+def test_sizes_are_written():
+    sizes = (0, 512, 16384, 999_499, 999_600, 8_110_000_000, 16_500_000_000_000, 10**17)
+    written = ["0 B", "512 B", "16.4 kB", "999 kB", "1.00 MB", "8.11 GB", "16.5 TB", "100 PB"]
+    assert [format_bytes(n) for n in sizes] == written
+
+
+@pytest.mark.parametrize("budget", ["20MB", "100MB"])
+def test_the_longest_sequence_fits_and_a_longer_one_does_not(budget):
+    q = question(budget)
+    found = longest(q, q.predict().peak_bytes)
+    assert found["bytes"] == q.predict(found["length"]).peak_bytes <= q.budget
+    assert q.predict(found["length"] * 102 // 100 + 1).peak_bytes > q.budget
+
+
+def test_the_longest_sequence_at_the_ends(monkeypatch):
+    q = question("10kB")
+    assert longest(q, q.predict().peak_bytes)["length"] == 0
+    monkeypatch.setattr(planner, "LONGEST", 20000)
+    q = question("900TB")
+    assert longest(q, q.predict().peak_bytes)["length"] == 20000
+
+
+def test_what_is_tried_helps_and_says_what_it_is():
+    q = Question(
+        ReformerConfig(
+            d_model=16, n_heads=1, n_layers=2, pattern=("dense", "lsh"), max_length=17000, reversible=False,
+            lsh=LSHOptions(n_hashes=2),
+        ),
+        17000, 10**9, "cpu", batch=2,
+    )  # fmt: skip
+    found = dict(changes(q))
+    assert list(found) == [
+        "reversible layers",
+        "feed-forward and projections in slices of 16384",
+        "loss in slices of 16384",
+        "those so far, which compute the same",
+        "LSH attention instead of dense",
+        "one sequence at a time",
+        "one round of hashing",
+        "bfloat16 for everything",
+        "all of these",
+    ]
+    assert found["all of these"] == {
+        "reversible": True, "ff_slice": 16384, "loss_slice": 16384, "pattern": ("lsh", "lsh"), "batch": 1,
+        "n_hashes": 1, "dtype": "bfloat16",
+    }  # fmt: skip
+    as_asked = q.predict().peak_bytes
+    sizes = {name: q.predict(**change).peak_bytes for name, change in found.items()}
+    assert sizes["LSH attention instead of dense"] < 0.5 * as_asked
+    assert sizes["one sequence at a time"] < 0.6 * as_asked
+    assert sizes["all of these"] == min(sizes.values())
+    assert changes(question()) == [("bfloat16 for everything", {"dtype": "bfloat16"})]
+
+
+def test_it_fits(capsys, tmp_path):
+    args = ask("--budget", "60MB", "--plot", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json"))
+    assert run_memory(args) == 0
+    out = capsys.readouterr().out
+    assert "IT FITS" in out
+    assert "60.0 MB = 0.06 GiB" in out
+    assert "predicted" in out
+    assert "What would make it fit" not in out
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert sum(report["peak"]["parts"].values()) == report["peak"]["bytes"]
+    assert [row["length"] for row in report["length"]] == [512, 1024, 2048, 4096, 8192]
+    at_once = report["length"][-1]
+    assert at_once["reversible"] < at_once["not reversible"] < at_once["dense"]
+    assert [(e["layers"], e["reversible"]) for e in report["depth"]][:2] == [(1, True), (1, False)]
+    assert report["longest"]["length"] > 4096
+    assert report["caption"].startswith("Left: stacked bars")
+    assert report["asked"]["config"]["n_layers"] == 2
+
+
+def test_it_does_not_fit(capsys, tmp_path):
+    args = ask("--budget", "12MB", "--no-reversible", "--plot", str(tmp_path / "a.svg"))
+    assert run_memory(args) == 0
+    out = capsys.readouterr().out
+    assert "IT DOES NOT FIT" in out
+    assert "What would make it fit" in out
+    assert "reversible layers" in out
+    picture = (tmp_path / "a.svg").read_text()
+    assert "<svg" in picture
+
+
+def test_the_picture_shows_every_number_and_the_budget():
+    q = question("1MB", reversible=False)
+    report = dict(planner.answer(q))
+    report["asked"] = {"length": q.length, "budget": q.budget, "config": json.loads(q.config.to_json())}
+    bars, lines = planner.draw(report).axes
+    labels = {text.get_text().strip() for text in bars.texts}
+    shown = [
+        report["peak"],
+        *report["changes"],
+        *(e for e in report["depth"] if (e["layers"], e["reversible"]) != (2, False)),
+    ]
+    assert labels == {format_bytes(entry["bytes"]) for entry in shown}
+    assert len(bars.get_yticklabels()) == len(shown)
+    names = [text.get_text() for text in lines.get_legend().get_texts()]
+    assert names == ["reversible", "not reversible", "dense", "budget 1.00 MB"]
+    assert [len(line.get_xdata()) for line in lines.get_lines()[:3]] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "much"], "a size must look like"),
+        (["--length", "1"], "--length must be at least 2"),
+        (["--batch", "0"], "--batch must be at least 1"),
+        (["--slice", "-1"], "--slice must be at least 0"),
+        (["--d-model", "33"], "d_model"),
+        (["--pattern", "lsh,other"], "pattern must be one of"),
+        (["--preset", "mine"], "preset must be one of"),
+        (["--plot", "nowhere/a.png"], "there is no folder nowhere"),
+        (["--plot", "a.txt"], "--plot must end in"),
+    ],
+)
+def test_mistakes_are_one_clear_line(words, message):
+    with pytest.raises(ValueError, match=message) as error:
+        run_memory(ask(*words))
+    assert "\n" not in str(error.value)
+
+
+def test_the_options_are_known_without_torch():
+    code = "import sys, reformer_ref.planner; print('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
