@@ -18,6 +18,7 @@ from pathlib import Path
 
 from reformer_ref.bench import add_bench_arguments
 from reformer_ref.million import add_million_arguments
+from reformer_ref.planner import add_memory_arguments
 
 FAST_AXIS = 16  # positions on the fast axis of the axial encoding
 DESCRIPTION = "The Reformer (Kitaev, Kaiser, Levskaya 2020) as something to read, run and trust."
@@ -66,6 +67,7 @@ def build_parser():
     _add_generate(commands)
     _add_figures(commands)
     for name, add_arguments, help_text in (
+        ("memory", add_memory_arguments, "say whether a training step fits a budget, and what would make it fit"),
         ("bench", add_bench_arguments, "measure this package and its peers side by side"),
         ("million", add_million_arguments, "train a step on a text as one sequence of a million bytes"),
     ):
@@ -381,7 +383,7 @@ def _metrics(args, config, options, parameters, result, torch):
         "tokens": result.tokens,
         "seconds": round(result.seconds, 3),
         "interrupted": result.interrupted,
-        "shortened": result.shortened,
+        "replanned": result.replanned,
         "threads": torch.get_num_threads(),
         "versions": {"reformer_ref": __version__, "torch": torch.__version__},
         "evaluations": result.evaluations,
@@ -396,9 +398,9 @@ def _report(args, metrics, result):
         f"held out  {first['bits_per_byte']:.3f} bits per byte before, {last['bits_per_byte']:.3f} after "
         f"{last['step']} steps ({last['windows']} windows); {result.seconds:.0f} s, {speed:,.0f} tokens/s"
     )
-    if result.shortened:
+    if result.replanned:
         print(
-            "          (the machine slowed down: fewer steps than planned, so --steps will not repeat this run exactly)"
+            "          (the speed changed, and the number of steps with it: --steps will not repeat this run exactly)"
         )
     print(f"written   {args.out}: checkpoint.json, weights, metrics.json", flush=True)
     if result.interrupted:

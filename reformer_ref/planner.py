@@ -168,7 +168,7 @@ def by_depth(question):
 def by_length(question):
     """{"length", and per way of WAYS bytes} from an eighth of the length to twice the length.
 
-    dense: all scores of a head at once, as attention is usually written; reversible layers like the first.
+    dense: all scores of some heads at once (one head if long), nearly as attention is usually written; reversible.
     """
     ways = {
         "reversible": {"reversible": True},
@@ -220,7 +220,7 @@ def table(name, data, question):
         return "\n".join(["By depth:", *(row(entry["name"], entry["bytes"]) for entry in data)])
     head = f"  {'tokens':>12}" + "".join(f"{way:>17}" for way in WAYS)
     rows = [f"  {r['length']:>12,}" + "".join(f"{format_bytes(r[way]):>17}" for way in WAYS) for r in data]
-    return "\n".join(["By length (dense: reversible, all scores of a head at once):", head, *rows])
+    return "\n".join(["By length (dense: reversible, all scores of some heads at once):", head, *rows])
 
 
 def caption(report):

@@ -73,7 +73,7 @@ class TrainingResult:
     seconds: float = 0.0
     tokens: int = 0
     interrupted: bool = False
-    shortened: bool = False
+    replanned: bool = False
 
     @property
     def steps(self):
@@ -148,7 +148,7 @@ def train(model, batch_at, held_out, options, *, progress=True, should_stop=None
                 _evaluate(model, held_out[: options.quick_windows], result, started)
             plan.after(result.steps)
             _show(bar, plan, result, tokens.numel() / (now - begun))
-    result.shortened = plan.shortened
+    result.replanned = plan.replanned
     if not result.interrupted:
         _evaluate(model, held_out, result, started)
     result.seconds = time.perf_counter() - started
@@ -197,11 +197,11 @@ def _show(bar, plan, result, speed):
 
 
 class _Plan:
-    """The number of steps: as given, or what fits into the time budget, decided once and cut only if time runs out."""
+    """The number of steps: as given, or what fits into the time, changed only if the machine turns out otherwise."""
 
     def __init__(self, options, started, evaluation_seconds, n_held_out, report):
         self.timed, self.report = options.minutes is not None, report
-        self.total, self.shortened = options.steps, False
+        self.total, self.replanned = options.steps, False
         per_window = evaluation_seconds / min(options.quick_windows, n_held_out)
         budget = 60.0 * options.minutes if self.timed else math.inf
         self.deadline = started + budget - per_window * n_held_out  # the last evaluation belongs to the budget
@@ -222,8 +222,12 @@ class _Plan:
                 self.total = done + max(int(0.95 * left / pace), 0)  # 5 % for a machine that slows down
                 self.decided = done, now
                 self.report(f"{pace:.2f} s a step: {self.total} steps fit into the time (--steps {self.total})")
-        elif left <= 0 or done - self.decided[0] >= 2 * TIMED_STEPS:
+        elif left <= 0 or done == self.total or done - self.decided[0] >= 2 * TIMED_STEPS:
             pace = (now - self.decided[1]) / (done - self.decided[0])
             fits = done + max(int(left / pace), 0)
             if fits < self.total:
-                self.total, self.shortened = fits, True
+                self.total, self.replanned = fits, True
+            elif fits > 1.25 * self.total:  # the timed steps shared the machine with something else
+                self.total, self.replanned = done + int(0.95 * (fits - done)), True
+                self.decided = done, now
+                self.report(f"{pace:.2f} s a step now: {self.total} steps fit")

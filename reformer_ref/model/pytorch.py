@@ -200,6 +200,8 @@ def initialize(model, seed):
     norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     for name, p in model.named_parameters():
+        if p.is_meta:  # shapes only: there is nothing to draw
+            continue
         if id(p) in norms or p.ndim == 1:
             p.fill_(1.0 if id(p) in norms and name.endswith("weight") else 0.0)
             continue
