@@ -55,7 +55,7 @@ def bucket_factors(n_buckets):
         require_int("n_buckets", factor, minimum=2)
         if factor % 2:
             raise ValueError(f"n_buckets must be even (a bucket and its mirror image), got the factor {factor}")
-    if math.prod(int(f) for f in factors) >= 2**63:
+    if math.prod([int(f) for f in factors]) >= 2**63:
         raise ValueError(f"n_buckets must be less than 2⁶³ in all, got the product of {tuple(factors)}")
     return tuple(int(f) for f in factors)
 

@@ -114,7 +114,10 @@ def check_visible_pairs(fn, seed=0):
     for lead, length, key_length, _, _ in SIZES:
         for name, causal, mask in _visibilities(rng, lead, length, key_length):
             want = _counts_by_pair(() if mask is None else lead, length, key_length, causal, mask)
-            got = np.asarray(fn(length, key_length, causal, mask)).astype(int)
+            got = np.asarray(fn(length, key_length, causal, mask))
+            if got.dtype.kind not in "biu":
+                raise AssertionError(f"visible_pairs must give booleans or integers, got {got.dtype}")
+            got = got.astype(int)
             hint = "Causal: j ≤ i. Padding hides keys (columns), not queries (rows)."
             expect_equal(f"visible_pairs of {length} queries, {key_length} keys, {name}", got, want, hint)
             n += 1

@@ -119,15 +119,17 @@ def block_scores(q, k, inverse, windows, block, scale):
     if k is None:
         rows, n = _take(q, block.keys), block.queries.shape[1]  # (s, n + width − 1, chunk_length, d)
         q_here = rows.narrow(1, windows.options.chunks_before, n).flatten(0, 1)  # queries stand among the keys
-        k_here = rows * _take(inverse, block.keys)
+        k_here = (rows * _take(inverse, block.keys)).to(q.dtype)
     else:
         q_here, k_here = _take(q, block.queries.flatten(0, 1)), _take(k, block.keys)
     penalty, keys = windows.penalty(block), block.spread(k_here).transpose(1, 2)
     if penalty.dtype == q.dtype:
         return penalty.baddbmm_(q_here, keys, beta=HIDE, alpha=scale * LOG2E), q_here, k_here
-    dots = torch.bmm(q_here, keys)
-    dots = dots.float() if dots.dtype in (torch.float16, torch.bfloat16) else dots
-    return dots.mul_(scale * LOG2E).add_(penalty.to(dots.dtype), alpha=HIDE), q_here, k_here
+    if q.dtype == torch.float16:  # its largest number is 65504
+        dots = torch.bmm(q_here.float(), keys.float()).mul_(scale * LOG2E)
+    else:
+        dots = torch.bmm(q_here, keys).to(torch.float32 if q.dtype == torch.bfloat16 else q.dtype).mul_(scale * LOG2E)
+    return dots.add_(penalty.to(dots.dtype), alpha=HIDE), q_here, k_here
 
 
 def _alone(total, windows):
@@ -141,9 +143,9 @@ def inverse_length(q, norm_eps):
     with torch.no_grad():
         wide = q.float() if q.dtype in (torch.float16, torch.bfloat16) else q
         square = (wide * wide).sum(-1, keepdim=True) + q.shape[-1] * norm_eps
-        return torch.where(square > 0, square.rsqrt(), 0).to(q.dtype)
+        return torch.where(square > 0, square.rsqrt(), 0)
 
 
 def _take(x, rows):
-    """x (N, d) at rows (n, m) -> (n, m, d); nobody reads the last row, and the penalties see to it."""
+    """x (N, d) at rows (n, m) -> (n, m, d); for nobody the last row is read, and its penalty hides it."""
     return pick(x, rows.clamp(max=len(x) - 1))

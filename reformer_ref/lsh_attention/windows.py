@@ -5,8 +5,8 @@ that nothing of size O(L · chunk_length) need exist. A pair's visibility comes 
 negative = hidden, made of differences and clamps: on a CPU these cost a tenth of comparing integers and filling masks.
 
 A *row* is a token of the flattened batch; the last row, number B·L, is nobody: it fills chunks that are not full.
-Rows are ordered by (sequence, position), or, where ``heads`` sequences share memory as (batch, position, head), in
-that order: so the heads of a projection need not be copied apart.
+Row = sequence·L + position; with ``heads`` > 1, row = (batch·L + position)·heads + head, as a projection leaves its
+heads in memory, so that they need not be copied apart.
 """
 
 from dataclasses import replace

@@ -15,6 +15,7 @@ from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
 from reformer_ref.local_attention.pytorch import local_attention
 from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.model.config import n_buckets_for, rotation_width
+from reformer_ref.tensors import has_values
 from reformer_ref.validate import bucket_factors
 
 ROWS_AT_A_TIME = 1 << 16  # tokens times heads that attention works on together, where it may choose
@@ -53,7 +54,8 @@ class SelfAttention(nn.Module):
 
     def in_place(self, *_):
         """Whether ``add_`` and ``subtract_`` compute this half: not with dropout, whose mask spans all heads."""
-        return not (self.training and self.config.dropout) and _is_plain(self)
+        names = {f"{name}.weight" for name in (*self._inputs(), "out", "norm")} | {"norm.bias"}
+        return _is_plain(self, names) and self.norm.eps == self.config.norm_eps
 
     def add_(self, y, x, padding_mask=None, rotation_seed=None, *_, memo):
         """y += half(x), a few heads at a time."""
@@ -85,9 +87,16 @@ class SelfAttention(nn.Module):
             self._project_back(x, d_x, d_projected, heads, params, grads)
         return grads
 
-    def hash(self, q, heads, rotation_seed=None):
-        """Buckets (B, heads, n_hashes, L) of q (B, heads, L, d_head), in the smallest integers that hold them."""
-        n_buckets = n_buckets_for(self.config, q.shape[-2])
+    def hash(self, q, heads, rotation_seed=None, padding_mask=None):
+        """Buckets (B, heads, n_hashes, L) of q (B, heads, L, d_head), in the smallest integers that hold them.
+
+        Padding has no part in their number: the longest sequence of real tokens in the batch decides. (A traced model
+        cannot know that length and takes L: give ``lsh.n_buckets`` where a compiled model is to see masks.)
+        """
+        length = q.shape[-2]
+        if padding_mask is not None and self.config.lsh.n_buckets is None and has_values(padding_mask):
+            length = max(1, int(padding_mask.sum(-1).max()))
+        n_buckets = n_buckets_for(self.config, length)
         rotations = self.rotations
         if rotation_seed is not None:
             generator = torch.Generator().manual_seed(int(rotation_seed) + self.index)
@@ -103,7 +112,7 @@ class SelfAttention(nn.Module):
         mask = None if padding_mask is None else padding_mask[:, None]
         if self.kind == "lsh":
             if heads not in memo:
-                memo[heads] = self.hash(q, heads, rotation_seed)
+                memo[heads] = self.hash(q, heads, rotation_seed, padding_mask)
             out = lsh_attention(q, v, memo[heads], c.lsh, mask)
         elif self.kind == "local":
             out = local_attention(q, k, v, c.local, mask)
@@ -198,7 +207,9 @@ class FeedForwardHalf(nn.Module):
 
     def in_place(self, *_):
         """Whether ``add_`` and ``subtract_`` compute this half: not with dropout, whose mask spans all positions."""
-        return not (self.training and self.config.dropout) and _is_plain(self)
+        names = {"norm.weight", "norm.bias", *(f"inner.{name}" for name in ("w1", "b1", "w2", "b2"))}
+        same = self.norm.eps == self.config.norm_eps and self.inner.activation == self.config.activation
+        return _is_plain(self, names) and same and not (self.inner.dropout and self.inner.training)
 
     def add_(self, y, x, *_, memo):
         """y += half(x), slice by slice."""
@@ -226,11 +237,19 @@ class FeedForwardHalf(nn.Module):
         return feed_forward(n, *(params[f"inner.{p}"] for p in ("w1", "b1", "w2", "b2")), self.config.activation)
 
 
-def _is_plain(half):
-    """Whether the weights alone say what ``half`` computes: nobody has put in other modules, or hooks."""
+def _is_plain(half, names):
+    """Whether the weights of these names, and nothing else, say what ``half`` computes at the moment.
+
+    Not so with dropout, other modules in place of ours, missing, added or shared weights, hooks, or a patched forward.
+    """
     plain = (type(half), nn.Linear, nn.LayerNorm, nn.Dropout, FeedForward)
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return all(type(m) in plain and not any(getattr(m, h) for h in hooks) for m in half.modules())
+    for m in half.modules():
+        if type(m) not in plain or "forward" in vars(m) or any(getattr(m, h) for h in hooks):
+            return False
+        if isinstance(m, nn.Dropout) and m.p and m.training:
+            return False
+    return {name for name, _ in half.named_parameters()} == names
 
 
 def _slices(x, slice_length):

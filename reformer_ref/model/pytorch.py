@@ -51,11 +51,11 @@ class Trunk(nn.Module):
         x = self.embed(tokens, padding_mask)
         extras = self._extras(padding_mask, generator, memory, memory_mask)
         weights = (self.norm.weight, self.norm.bias, *self.head_weights(head))
-        count = (targets != IGNORED).sum()
+        count, dropout = (targets != IGNORED).sum(), self._dropout()  # as it is now, also when backward replays it
 
         def nats(y1, y2, targets, scale, bias, *head):
             def of_slice(y1, y2, targets, scale, bias, *head):
-                hidden, weight, head_bias = read_out(self._join(y1, y2, scale, bias), *head)
+                hidden, weight, head_bias = read_out(self._join(y1, y2, scale, bias, dropout), *head)
                 return total_nats(hidden, targets, weight, head_bias)
 
             slice_length = self.config.loss_slice
@@ -74,18 +74,34 @@ class Trunk(nn.Module):
 
     def head_weights(self, head):
         """What ``read_out`` takes: weight and bias of the head, or the embedding alone if there is none (tied)."""
-        return (self.embedding.weight,) if head is None else (head.weight, head.bias)
+        if head is None:
+            return (self.embedding.weight,)
+        hooked = isinstance(head, nn.Linear) and (head._forward_hooks or head._forward_pre_hooks)
+        if (
+            not isinstance(head, nn.Linear)
+            or type(head).forward is not nn.Linear.forward
+            or hooked
+            or head.bias is None
+        ):
+            raise TypeError(
+                "head must be an nn.Linear with a bias and without hooks: only its weights are read, in slices"
+            )
+        return head.weight, head.bias
 
     def join(self, y1, y2):
         """Both streams side by side, normalised: (B, L, 2·d_model)."""
-        return self._join(y1, y2, self.norm.weight, self.norm.bias)
+        return self._join(y1, y2, self.norm.weight, self.norm.bias, self._dropout())
 
-    def _join(self, y1, y2, scale, bias):
+    def _dropout(self):
+        return self.dropout.p if self.dropout.training else 0.0
+
+    def _join(self, y1, y2, scale, bias, dropout):
         both = torch.cat([y1, y2], dim=-1)
-        return self.dropout(nn.functional.layer_norm(both, both.shape[-1:], scale, bias, self.norm.eps))
+        joined = nn.functional.layer_norm(both, both.shape[-1:], scale, bias, self.norm.eps)
+        return nn.functional.dropout(joined, dropout) if dropout else joined
 
     def _extras(self, padding_mask, generator, memory, memory_mask):
-        seed = None if generator is None else torch.randint(2**62, (), generator=generator)
+        seed = None if generator is None else torch.randint(2**62, (), generator=generator, device="cpu")
         return (padding_mask, seed) if memory is None else (padding_mask, seed, memory, memory_mask)
 
     def _to_multiple(self, tokens, padding_mask):
@@ -114,8 +130,9 @@ class ReformerLM(nn.Module):
         """Logits (B, L, vocab_size) of tokens (B, L), int64 or int32.
 
         padding_mask: bool (B, L), True = real token; positions count real tokens only, so padding on any side changes
-        nothing. generator: a CPU ``torch.Generator`` from which fresh rotations are drawn for this call; None uses the
-        stored ones. ValueError or TypeError for tokens that do not fit the configuration.
+        nothing (with ``lsh.wrap``: see ``LSHOptions``). Where ``lsh.n_buckets`` is None, the longest sequence of the
+        batch decides for all. generator: a CPU ``torch.Generator`` from which fresh rotations are drawn for this call;
+        None uses the stored ones. ValueError or TypeError for tokens that do not fit the configuration.
         """
         hidden = self.hidden(tokens, padding_mask, generator)
         hidden, weight, bias = read_out(hidden, *self.trunk.head_weights(self.head))
@@ -129,7 +146,7 @@ class ReformerLM(nn.Module):
         """Mean cross-entropy in nats over the predicted tokens, computed in slices of ``config.loss_slice`` positions.
 
         targets: int (B, L), what each position should say, −100 = not counted; None: the next token (causal models),
-        padding not counted.
+        padding not counted. Each loss can be differentiated once. Hooks on trunk, stack and norm do not run.
         """
         padding_mask = self._check(tokens, padding_mask, generator)
         if targets is None:

@@ -119,7 +119,8 @@ def _self_attention(p, config, kind, x, real):
     k = _heads(x @ p["k.weight"].T, config) if kind in ("local", "regular") else None
     mask = None if real is None else np.broadcast_to(real[:, None], q.shape[:-1])  # one for all heads
     if kind == "lsh":
-        n_buckets = n_buckets_for(config, x.shape[1])
+        length = x.shape[1] if real is None else max(1, int(real.sum(-1).max()))  # padding has no part in it
+        n_buckets = n_buckets_for(config, length)
         rotations = p["rotations"][
             ..., : sum(bucket_factors(n_buckets)) // 2
         ]  # (n_heads, n_hashes, d_head, Σfactors/2)

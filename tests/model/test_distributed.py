@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -39,7 +40,9 @@ class Loss(nn.Module):
 
 def worker(rank, folder, kind):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
+    )
     gradients = []
     for mode in MODES:
         model = nn.parallel.DistributedDataParallel(Loss(kind), **mode)
@@ -48,6 +51,7 @@ def worker(rank, folder, kind):
             model(rank, step).backward()
         gradients.append([p.grad for p in model.parameters()])
     torch.save(gradients, f"{folder}/gradients{rank}.pt")
+    dist.barrier()  # nobody leaves while the other still talks to it
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """DistributedDataParallel on two processes (gloo): gradients are the average over the processes, in every mode."""
 
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
@@ -36,7 +37,9 @@ def batch(rank, step):
 
 def worker(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
+    )
     gradients = []
     for mode in MODES:
         model = nn.parallel.DistributedDataParallel(Model(), **mode)
@@ -45,6 +48,7 @@ def worker(rank, folder):
             model(batch(rank, step)).backward()
         gradients.append([p.grad for p in model.parameters()])
     torch.save(gradients, f"{folder}/gradients{rank}.pt")
+    dist.barrier()  # nobody leaves while the other still talks to it
     dist.destroy_process_group()
 
 

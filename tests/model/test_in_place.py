@@ -1,0 +1,156 @@
+"""Halves work in place only while their weights alone say what they compute; anything else must not go unnoticed."""
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from reformer_ref.compare import expect_close
+from reformer_ref.local_attention.options import LocalOptions
+from reformer_ref.local_attention.pytorch import local_attention
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.halves import SelfAttention
+from reformer_ref.model.pytorch import ReformerLM
+
+CONFIG = ReformerConfig(
+    vocab_size=11, d_model=16, n_layers=2, n_heads=2, max_length=64, ff_slice=5, loss_slice=7,
+    lsh=LSHOptions(n_hashes=2, n_buckets=4, chunk_length=4), local=LocalOptions(chunk_length=4),
+)  # fmt: skip
+
+
+def twins(change=lambda model: None, **fields):
+    """The same model reversible and with ordinary autograd, both changed alike, in float64."""
+    models = []
+    for reversible in (True, False):
+        torch.manual_seed(3)
+        model = ReformerLM(dataclasses.replace(CONFIG, reversible=reversible, **fields)).double()
+        change(model)
+        models.append(model.double())
+    return models
+
+
+def tokens():
+    return torch.randint(0, 11, (2, 23), generator=torch.Generator().manual_seed(0))
+
+
+def expect_same(models, between=lambda model: None):
+    losses, gradients = [], []
+    for model in models:
+        torch.manual_seed(5)
+        loss = model.loss(tokens())
+        between(model)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()})
+    expect_close("loss", losses[0], losses[1], 1e-12)
+    for name, want in gradients[1].items():
+        expect_close(name, gradients[0][name], want, 1e-12)
+    return gradients[1]
+
+
+def halves(model, number):
+    return [block.halves[number] for block in model.trunk.stack.blocks]
+
+
+def each(number, change):
+    return lambda model: [change(half) for half in halves(model, number)]
+
+
+def monte_carlo_dropout(model):
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.train().p = 0.3
+
+
+def doubled(weight, x):
+    return 2 * nn.functional.linear(x, weight)
+
+
+CHANGES = {
+    "nothing": lambda model: None,
+    "a projection with a bias": each(0, lambda h: setattr(h, "q", nn.Linear(16, 16))),
+    "an output with a bias": each(0, lambda h: setattr(h, "out", nn.Linear(16, 16))),
+    "a norm without bias": each(0, lambda h: setattr(h, "norm", nn.LayerNorm(16, bias=False))),
+    "a norm without weights": each(1, lambda h: setattr(h, "norm", nn.LayerNorm(16, elementwise_affine=False))),
+    "another epsilon": each(0, lambda h: setattr(h.norm, "eps", 0.5)),
+    "another activation": each(1, lambda h: setattr(h.inner, "activation", "gelu")),
+    "dropout switched on later": lambda model: [setattr(m, "p", 0.5) for m in model.modules() if type(m) is nn.Dropout],
+    "dropout in eval mode": lambda model: monte_carlo_dropout(model.eval()),
+    "shared projections": lambda model: setattr(halves(model, 0)[0].k, "weight", halves(model, 0)[0].q.weight),
+    "a patched forward": each(0, lambda h: setattr(h.v, "forward", partial(doubled, h.v.weight))),
+    "a hook": each(1, lambda h: h.norm.register_forward_hook(lambda module, inputs, out: 3 * out)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_half_computes_is_never_guessed(name):
+    fields = {"loss_slice": None, "ff_slice": None} if "dropout" in name else {}  # else masks are drawn in other orders
+    plain = name == "nothing"
+    models = twins(CHANGES[name], **fields)
+    assert all(half.in_place() for n in (0, 1) for half in halves(models[0], n)) == plain
+    expect_same(models)
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_a_change_of_mode_before_backward_changes_nothing(start):
+    """Dropout is what it was when the loss was computed."""
+    same, changed = (twins(dropout=0.4, ff_slice=None) for _ in range(2))
+    wanted = expect_same([m.train(start) for m in same])
+    for name, got in expect_same([m.train(start) for m in changed], lambda model: model.train(not start)).items():
+        expect_close(name, got, wanted[name], 1e-12)
+
+
+def test_autocast_in_place(monkeypatch):
+    """What attention is given has one dtype in forward and in the recompute of backward."""
+    model, seen = ReformerLM(CONFIG), []
+    attend = SelfAttention._attend
+    record = lambda self, projected, *rest: seen.append(projected["q"].dtype) or attend(self, projected, *rest)  # noqa: E731
+    monkeypatch.setattr(SelfAttention, "_attend", record)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(tokens())
+    forward = seen.copy()
+    loss.backward()
+    assert halves(model, 0)[0].in_place()
+    assert set(forward) == {torch.bfloat16}
+    assert seen == forward * 2
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_the_number_of_buckets_counts_no_padding():
+    config = dataclasses.replace(CONFIG, lsh=LSHOptions(n_hashes=2, chunk_length=2))
+    model, x = ReformerLM(config).double(), tokens()[:, :17]
+    for before, after in ((0, 7), (7, 0), (3, 30)):
+        padded = nn.functional.pad(x, (before, after))
+        mask = nn.functional.pad(torch.ones_like(x, dtype=torch.bool), (before, after))
+        expect_close("logits", model(padded, mask)[:, before : before + 17].detach(), model(x).detach(), 1e-13)
+
+
+def test_a_head_of_another_kind_is_refused():
+    model = ReformerLM(CONFIG)
+    model.head = nn.utils.parametrizations.weight_norm(nn.Linear(32, 11))  # its weight is what it says
+    model.loss(tokens()).backward()
+    hooked = nn.Linear(32, 11)
+    hooked.register_forward_hook(lambda module, inputs, out: 2 * out)
+    for model.head in (nn.Linear(32, 11, bias=False), nn.Sequential(nn.Linear(32, 11)), hooked):
+        for use in (model, model.loss):
+            with pytest.raises(TypeError, match="head must be"):
+                use(tokens())
+
+
+def test_half_precision_far_from_one():
+    """float16 ends at 65504: products must not leave it on the way, tiny vectors must not become infinite keys."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 64, 64, generator=g) for _ in range(3))
+    out = local_attention((50 * q).half(), (50 * k).half(), v.half(), LocalOptions(chunk_length=16))
+    assert out.isfinite().all()
+    buckets = torch.zeros(1, 1, 64, dtype=torch.int64)
+    for size in (1e4, 6e-8):
+        qk = (size * q).half().requires_grad_()
+        out = lsh_attention(qk, v.half(), buckets, LSHOptions.preset("lucidrains", chunk_length=16))
+        assert out.isfinite().all()
+        out.sum().backward()
+        assert qk.grad.isfinite().all() or size < 1
