@@ -1,5 +1,7 @@
 """How two arrays are compared everywhere in this project: one definition of error, one sentence if it is too large."""
 
+from functools import wraps
+
 import numpy as np
 
 
@@ -56,3 +58,19 @@ def central_difference(fn, x, d_out, step=1e-5):
         down[index] -= step
         grad[index] = np.sum((fn(up) - fn(down)) * d_out) / (2 * step)
     return grad
+
+
+def in_a_sentence(check):
+    """Decorates a check: whatever the function under test breaks by what it returns becomes an AssertionError too."""
+
+    @wraps(check)
+    def checked(*args, **kwargs):
+        try:
+            return check(*args, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise AssertionError(
+                f"{check.__name__}: the function under test failed, or gave something of another kind or shape than "
+                f"the check's docstring says: {type(error).__name__}: {error}"
+            ) from error
+
+    return checked

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from reformer_ref.attention import spec
-from reformer_ref.compare import central_difference, expect_close, expect_equal
+from reformer_ref.compare import central_difference, expect_close, expect_equal, in_a_sentence
 
 # (leading axes, L_q, L_k, d, d_v)
 SIZES = (
@@ -25,6 +25,7 @@ SCALES = (None, 1.0, -0.3)
 NORM_EPS = (1e-6, 0.0, 0.1)
 
 
+@in_a_sentence
 def check_normalize_keys(fn, seed=0, tolerance=1e-12):
     """fn(x, norm_eps) against the formula, one vector at a time; zero, tiny and huge vectors included."""
     rng = np.random.default_rng(seed)
@@ -39,6 +40,7 @@ def check_normalize_keys(fn, seed=0, tolerance=1e-12):
     _report("check_normalize_keys", errors)
 
 
+@in_a_sentence
 def check_normalize_keys_vjp(fn, seed=0, tolerance=1e-12):
     """fn(x, d_out, norm_eps) -> d_x against central differences and the spec."""
     rng = np.random.default_rng(seed)
@@ -53,6 +55,7 @@ def check_normalize_keys_vjp(fn, seed=0, tolerance=1e-12):
     report.print()
 
 
+@in_a_sentence
 def check_attend(fn, seed=0, tolerance=1e-12):
     """fn(q, k, v, counts, scale) -> (out, weights): counts 0, 1 and more, rows that see nothing, logits of ±5000."""
     rng = np.random.default_rng(seed)
@@ -71,6 +74,7 @@ def check_attend(fn, seed=0, tolerance=1e-12):
     _report("check_attend", errors)
 
 
+@in_a_sentence
 def check_attend_vjp(fn, seed=0, tolerance=1e-12):
     """fn(q, k, v, counts, d_out, scale) -> (d_q, d_k, d_v) against central differences and the spec."""
     rng = np.random.default_rng(seed)
@@ -91,6 +95,7 @@ def check_attend_vjp(fn, seed=0, tolerance=1e-12):
     report.print()
 
 
+@in_a_sentence
 def check_self_as_last_resort(fn, seed=0):
     """fn(counts) -> counts with the diagonal gone, except in rows that hold nothing else; int and bool."""
     rng = np.random.default_rng(seed)
@@ -107,6 +112,7 @@ def check_self_as_last_resort(fn, seed=0):
     print(f"check_self_as_last_resort: {n} cases")
 
 
+@in_a_sentence
 def check_visible_pairs(fn, seed=0):
     """fn(query_length, key_length, causal, padding_mask) -> 1 where query i may see key j, itself included."""
     rng = np.random.default_rng(seed)
@@ -124,6 +130,7 @@ def check_visible_pairs(fn, seed=0):
     print(f"check_visible_pairs: {n} cases")
 
 
+@in_a_sentence
 def check_regular_attention(fn, seed=0, tolerance=1e-12):
     """fn(q, k, v, causal, padding_mask, scale, strip): masks on any side, L_q ≠ L_k, strips of any length."""
     rng = np.random.default_rng(seed)
@@ -139,6 +146,7 @@ def check_regular_attention(fn, seed=0, tolerance=1e-12):
     _report("check_regular_attention", errors)
 
 
+@in_a_sentence
 def check_regular_attention_vjp(fn, seed=0, tolerance=1e-12):
     """fn(q, k, v, d_out, causal, padding_mask, scale) -> (d_q, d_k, d_v), as for attend."""
     rng = np.random.default_rng(seed)
@@ -160,6 +168,7 @@ def check_regular_attention_vjp(fn, seed=0, tolerance=1e-12):
     report.print()
 
 
+@in_a_sentence
 def check_shared_qk_attention(fn, seed=0, tolerance=1e-12):
     """fn(qk, v, causal, padding_mask, scale, norm_eps, strip): as for regular attention, with the self rule."""
     rng = np.random.default_rng(seed)
@@ -176,6 +185,7 @@ def check_shared_qk_attention(fn, seed=0, tolerance=1e-12):
     _report("check_shared_qk_attention", errors)
 
 
+@in_a_sentence
 def check_shared_qk_attention_vjp(fn, seed=0, tolerance=1e-12):
     """fn(qk, v, d_out, causal, padding_mask, scale, norm_eps) -> (d_qk, d_v), as for attend."""
     rng = np.random.default_rng(seed)

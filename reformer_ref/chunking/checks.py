@@ -5,7 +5,7 @@ The expected values are written out here with Python's own sorting and with plai
 
 import numpy as np
 
-from reformer_ref.compare import expect_close, expect_equal
+from reformer_ref.compare import expect_close, expect_equal, in_a_sentence
 
 # (leading axes, n_hashes, L, number of buckets, offset of the bucket numbers): many ties, and numbers beyond 2³¹
 SORTS = (
@@ -21,6 +21,7 @@ SORTS = (
 )
 
 
+@in_a_sentence
 def check_sort_by_bucket(fn, seed=0):
     """fn(buckets, padding_mask): the one order by (bucket, position), padding last; masks on any side; no overflow."""
     rng = np.random.default_rng(seed)
@@ -40,6 +41,7 @@ def check_sort_by_bucket(fn, seed=0):
     print(f"check_sort_by_bucket: {n} cases, buckets up to 2^62")
 
 
+@in_a_sentence
 def check_undo_sort(fn, seed=0):
     """fn(order) -> slot with order[slot[i]] = i and slot[order[s]] = s."""
     rng = np.random.default_rng(seed)
@@ -55,6 +57,7 @@ def check_undo_sort(fn, seed=0):
     print(f"check_undo_sort: {len(shapes)} cases")
 
 
+@in_a_sentence
 def check_split_chunks(fn, seed=0):
     """fn(order, chunk_length) -> (…, ⌈L / chunk_length⌉, chunk_length), free places −1; any length."""
     rng = np.random.default_rng(seed)
@@ -75,6 +78,7 @@ def check_split_chunks(fn, seed=0):
     print(f"check_split_chunks: {n} cases")
 
 
+@in_a_sentence
 def check_look_adjacent(fn, seed=0):
     """fn(chunks, chunks_before, chunks_after, wrap, fill): any number of neighbours, also more than there are."""
     rng = np.random.default_rng(seed)

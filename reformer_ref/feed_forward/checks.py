@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from reformer_ref.compare import central_difference, expect_close
+from reformer_ref.compare import central_difference, expect_close, in_a_sentence
 from reformer_ref.feed_forward import spec
 
 # (leading axes, L, slice lengths): slices that divide L, that do not, that are longer than L, and no slices at all
@@ -20,6 +20,7 @@ LENGTHS = (
 SLICES = "Is every slice computed, the last and shorter one too, and are sums taken over all of them?"
 
 
+@in_a_sentence
 def check_layer_norm(fn, seed=0, tolerance=1e-12):
     """fn(x, scale, bias, eps) against the formula, one row at a time; constant rows included."""
     errors = []
@@ -36,6 +37,7 @@ def check_layer_norm(fn, seed=0, tolerance=1e-12):
     print(f"check_layer_norm: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
+@in_a_sentence
 def check_layer_norm_vjp(fn, seed=0, tolerance=1e-12):
     """fn(x, scale, bias, d_out, eps) -> (d_x, d_scale, d_bias) against central differences and the spec."""
     rng = np.random.default_rng(seed + 1)
@@ -57,6 +59,7 @@ def check_layer_norm_vjp(fn, seed=0, tolerance=1e-12):
     report.print()
 
 
+@in_a_sentence
 def check_feed_forward(fn, seed=0, tolerance=1e-12):
     """fn(x, w1, b1, w2, b2, activation, slice_length) against the formula, one position at a time."""
     errors = []
@@ -68,6 +71,7 @@ def check_feed_forward(fn, seed=0, tolerance=1e-12):
     print(f"check_feed_forward: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
+@in_a_sentence
 def check_feed_forward_vjp(fn, seed=0, tolerance=1e-12):
     """fn(x, w1, b1, w2, b2, d_out, activation, slice_length) -> five gradients, as for layer norm."""
     rng = np.random.default_rng(seed + 1)
@@ -89,6 +93,7 @@ def check_feed_forward_vjp(fn, seed=0, tolerance=1e-12):
     report.print()
 
 
+@in_a_sentence
 def check_cross_entropy(fn, seed=0, tolerance=1e-12):
     """fn(hidden, weight, bias, targets, slice_length) against the formula; ignored targets and huge logits included."""
     hint = f"Divide by the number of counted positions once, over all slices. {SLICES}"
@@ -101,6 +106,7 @@ def check_cross_entropy(fn, seed=0, tolerance=1e-12):
     print(f"check_cross_entropy: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
+@in_a_sentence
 def check_cross_entropy_vjp(fn, seed=0, tolerance=1e-12):
     """fn(hidden, weight, bias, targets, d_loss, slice_length) -> (d_hidden, d_weight, d_bias), as for layer norm."""
     report = _GradientReport("check_cross_entropy_vjp", tolerance)

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from reformer_ref.compare import expect_close, expect_equal
+from reformer_ref.compare import expect_close, expect_equal, in_a_sentence
 from reformer_ref.hashing import spec
 from reformer_ref.validate import bucket_factors
 
@@ -27,6 +27,7 @@ CASES = (
 AUTHORS = {2: 2, 64: 2, 512: 16, 520: 16, 1024: 32, 4096: 128, 16384: (32, 16), 65536: (64, 32), 524288: (128, 128)}
 
 
+@in_a_sentence
 def check_default_n_buckets(fn):
     """fn(length, chunk_length): the authors' recorded numbers; even factors; a pure function of L // chunk_length."""
     for length, want in AUTHORS.items():
@@ -55,6 +56,7 @@ def check_default_n_buckets(fn):
     print(f"check_default_n_buckets: {len(AUTHORS)} recorded numbers and {len(cases)} others")
 
 
+@in_a_sentence
 def check_random_rotations(fn, make_generator=np.random.default_rng, seed=0):
     """fn(generator, n_hashes, d, n_buckets, n_heads): shape, standard normal, drawn from the generator alone.
 
@@ -97,6 +99,7 @@ def check_random_rotations(fn, make_generator=np.random.default_rng, seed=0):
     print(f"check_random_rotations: {len(shapes)} shapes, four moments of {r.size} numbers within 4 standard errors")
 
 
+@in_a_sentence
 def check_hash_vectors(fn, seed=0, tolerance=1e-12):
     """fn(x, rotations, n_buckets) against the formula, one vector at a time; ties; vectors of any length.
 
@@ -129,6 +132,7 @@ def check_hash_vectors(fn, seed=0, tolerance=1e-12):
     print(f"check_hash_vectors: {n + 2} cases, {n_close} buckets other than the spec's (near ties)")
 
 
+@in_a_sentence
 def check_collision_probability(fn, seed=0, n_hashes=4096):
     """fn = hash_vectors: two buckets are shared with probability 1 − θ/π, more buckets less the larger the angle θ."""
     rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from reformer_ref.compare import central_difference, expect_close
+from reformer_ref.compare import central_difference, expect_close, in_a_sentence
 from reformer_ref.local_attention import spec
 from reformer_ref.local_attention.options import LocalOptions
 
@@ -19,6 +19,7 @@ OPTIONS = (
 )
 
 
+@in_a_sentence
 def check_local_attention(fn, options=None, seed=0, tolerance=1e-12):
     """``fn(q, k, v, options, padding_mask) -> out`` equals a formula of positions, keeps its promises, equals the spec.
 
@@ -36,6 +37,7 @@ def check_local_attention(fn, options=None, seed=0, tolerance=1e-12):
     print(f"check_local_attention: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
+@in_a_sentence
 def check_local_attention_vjp(fn, options=None, seed=0, tolerance=1e-12):
     """``fn(q, k, v, options, d_out, padding_mask) -> (d_q, d_k, d_v)`` equals central differences and the spec."""
     n, worst, worst_difference = 0, 0.0, 0.0

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from reformer_ref.compare import central_difference, expect_close, expect_equal
+from reformer_ref.compare import central_difference, expect_close, expect_equal, in_a_sentence
 from reformer_ref.lsh_attention import spec
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 
@@ -24,6 +24,7 @@ OPTIONS = (
 )
 
 
+@in_a_sentence
 def check_lsh_attention(fn, options=None, seed=0, tolerance=1e-12):
     """``fn(qk, v, buckets, options, padding_mask) -> out`` satisfies every identity of this file and equals the spec.
 
@@ -42,6 +43,7 @@ def check_lsh_attention(fn, options=None, seed=0, tolerance=1e-12):
     print(f"check_lsh_attention: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
+@in_a_sentence
 def check_lsh_attention_vjp(fn, options=None, seed=0, tolerance=1e-12):
     """``fn(qk, v, buckets, options, d_out, padding_mask) -> (d_qk, d_v)`` equals central differences and the spec."""
     n, worst, worst_difference = 0, 0.0, 0.0
@@ -67,6 +69,7 @@ def check_lsh_attention_vjp(fn, options=None, seed=0, tolerance=1e-12):
     )
 
 
+@in_a_sentence
 def check_attention_record(fn, options=None, seed=0, tolerance=1e-12):
     """``fn(qk, v, buckets, options, padding_mask) -> (out, dense)``: dense (…, L, L) is the matrix that makes out.
 

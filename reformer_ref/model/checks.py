@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reformer_ref.compare import expect_close, expect_equal
+from reformer_ref.compare import expect_close, expect_equal, in_a_sentence
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model import spec
@@ -20,6 +20,7 @@ CASES = (
 )
 
 
+@in_a_sentence
 def check_reformer_lm(fn, seed=0, tolerance=1e-12):
     """fn(params, config, tokens, padding_mask) -> logits, against the spec.
 
@@ -45,6 +46,7 @@ def check_reformer_lm(fn, seed=0, tolerance=1e-12):
     print(f"check_reformer_lm: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
+@in_a_sentence
 def check_next_tokens(fn, seed=0):
     """fn(tokens, padding_mask) -> targets: the next real token wherever one follows, −100 elsewhere."""
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from reformer_ref.compare import central_difference, expect_close
+from reformer_ref.compare import central_difference, expect_close, in_a_sentence
 from reformer_ref.positions import spec
 
 # (axis lengths, axis widths, shape of the positions)
@@ -17,6 +17,7 @@ CASES = (
 )
 
 
+@in_a_sentence
 def check_axial_positions(fn, seed=0, tolerance=1e-12):
     """fn(tables, positions) against the table of the whole grid, laid out as in the authors' code."""
     errors = []
@@ -33,6 +34,7 @@ def check_axial_positions(fn, seed=0, tolerance=1e-12):
     print(f"check_axial_positions: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
+@in_a_sentence
 def check_axial_positions_vjp(fn, seed=0, tolerance=1e-12):
     """fn(tables, positions, d_out) -> one gradient per table, against central differences and the spec."""
     rng = np.random.default_rng(seed + 1)
@@ -61,6 +63,7 @@ def check_axial_positions_vjp(fn, seed=0, tolerance=1e-12):
     )
 
 
+@in_a_sentence
 def check_learned_positions(fn, seed=0, tolerance=1e-12):
     """fn(table, positions): one row per position."""
     rng = np.random.default_rng(seed)
@@ -72,6 +75,7 @@ def check_learned_positions(fn, seed=0, tolerance=1e-12):
     print(f"check_learned_positions: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
+@in_a_sentence
 def check_sinusoidal_positions(fn, seed=0, tolerance=1e-12):
     """fn(positions, d_model) against the formula, and its reason: a shift by k is the same rotation everywhere."""
     rng = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..compare import expect_close, expect_equal
+from ..compare import expect_close, expect_equal, in_a_sentence
 from . import spec
 
 # Halves per block: one block, several, and blocks of one or three halves, after which the streams change roles.
@@ -26,6 +26,7 @@ class TanhHalf:
         return d_sum @ self.w.T, {"w": rows.T @ d_rows, "b": d_rows.sum(axis=0)}
 
 
+@in_a_sentence
 def check_reversible_stack(fn, seed=0, tolerance=1e-12):
     """``fn(x1, x2, blocks) -> (y1, y2)`` equals the spec. ``blocks``: a list of tuples of `TanhHalf`."""
     worst, cases = 0.0, 0
@@ -37,6 +38,7 @@ def check_reversible_stack(fn, seed=0, tolerance=1e-12):
     print(f"check_reversible_stack: {cases} cases, worst relative error {worst:.1e}")
 
 
+@in_a_sentence
 def check_reversible_inverse(fn, seed=0, tolerance=1e-12):
     """``fn(y1, y2, blocks) -> (x1, x2)`` gives back the inputs from the spec's outputs."""
     worst, cases = 0.0, 0
@@ -48,6 +50,7 @@ def check_reversible_inverse(fn, seed=0, tolerance=1e-12):
     print(f"check_reversible_inverse: {cases} cases, worst relative error {worst:.1e}")
 
 
+@in_a_sentence
 def check_reversible_vjp(fn, seed=0, tolerance=1e-12):
     """``fn(y1, y2, blocks, d_y1, d_y2) -> (x1, x2, d_x1, d_x2, d_params)`` equals backpropagation with stored inputs.
 
@@ -75,6 +78,7 @@ def check_reversible_vjp(fn, seed=0, tolerance=1e-12):
     print(f"check_reversible_vjp: {cases} cases, worst relative error {worst:.1e}")
 
 
+@in_a_sentence
 def check_dropout_replay(fn, seed=0, tolerance=1e-12):
     """The backward pass uses the dropout mask of the forward pass, whatever random numbers the implementation draws.
 
@@ -115,6 +119,7 @@ def check_dropout_replay(fn, seed=0, tolerance=1e-12):
     print(f"check_dropout_replay: 3 stacks, gradients belong to the forward masks to {worst:.1e}")
 
 
+@in_a_sentence
 def check_bucket_replay(fn, seed=0, tolerance=1e-12):
     """Discrete choices made in forward are stored, not made again from reconstructed activations.
 
