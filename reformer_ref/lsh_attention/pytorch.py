@@ -9,6 +9,7 @@ from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.streaming import LARGEST, block_scores, inverse_length, stream_attention
 from reformer_ref.lsh_attention.windows import Windows
 from reformer_ref.tensors import (
+    Scratch,
     has_values,
     require_finite,
     require_floating,
@@ -97,7 +98,7 @@ def _record(q, windows, buckets, total):
     inverse, seen, weights = inverse_length(q, o.norm_eps), [], []
     for h in range(o.n_hashes):
         block = windows.block(h, slice(0, windows.batch), 0, windows.n_chunks)
-        scores, _, _ = block_scores(q, None, inverse, windows, block, o.scale_for(q.shape[-1]))
+        scores, _, _ = block_scores(q, None, inverse, windows, block, o.scale_for(q.shape[-1]), Scratch())
         queries, keys = block.queries.flatten(0, 1), block.spread(block.keys)
         shares = torch.exp2(scores - shift.masked_fill(shift == -math.inf, math.inf)[queries][..., None])
         if h == 0:  # a token that sees only itself: once, in its own chunk of the first round

@@ -13,10 +13,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from reformer_ref.lsh_attention.windows import pick
-from reformer_ref.tensors import autocast_off
+from reformer_ref.tensors import Scratch, autocast_off
 
 LOG2E = math.log2(math.e)
-HIDE = 1e28  # times a penalty of at most −1/4: below every score (see LARGEST), and finite, so that no NaN can arise
+HIDE = 1e28  # taken from hidden scores: more than any score (see LARGEST), and finite, so that no NaN can arise
 LARGEST = 1e12  # entries of queries and keys must be smaller
 SCORES_AT_A_TIME = {"cpu": 1 << 19, "cuda": 1 << 25}  # a cache's worth; a small part of a GPU's memory
 
@@ -57,14 +57,14 @@ class _Stream(torch.autograd.Function):
 
 def _forward(q, k, v, inverse, windows, scale, block_size):
     wide = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
-    out = v.new_zeros(len(v) + 1, v.shape[1], dtype=wide)  # the last row is nobody's
-    total = v.new_full((len(v) + 1,), -math.inf, dtype=wide)
+    out = v.new_empty(len(v) + 1, v.shape[1], dtype=wide)  # filled by the first round; the last row is nobody's
+    total, scratch = v.new_empty(len(v) + 1, dtype=wide), Scratch()
     for block in windows.blocks(block_size):
-        scores, _, _ = block_scores(q, k, inverse, windows, block, scale)
+        scores, _, _ = block_scores(q, k, inverse, windows, block, scale, scratch)
         top = scores.amax(-1, keepdim=True)
         mass = scores.sub_(top).exp2_().sum(-1, keepdim=True)
-        empty = top < -HIDE / 8
-        here = torch.bmm(scores.to(v.dtype), block.spread(_take(v, block.keys))).to(wide)  # (m, chunk_length, d_v)
+        empty = top < -HIDE / 2
+        here = scratch.bmm("out", scores.to(v.dtype), block.spread(block.take(v))).to(wide)  # (m, chunk_length, d_v)
         here = here.div_(mass.masked_fill_(empty, math.inf)).flatten(0, 1)
         log_sum = mass.log2_().add_(top).masked_fill_(empty, -math.inf).flatten()
         rows = block.queries.flatten()
@@ -87,26 +87,30 @@ def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
     d_q, d_v = (x.new_zeros(len(x) + 1, x.shape[1], dtype=wide) for x in (q, v))
     d_k = None if k is None else torch.zeros_like(d_q)
     delta = torch.cat(
-        [(a * b).sum(-1, dtype=wide) for a, b in zip(d_out.split(1 << 16), out.split(1 << 16), strict=True)]
+        [(a * b).sum(-1, dtype=wide) for a, b in zip(d_out.split(1 << 13), out.split(1 << 13), strict=True)]
     )
     delta = torch.nn.functional.pad(delta, (0, 1))  # Σ_j w_ij d_w_ij, and 0 for nobody
     shift = torch.nn.functional.pad(total.masked_fill(total == -math.inf, math.inf), (0, 1), value=math.inf)
+    scratch = Scratch()
     for block in windows.blocks(block_size):
-        scores, q_here, k_here = block_scores(q, k, inverse, windows, block, scale)
+        scores, q_here, k_here = block_scores(q, k, inverse, windows, block, scale, scratch)
         queries, keys = block.queries.flatten(0, 1), block.keys.flatten()
         weights = scores.sub_(pick(shift, queries)[..., None]).exp2_()  # 0 where a query sees nothing
-        d_here, v_here = _take(d_out, queries), block.spread(_take(v, block.keys))
-        d_v_here = torch.bmm(weights.to(v.dtype).transpose(1, 2), d_here).to(wide)
-        d_scores = torch.bmm(d_here, v_here.transpose(1, 2)).to(wide).sub_(pick(delta, queries)[..., None])
-        d_scores = d_scores.mul_(weights).mul_(scale).to(q.dtype)
-        d_k_here = block.fold(torch.bmm(d_scores.transpose(1, 2), q_here).to(wide))
-        d_v.index_add_(0, keys, block.fold(d_v_here))
-        d_q.index_add_(0, queries.flatten(), torch.bmm(d_scores, block.spread(k_here)).to(wide).flatten(0, 1))
-        if k is None:  # through k̂ = q · inverse
-            k_here = k_here.flatten(0, 2)
+        d_here, v_here = pick(d_out, block.own(block.readable).flatten(0, 1)), block.spread(block.take(v))
+        d_v_here = scratch.bmm("of keys", weights.to(v.dtype).transpose(1, 2), d_here).to(wide)
+        d_v.index_add_(0, keys, block.fold(d_v_here).flatten(0, 2))
+        d_scores = scratch.bmm("d_scores", d_here, v_here.transpose(1, 2)).to(wide)
+        d_scores = d_scores.sub_(pick(delta, queries)[..., None]).mul_(weights)
+        d_scores = (d_scores if scale == 1 else d_scores.mul_(scale)).to(q.dtype)
+        d_q_here = scratch.bmm("of queries", d_scores, block.spread(k_here)).to(wide)
+        d_k_here = block.fold(scratch.bmm("of keys", d_scores.transpose(1, 2), q_here).to(wide))
+        if k is None:  # through k̂ = q · inverse; queries stand among the keys
             along = (d_k_here * k_here).sum(-1, keepdim=True)
-            d_k_here = d_k_here.sub_(k_here * along).mul_(_take(inverse, keys))
-        (d_q if k is None else d_k).index_add_(0, keys, d_k_here)
+            d_k_here.addcmul_(k_here, along, value=-1).mul_(block.take(inverse)[..., None])
+            block.own(d_k_here).add_(d_q_here.view(*block.queries.shape, -1))
+        else:
+            d_q.index_add_(0, queries.flatten(), d_q_here.flatten(0, 1))
+        (d_q if k is None else d_k).index_add_(0, keys, d_k_here.flatten(0, 2))
     d_v = d_v[:-1]
     if k is None:
         d_v.addcmul_(d_out, _alone(total, windows).to(d_out.dtype))
@@ -114,22 +118,24 @@ def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
     return d_q[:-1].to(q.dtype), d_k, d_v.to(v.dtype)
 
 
-def block_scores(q, k, inverse, windows, block, scale):
-    """Of one block: scores · log2 e, hidden pairs far below; queries (m, chunk_length, d); keys, one row for each."""
+def block_scores(q, k, inverse, windows, block, scale, scratch):
+    """Of one block: scores · log2 e, hidden pairs far below; queries (m, chunk_length, d); keys, one row for each.
+
+    The scores may stand in ``scratch`` under the name "scores".
+    """
     if k is None:
-        rows, n = _take(q, block.keys), block.queries.shape[1]  # (s, n + width − 1, chunk_length, d)
-        q_here = rows.narrow(1, windows.options.chunks_before, n).flatten(0, 1)  # queries stand among the keys
-        k_here = (rows * _take(inverse, block.keys)).to(q.dtype)
+        rows = block.take(q)  # (s, n + width − 1, chunk_length, d)
+        q_here, k_here = block.own(rows).flatten(0, 1), (rows * block.take(inverse)[..., None]).to(q.dtype)
     else:
-        q_here, k_here = _take(q, block.queries.flatten(0, 1)), _take(k, block.keys)
-    penalty, keys = windows.penalty(block), block.spread(k_here).transpose(1, 2)
+        q_here, k_here = pick(q, block.own(block.readable).flatten(0, 1)), block.take(k)
+    penalty, keys = windows.penalty(block, scratch), block.spread(k_here).transpose(1, 2)
     if penalty.dtype == q.dtype:
-        return penalty.baddbmm_(q_here, keys, beta=HIDE, alpha=scale * LOG2E), q_here, k_here
+        return penalty.baddbmm_(q_here, keys, beta=-HIDE, alpha=scale * LOG2E), q_here, k_here
     if q.dtype == torch.float16:  # its largest number is 65504
         dots = torch.bmm(q_here.float(), keys.float()).mul_(scale * LOG2E)
     else:
         dots = torch.bmm(q_here, keys).to(torch.float32 if q.dtype == torch.bfloat16 else q.dtype).mul_(scale * LOG2E)
-    return dots.add_(penalty.to(dots.dtype), alpha=HIDE), q_here, k_here
+    return dots.add_(penalty.to(dots.dtype), alpha=-HIDE), q_here, k_here
 
 
 def _alone(total, windows):
@@ -139,13 +145,8 @@ def _alone(total, windows):
 
 
 def inverse_length(q, norm_eps):
-    """1 / √(‖q‖² + d·norm_eps) per row, (N, 1), 0 for a zero vector; squared in float32 at least."""
+    """1 / √(‖q‖² + d·norm_eps) per row, (N,), 0 for a zero vector; squared in float32 at least."""
     with torch.no_grad():
-        wide = q.float() if q.dtype in (torch.float16, torch.bfloat16) else q
-        square = (wide * wide).sum(-1, keepdim=True) + q.shape[-1] * norm_eps
+        wide = torch.float32 if q.dtype in (torch.float16, torch.bfloat16) else q.dtype
+        square = torch.linalg.vector_norm(q, dim=-1, dtype=wide).square() + q.shape[-1] * norm_eps
         return torch.where(square > 0, square.rsqrt(), 0)
-
-
-def _take(x, rows):
-    """x (N, d) at rows (n, m) -> (n, m, d); for nobody the last row is read, and its penalty hides it."""
-    return pick(x, rows.clamp(max=len(x) - 1))

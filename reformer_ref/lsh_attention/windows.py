@@ -1,8 +1,8 @@
 """Who stands in which window, and who may see whom: the integer side of LSH attention.
 
 The sorted orders of all rounds are cut into chunks once; then everything is asked for one block of chunks at a time, so
-that nothing of size O(L · chunk_length) need exist. A pair's visibility comes as a float penalty, 0 = visible and
-negative = hidden, made of differences and clamps: on a CPU these cost a tenth of comparing integers and filling masks.
+that nothing of size O(L · chunk_length) need exist. A pair's visibility comes as a float penalty, 0 = visible, 1 or
+more = hidden, that the matrix product of the scores takes in: on a CPU a tenth of the cost of filling masks.
 
 A *row* is a token of the flattened batch; the last row, number B·L, is nobody: it fills chunks that are not full.
 Row = sequence·L + position; with ``heads`` > 1, row = (batch·L + position)·heads + head, as a projection leaves its
@@ -15,7 +15,7 @@ import torch
 
 from reformer_ref.chunking.pytorch import sort_by_bucket, split_chunks, undo_sort
 
-EXACT_FLOAT32 = 1 << 22  # positions up to here, and their halves, are exact in float32
+EXACT_FLOAT32 = 1 << 22  # places up to here, and their halves, are exact in float32
 
 
 class Windows:
@@ -36,13 +36,23 @@ class Windows:
         self.n_chunks, self.nobody = chunks.shape[2], self.batch * self.length
         sequence = torch.arange(self.batch, device=order.device).view(-1, 1, 1, 1)
         first = sequence // heads * (heads * self.length) + sequence % heads
-        rows = torch.where(chunks < 0, self.nobody, chunks * heads + first).transpose(0, 1)
-        small = torch.int32 if self.nobody < 2**31 else torch.int64
-        self.rows = rows.flatten(1, 2).to(small)  # (n_hashes, B·n_chunks, chunk_length)
+        rows = torch.where(chunks < 0, self.nobody, chunks * heads + first)
+        self.rows, self.key_rounds = self._look_around(rows.to(torch.int32 if self.nobody < 2**31 else torch.int64))
         self.real = None if padding_mask is None else self._in_rows(padding_mask)
         if padding_mask is not None:  # padding has a bucket of its own
             buckets = buckets.long().masked_fill(~padding_mask[:, None], -1)
         self._tables(buckets, order)
+
+    def _look_around(self, rows):
+        """Rows (B, n_hashes, n_chunks, chunk_length) with what the outermost chunks look at, (…, n_chunks + width − 1,
+        chunk_length): nobody or, on a ring, another round; and the round of each, (n_hashes, n_chunks + width − 1).
+        """
+        o, n = self.options, self.n_chunks
+        chunk = torch.arange(-o.chunks_before, n + o.chunks_after, device=rows.device)
+        number = chunk + n * torch.arange(o.n_hashes, device=rows.device)[:, None]
+        number = number % (o.n_hashes * n) if o.wrap else number.masked_fill((chunk < 0) | (chunk >= n), o.n_hashes * n)
+        chunks = torch.nn.functional.pad(rows.flatten(1, 2), (0, 0, 0, 1), value=self.nobody)
+        return chunks[:, number], number // n
 
     def _tables(self, buckets, order):
         """What penalties are made of, one number per row (last: nobody): position, bucket, place in sorted order."""
@@ -77,59 +87,50 @@ class Windows:
         return torch.nn.functional.pad(values, (0, 1), value=-1.0)
 
     def blocks(self, scores_at_a_time):
-        """Every block, one round after the other: a run of chunks of one sequence, or several whole sequences."""
+        """Every block, all rounds of a sequence in turn: a run of its chunks, or several whole sequences."""
         per_chunk, n = self.options.chunk_length**2 * self.options.width, self.n_chunks
         step = max(1, scores_at_a_time // per_chunk)
         sequences = max(1, step // n)
         run = -(-n // -(-n // min(step, n)))  # runs of about equal length
-        for h in range(self.options.n_hashes):
-            for b in range(0, self.batch, sequences):
+        for b in range(0, self.batch, sequences):  # outside: what one sequence needs may stay in a cache
+            for h in range(self.options.n_hashes):
                 for first in range(0, n, run):
                     yield self.block(h, slice(b, min(b + sequences, self.batch)), first, min(first + run, n))
 
     def block(self, h, sequences, first, last):
         """The ``Block`` of chunks first … last − 1 in round h of some sequences."""
-        o, n = self.options, self.n_chunks
-        rows = self.rows[h].view(self.batch, n, o.chunk_length)
-        queries = rows[sequences, first:last].long()
-        looked_at = torch.arange(first - o.chunks_before, last + o.chunks_after, device=rows.device)  # of this round
-        if o.wrap:
-            ring = (looked_at + h * n) % (o.n_hashes * n)
-            b = torch.arange(sequences.start, sequences.stop, device=rows.device)[:, None]
-            keys = pick(self.rows.flatten(0, 1), (ring // n * self.batch + b) * n + ring % n).long()
-            return Block(h, queries, keys, ring // n, o.width)
-        inside = rows[sequences, max(0, first - o.chunks_before) : min(last + o.chunks_after, n)].long()
-        missing = (0, 0, max(0, o.chunks_before - first), max(0, last + o.chunks_after - n))
-        keys = torch.nn.functional.pad(inside, missing, value=self.nobody)  # (s, n + width − 1, chunk_length)
-        return Block(h, queries, keys, torch.full_like(looked_at, h), o.width)
+        looked_at = slice(first, last + self.options.width - 1)
+        return Block(h, self.rows[sequences, h, looked_at].long(), self.key_rounds[h, looked_at], self)
 
-    def penalty(self, block):
-        """(n, chunk_length, width·chunk_length): 0 where query i may see key j, at most −¼ where it may not.
+    def penalty(self, block, scratch):
+        """(m, chunk_length, width·chunk_length): 0 where query i may see key j, 1 or more where it may not.
 
         With ``count_once`` a pair is hidden where an earlier place shows it. The self rule of last resort is not here:
-        a token never sees itself unless ``see_self``.
+        a token never sees itself unless ``see_self``. It stands in ``scratch`` under the name "scores".
         """
         o, h = self.options, block.round
         i, j = self._pairs(block, self.position, self.key_position)
-        if o.causal:  # i − j − ½ < 0 hides the key
-            penalty = (i - j).sub_(-0.5 if self.see_self else 0.5).clamp_(max=0)
+        if o.causal:
+            penalty = scratch.pairs("scores", torch.gt if self.see_self else torch.ge, j, i)
         else:
-            penalty = (i - j).abs_().sub_(0.5).clamp_(max=0) if not self.see_self else torch.zeros_like(i - j)
-            penalty.sub_(block.spread(pick(self.key_hidden, block.keys))[:, None])
+            penalty = scratch.pairs("scores", torch.eq, i, j)
+            if self.see_self:
+                penalty.zero_()
+            penalty.add_(block.spread(pick(self.key_hidden, block.keys))[:, None])
         if o.within_bucket:
             i, j = self._pairs(block, self.bucket[h])
             if o.wrap:
                 elsewhere = (block.key_rounds != h)[None, :, None].expand(block.keys.shape)
                 j = j.masked_fill(block.spread(elsewhere)[:, None], -2.0)
-            penalty.sub_((i - j).abs_())
+            penalty.add_(scratch.pairs("pairs", torch.ne, i, j))
         if o.window == "rank":
             at = torch.arange(2 * o.chunk_length, device=penalty.device, dtype=self.dtype)
             distance = at[: o.chunk_length, None] + o.chunk_length - at  # slot_i − slot_j
-            penalty.sub_((distance > o.chunk_length).to(self.dtype))
+            penalty.add_((distance > o.chunk_length).to(self.dtype))
         if o.count_once and o.wrap:
-            penalty.sub_(self._seen_on_ring(block).to(self.dtype))
+            penalty.add_(self._seen_on_ring(block).to(self.dtype))
         elif o.count_once:
-            self._hide_seen(penalty, block)
+            self._hide_seen(penalty, block, scratch)
         return penalty
 
     def _pairs(self, block, of_query, of_key=None):
@@ -137,18 +138,18 @@ class Windows:
         j = block.spread(pick(of_query if of_key is None else of_key, block.keys))
         return pick(of_query, block.queries).flatten(0, 1)[..., None], j[:, None]
 
-    def _hide_seen(self, penalty, block):
-        """Take ¼ from pairs that an earlier round shows too, in place."""
+    def _hide_seen(self, penalty, block, scratch):
+        """Add 1 for every earlier round that shows the pair too, in place."""
         o = self.options
         low, high = (1, o.chunk_length) if o.window == "rank" else (-o.chunks_after, o.chunks_before)
-        middle, half = (low + high) / 2, (high - low) / 2
         for s in range(block.round):
             i, j = self._pairs(block, self.place[s])
-            apart = (i.sub(middle) - j).abs_().sub_(half).clamp_(min=0)  # 0 inside the window of round s
+            apart = scratch.pairs("seen", torch.sub, i.sub((low + high) / 2), j)
+            seen = apart.abs_().le_((high - low) / 2)  # inside the window of round s
             if o.within_bucket:
                 i, j = self._pairs(block, self.bucket[s])
-                apart.add_((i - j).abs_())
-            penalty.add_(apart.sub_(0.25).clamp_(max=0))
+                seen.mul_(scratch.pairs("pairs", torch.eq, i, j))
+            penalty.add_(seen)
 
     def _seen_on_ring(self, block):
         """The same with wrap, where a window may reach into other rounds and may hold a key twice: bool, plainly."""
@@ -174,8 +175,19 @@ class Block:
     windows. key_rounds (n + width − 1): the round that each chunk of keys belongs to, another one only on a ring.
     """
 
-    def __init__(self, number, queries, keys, key_rounds, width):
-        self.round, self.queries, self.keys, self.key_rounds, self.width = number, queries, keys, key_rounds, width
+    def __init__(self, number, keys, key_rounds, windows):
+        self.round, self.keys, self.key_rounds, self.width = number, keys, key_rounds, windows.options.width
+        self.before = windows.options.chunks_before
+        self.queries = self.own(keys)
+        self.readable = keys.clamp(max=windows.nobody - 1)  # for nobody the last row is read, and its penalty hides it
+
+    def own(self, x):
+        """x (s, n + width − 1, chunk_length, …), one per key -> (s, n, chunk_length, …), one per query: a view."""
+        return x.narrow(1, self.before, x.shape[1] - self.width + 1)
+
+    def take(self, x):
+        """x (N, …) at the keys: (s, n + width − 1, chunk_length, …)."""
+        return pick(x, self.readable)
 
     def spread(self, x):
         """x (s, n + width − 1, chunk_length, …), one per key -> one per place in a window (m, width·chunk_length, …).
@@ -189,15 +201,16 @@ class Block:
         return x.as_strided(shape, strides).flatten(0, 1)
 
     def fold(self, x):
-        """Sums over the places of each key: x (m, width·chunk_length, d) -> (s·(n + width − 1)·chunk_length, d)."""
-        if self.width == 1:
-            return x.flatten(0, 1)
+        """Sums over the places of each key: x (m, width·chunk_length, d) -> (s, n + width − 1, chunk_length, d)."""
         s, n, chunk_length = self.queries.shape
         x = x.view(s, n, self.width, chunk_length, -1)
-        total = x.new_zeros(*self.keys.shape, x.shape[-1])
-        for offset in range(self.width):
+        if self.width == 1:
+            return x[:, :, 0]
+        total = x.new_empty(*self.keys.shape, x.shape[-1])
+        total[:, :n], total[:, n:] = x[:, :, 0], 0
+        for offset in range(1, self.width):
             total[:, offset : offset + n] += x[:, :, offset]
-        return total.flatten(0, 2)
+        return total
 
 
 def pick(table, index):
