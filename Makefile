@@ -9,12 +9,15 @@ LAB_ARGS    ?=
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+NBVAL   := $(PYTEST) --nbval-current-env --nbval-cell-timeout 180 --nbval-sanitize-with tests/notebooks/sanitize.cfg
+LAX     := 12_training.ipynb
 CORE    := $(VENV)/.installed-core
 PEERS   := $(VENV)/.installed-peers
+BROWSER := $(VENV)/.installed-browser
 RUN     := runs/text
 
 .DEFAULT_GOAL := help
-.PHONY: help lab walkthrough figures test peers lint format clean
+.PHONY: help lab walkthrough demo notebooks figures test tests-alone nbval peers browser lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -24,21 +27,35 @@ help:  ## this list
 	@echo "  PYTEST_ARGS='-k lsh' WORKERS=4 LAB_ARGS=--no-browser    passed on"
 
 lab: $(CORE)  ## JupyterLab on the notebooks
-	@mkdir -p notebooks
-	$(BIN)/jupyter lab $(LAB_ARGS) $(firstword $(wildcard notebooks/00_*.ipynb) notebooks)
+	$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_map.ipynb
 
-walkthrough: $(CORE)  ## train a small ReformerLM on Shakespeare, then let it write
+walkthrough: $(CORE)  ## run every notebook without a browser, write the pages to gallery/
+	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_ref walkthrough --out gallery
+
+demo: $(CORE)  ## train a small ReformerLM on Shakespeare, then let it write
 	$(BIN)/python -m reformer_ref train --task text --out $(RUN)
 	$(BIN)/python -m reformer_ref generate --checkpoint $(RUN)
 
-figures: $(CORE)  ## draw the pictures
+notebooks: $(CORE)  ## run every notebook and store its outputs in it
+	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_ref walkthrough --store
+
+figures: $(CORE)  ## draw the pictures, with the data they show
 	$(BIN)/python -m reformer_ref figures
 
-test: $(CORE)  ## all tests but the comparison with peers
-	$(PYTEST) -m "not peers" $(PYTEST_ARGS)
+test: $(CORE) tests-alone nbval  ## all tests and notebooks, but neither peers nor browser
+
+tests-alone: $(CORE)
+	$(PYTEST) -m "not peers and not browser" $(PYTEST_ARGS)
+
+nbval: $(CORE)  ## the notebooks: every stored output must come out again (of the training one, the fixed cells)
+	$(NBVAL) --nbval notebooks --ignore notebooks/$(LAX)
+	$(NBVAL) --nbval-lax notebooks/$(LAX)
 
 peers: $(PEERS)  ## compare with other people's implementations
 	$(PYTEST) -m peers $(PYTEST_ARGS)
+
+browser: $(BROWSER)  ## the notebooks in a real JupyterLab and Debian's Chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)
 
 lint: $(CORE)  ## ruff over code and notebooks
 	$(BIN)/ruff check .
@@ -49,7 +66,7 @@ format: $(CORE)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 clean:  ## remove caches and build products (keeps .venv and runs/)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist gallery *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -67,4 +84,8 @@ $(CORE): $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 
 $(PEERS): $(CORE)
 	$(PIP) -e '.[test,train,peers]'
+	@touch $@
+
+$(BROWSER): $(CORE)
+	$(PIP) -e '.[test,train,browser]'
 	@touch $@

@@ -1,5 +1,5 @@
-"""The command line: ``python -m reformer_ref train | generate | memory | bench | million | figures``, also installed
-as ``reformer-ref``.
+"""The command line, ``python -m reformer_ref COMMAND``, also installed as ``reformer-ref``: train, generate, memory,
+bench, million, figures, walkthrough.
 
 Mistakes of the user end with one line on stderr and exit code 2, a failed run with 1, Ctrl-C with 130. Torch and the
 rest are imported by the command that needs them, so that ``--help`` answers at once.
@@ -66,6 +66,7 @@ def build_parser():
     _add_train(commands)
     _add_generate(commands)
     _add_figures(commands)
+    _add_walkthrough(commands)
     for name, add_arguments, help_text in (
         ("memory", add_memory_arguments, "say whether a training step fits a budget, and what would make it fit"),
         ("bench", add_bench_arguments, "measure this package and its peers side by side"),
@@ -147,6 +148,36 @@ def _add_figures(commands):
     parser.add_argument("--run", dest="folder", type=Path, default=Path("runs/text"), help="folder that `train` wrote")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the pictures")
     parser.set_defaults(run=run_figures)
+
+
+def _add_walkthrough(commands):
+    parser = commands.add_parser(
+        "walkthrough",
+        help="run the notebooks, without a browser",
+        description="Run the notebooks from the first to the last, each in a kernel of its own; write them as HTML "
+        "pages that need nothing but themselves, or store the outputs in the notebooks.",
+        formatter_class=_Defaults,
+    )
+    add = parser.add_argument
+    add("--notebooks", type=Path, default=Path("notebooks"), help="folder of the notebooks")
+    add("--only", nargs="+", metavar="NAME", default=[], help="beginnings of names, such as 02 (default: all)")
+    add("--out", type=Path, help="folder for the pages (default: none are written)")
+    add("--store", action="store_true", help="store the outputs in the notebooks")
+    add("--no-progress", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run_walkthrough)
+
+
+def run_walkthrough(args):
+    """``walkthrough``: every notebook run; pages and stored outputs as asked for."""
+    from reformer_ref.notebooks import walkthrough
+
+    try:
+        paths = walkthrough(args.notebooks, args.out, args.only, args.store, not args.no_progress)
+    except RuntimeError as error:
+        return _fail(error, 1)
+    done = f"; begin with {args.out / 'index.html'}" if args.out else ""
+    print(f"{len(paths)} notebooks ran without an error{done}")
+    return 0
 
 
 def run_train(args):

@@ -33,6 +33,8 @@ ABOVE_ROOMS = [
     {"generation"},
     {"training", "checkpoint", "counting", "memory", "planner", "record"},
     {"bench", "million"},
+    {"measured_plots", "explorers"},
+    {"figures", "notebooks"},
     {"cli"},
     {"__main__"},
 ]

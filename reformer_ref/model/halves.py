@@ -48,13 +48,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, padding_mask=None, rotation_seed=None, *_, memo=None):
         x, every = self.norm(x), range(self.config.n_heads)
-        projected = {name: layer(x) for name, layer in self._inputs().items()}
-        out = self._attend(projected, every, padding_mask, rotation_seed, {} if memo is None else memo)
+        projected = {name: layer(x) for name, layer in self.inputs().items()}
+        out = self.attend(projected, every, padding_mask, rotation_seed, {} if memo is None else memo)
         return self.dropout(self.out(out))  # (B, L, d_model)
 
     def in_place(self, *_):
         """Whether ``add_`` and ``subtract_`` compute this half: not with dropout, whose mask spans all heads."""
-        names = {f"{name}.weight" for name in (*self._inputs(), "out", "norm")} | {"norm.bias"}
+        names = {f"{name}.weight" for name in (*self.inputs(), "out", "norm")} | {"norm.bias"}
         return _is_plain(self, names) and self.norm.eps == self.config.norm_eps
 
     def add_(self, y, x, padding_mask=None, rotation_seed=None, *_, memo):
@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         params = dict(self.named_parameters())
         for heads in self._groups(x):
             projected = self._project(x, heads, params)
-            out = self._attend(projected, heads, padding_mask, rotation_seed, memo)
+            out = self.attend(projected, heads, padding_mask, rotation_seed, memo)
             weight = params["out.weight"][:, _span(heads, self.config.d_v)]
             for s in _slices(x, self.config.ff_slice):
                 y[:, s] += F.linear(out[:, s], weight)
@@ -75,7 +75,7 @@ class SelfAttention(nn.Module):
             for t in projected.values():
                 t.requires_grad_()
             with torch.enable_grad():
-                out = self._attend(projected, heads, padding_mask, rotation_seed, memo)
+                out = self.attend(projected, heads, padding_mask, rotation_seed, memo)
             columns, d_out = _span(heads, self.config.d_v), torch.empty_like(out)
             weight = params["out.weight"][:, columns].detach()
             for s in _slices(x, self.config.ff_slice):
@@ -105,7 +105,7 @@ class SelfAttention(nn.Module):
         rotations = rotations[heads.start : heads.stop, ..., : sum(bucket_factors(n_buckets)) // 2]
         return hash_vectors(q, rotations, n_buckets).to(_smallest_integer(bucket_factors(n_buckets)))
 
-    def _attend(self, projected, heads, padding_mask, rotation_seed, memo):
+    def attend(self, projected, heads, padding_mask, rotation_seed, memo):
         """Attention of some heads: projected q, k, v (B, L, heads·d) -> (B, L, heads·d_v)."""
         c, n = self.config, len(heads)
         q, k, v = (projected[p].unflatten(-1, (n, -1)).transpose(1, 2) if p in projected else None for p in "qkv")
@@ -122,7 +122,8 @@ class SelfAttention(nn.Module):
             out = regular_attention(q, k, v, c.causal, mask, strip=c.dense_strip)
         return out.transpose(1, 2).flatten(2)
 
-    def _inputs(self):
+    def inputs(self):
+        """The projections that attention is made of, by name."""
         return {name: getattr(self, name) for name in "qkv" if hasattr(self, name)}
 
     def _width(self, name):
@@ -141,7 +142,7 @@ class SelfAttention(nn.Module):
                 n = F.layer_norm(
                     x[:, s], x.shape[-1:], params["norm.weight"], params["norm.bias"], self.config.norm_eps
                 )
-                for name in self._inputs():
+                for name in self.inputs():
                     piece = F.linear(n, params[f"{name}.weight"][_span(heads, self._width(name))])
                     if name not in projected:
                         projected[name] = piece.new_empty(*x.shape[:2], piece.shape[-1])

@@ -1,14 +1,16 @@
-"""Weights of transformers' Reformer in a ReformerLM that computes the same logits; transformers is not needed."""
+"""Weights of transformers' Reformer in a ReformerLM that computes the same logits, and back, without transformers."""
 
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.huggingface_files import read_pretrained
 
 # Not weights, but early versions of transformers saved these constants among them.
 CONSTANTS = re.compile(r"reformer\.encoder\.layers\.\d+\.attention\.self_attention\.(self_)?mask_value_float(16|32)")
@@ -61,7 +63,8 @@ def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=F
     """A ReformerLM with the weights, the dtype and the device of a Reformer of transformers, and equal logits.
 
     model_class: ReformerLM or a subclass; users call ``ReformerLM.from_huggingface(model_or_state_dict, config)``.
-    model_or_state_dict: a ``ReformerModelWithLMHead`` or ``ReformerForMaskedLM``, or the state dict of one.
+    model_or_state_dict: a ``ReformerModelWithLMHead`` or ``ReformerForMaskedLM``, or the state dict of one; or the path
+        of a folder that ``save_pretrained`` wrote, or a name on the hub (see ``read_pretrained``).
     config: ReformerConfig. None derives it from the object's own (``config_from_huggingface``); a state dict has none,
         so there it must be given.
     add_head_bias: transformers 4 added ``lm_head.bias`` to the logits; transformers 5 keeps that weight and leaves it
@@ -76,6 +79,9 @@ def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=F
     One ValueError lists all weights that are missing, unknown, of another shape or dtype. Source: transformers 5.23.
     """
     source, hf_config = model_or_state_dict, None
+    if isinstance(source, (str, Path)):
+        source, hf_config = read_pretrained(source)
+        config = config_from_huggingface(hf_config) if config is None else config
     if isinstance(source, torch.nn.Module):
         hf_config = getattr(source, "config", None)
         if getattr(hf_config, "model_type", None) != "reformer":
@@ -90,7 +96,7 @@ def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=F
     _require_carriable(config, hash_seed)
     model, names = model_class(config), weight_names(config)
     weights, dtype, device = _require_weights(source, _their_shapes(config, names, model.state_dict()))
-    model.to(dtype=dtype, device=device).train(hf_config is not None and model_or_state_dict.training)
+    model.to(dtype=dtype, device=device).train(getattr(model_or_state_dict, "training", False))
     ours = model.state_dict()  # the parameters themselves, not copies
     for theirs, name in names.items():
         w = weights[theirs]
@@ -100,6 +106,23 @@ def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=F
     if hash_seed is not None:
         _fill_rotations(model, hash_seed)
     return model
+
+
+def to_huggingface(model):
+    """The state dict that ``ReformerModelWithLMHead.load_state_dict(…, strict=True)`` takes: copies, on the CPU.
+
+    ``lm_head.bias`` and ``lm_head.decoder.bias`` are both our head's bias. transformers 5 adds neither to its logits.
+    ValueError for a model that transformers has no counterpart of: other kinds of layers or positions, a tied head.
+    """
+    _require_carriable(model.config, None)
+    ours, out = model.state_dict(), {}
+    names = weight_names(model.config)
+    shapes = _their_shapes(model.config, names, ours)
+    for theirs, name in names.items():
+        w = ours[name].detach().cpu()
+        out[theirs] = (w.t() if TRANSPOSED.fullmatch(theirs) else w.reshape(shapes[theirs])).clone().contiguous()
+    out["lm_head.bias"] = ours["head.bias"].detach().cpu().clone()
+    return out
 
 
 def weight_names(config):
@@ -190,6 +213,8 @@ def _require_weights(given, shapes):
     for name, w in tensors.items():
         if tuple(w.shape) != allowed[name]:
             wrong.append(f"shape of {name}: must be {allowed[name]}, got {tuple(w.shape)}")
+        elif not bool(w.isfinite().all()):
+            wrong.append(f"not finite: {name}")
         if w.dtype != dtype:
             wrong.append(f"dtype of {name}: must be {dtype} as of the others, got {w.dtype}")
     if wrong:

@@ -226,7 +226,7 @@ def test_constants_of_early_versions_are_no_weights():
     ReformerLM.from_huggingface(weights, config_from_huggingface(theirs.config))
 
 
-@pytest.mark.parametrize("source", [None, 3, "google/reformer-enwik8", torch.nn.Linear(2, 2)])
+@pytest.mark.parametrize("source", [None, 3, b"google/reformer-enwik8", torch.nn.Linear(2, 2)])
 def test_what_is_no_model_is_told(source):
     with pytest.raises(TypeError, match="model_or_state_dict must be a"):
         ReformerLM.from_huggingface(source, ReformerConfig())

@@ -1,0 +1,375 @@
+"""Generation, in PyTorch: decoding token by token that is the training function, and sampling from it.
+
+With the strict window every output depends on its prefix alone, so a cache of fixed size gives the very logits of the
+full forward pass. Chunk windows have no such cache: their pattern moves with every token. Models that use them are
+decoded by computing the full forward pass again for every token: slower, but never another function.
+"""
+
+from contextlib import contextmanager
+
+import torch
+
+from reformer_ref.generation.caches import DenseCache, LocalCache, StrictCache
+from reformer_ref.local_attention.options import LocalOptions
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.model.config import n_buckets_for
+from reformer_ref.model.pytorch import check_tokens, count_positions, read_out
+from reformer_ref.validate import bucket_factors, require_float, require_int
+
+
+@torch.no_grad()
+def lsh_decode(qk, v, buckets, options):
+    """LSH attention in the strict window, one token after the other from rings: (…, L, d_v).
+
+    Arguments as in ``lsh_attention``, and the same result; ``options.window`` must be "rank". Nothing of the past is
+    kept but the last chunk_length members of every bucket.
+    """
+    _require_strict(options)
+    (rows, heads, length, d), lead = _rows_and_heads(qk), qk.shape[:-2]
+    q, values = qk.reshape(rows, heads, length, d), v.reshape(rows, heads, length, -1)
+    buckets = buckets.reshape(rows, heads, options.n_hashes, length)
+    n_buckets = int(buckets.max()) + 1
+    cache, out = StrictCache(rows, heads, options, n_buckets, d, values.shape[-1], length, q), torch.empty_like(values)
+    for i in range(length):
+        position = torch.full((rows,), i, device=q.device)
+        out[:, :, i] = cache.attend(q[:, :, i], values[:, :, i], buckets[..., i])
+        cache.append(q[:, :, i], values[:, :, i], buckets[..., i], position)
+    return out.view(*lead, length, -1)
+
+
+@torch.no_grad()
+def local_decode(q, k, v, options):
+    """Causal local attention, one token after the other from the last chunks: (…, L, d_v), as ``local_attention``."""
+    _require_local(options)
+    (rows, heads, length, d), lead = _rows_and_heads(q), q.shape[:-2]
+    q, k, v = (x.reshape(rows, heads, length, x.shape[-1]) for x in (q, k, v))
+    cache, out = LocalCache(rows, heads, options, d, v.shape[-1], length, q), torch.empty_like(v)
+    for i in range(length):
+        position = torch.full((rows,), i, device=q.device)
+        cache.append(k[:, :, i], v[:, :, i], position)
+        out[:, :, i] = cache.attend(q[:, :, i], position)
+    return out.view(*lead, length, -1)
+
+
+def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+    """The distribution that ``sample_token`` draws from, float64 (…, V), for logits (…, V).
+
+    Temperature divides the logits; 0 puts everything on the largest (the first one on a tie). Then ``top_k`` keeps the
+    k likeliest tokens, then ``top_p`` the fewest of the likeliest that together reach top_p. What is left sums to 1.
+    """
+    check_sampling(temperature, top_k, top_p)
+    logits = logits.double()
+    if temperature == 0.0:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
+    best = logits.amax(-1, keepdim=True)
+    sorted_p, order = torch.softmax((logits - best) / temperature, -1).sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        sorted_p[..., top_k:] = 0.0
+        sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
+    if top_p is not None:
+        likelier = sorted_p.cumsum(-1) - sorted_p  # together; below top_p, so the first token always stays
+        sorted_p = sorted_p.masked_fill(likelier >= top_p, 0.0)
+        sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
+    return torch.zeros_like(sorted_p).scatter(-1, order, sorted_p)
+
+
+def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """One token, int64 (…), for logits (…, V). ``generator`` lives on the CPU and must be given if temperature > 0."""
+    probabilities = token_probabilities(logits, temperature, top_k, top_p)
+    if temperature == 0.0:
+        return probabilities.argmax(-1)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator when temperature > 0, got {type(generator).__name__}")
+    flat = probabilities.reshape(-1, probabilities.shape[-1]).cpu()  # (rows, V)
+    return torch.multinomial(flat, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
+
+
+def check_sampling(temperature=1.0, top_k=None, top_p=None):
+    """Raise TypeError or ValueError unless temperature ≥ 0, top_k ≥ 1 (or None) and 0 < top_p ≤ 1 (or None)."""
+    require_float("temperature", temperature, minimum=0.0)
+    if top_k is not None:
+        require_int("top_k", top_k)
+    if top_p is not None and not 0.0 < require_float("top_p", top_p) <= 1.0:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+
+
+@contextmanager
+def evaluating(model):
+    """Eval mode without gradients; on leaving, every submodule is in the mode in which it was found."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class Decoder:
+    """Token by token, the logits of ``model(tokens)``; for models whose windows allow it (``why_not``).
+
+    ``prefill`` reads the prompts in parallel, each ``step`` one more token of every row, in time and memory that do not
+    depend on how many came before (layers of dense attention excepted). Rows may have prompts of different lengths.
+    capacity: the most tokens a row will hold, None for ``config.max_length``. ValueError for models that have no such
+    cache. Dropout is never applied; the model's stored rotations are used.
+    """
+
+    def __init__(self, model, capacity=None):
+        reason = why_not(model.config)
+        if reason:
+            raise ValueError(f"model cannot be decoded from a cache: {reason}")
+        limit = model.config.max_length
+        self.model, self.trunk = model, model.trunk
+        self.capacity = limit if capacity is None else require_int("capacity", capacity, 1, limit)
+        self.positions = None  # tokens read so far, int64 (rows,)
+
+    def prefill(self, tokens, padding_mask=None):
+        """Read prompts (rows, L), padded on any side; logits (rows, vocab_size) after the last real token of each."""
+        if self.positions is not None:
+            raise ValueError("prefill comes first; this decoder has read a prompt already, make a new one")
+        mask = check_tokens(self.model.config, tokens, padding_mask, device=self.trunk.embedding.weight.device)
+        mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+        if not bool(mask.any(1).all()):
+            raise ValueError("padding_mask must leave at least one real token in every row")
+        if int(mask.sum(1).max()) > self.capacity:
+            raise ValueError(f"tokens must fit the capacity of {self.capacity}, got {int(mask.sum(1).max())}")
+        positions = count_positions(tokens, mask)
+        with evaluating(self.model):
+            self.caches = [self._cache(half, len(tokens)) for half in self._halves()]
+            y1 = y2 = self.trunk.embed(tokens, mask)
+            for block, cache in zip(self.trunk.stack.blocks, self.caches, strict=True):
+                attention, feed_forward = block.halves
+                y1 = y1 + self._prompt(attention, cache, y2, positions, mask)
+                y2 = y2 + feed_forward(y1)
+            last = torch.where(mask, positions, -1).argmax(1)
+            rows = torch.arange(len(tokens), device=tokens.device)
+            self.positions = mask.sum(1)
+            return self._logits(y1[rows, last], y2[rows, last])
+
+    def step(self, tokens):
+        """Read one more token in every row, int (rows,); logits (rows, vocab_size) for the next one."""
+        if self.positions is None:
+            raise ValueError("step needs a prompt: call prefill first, with at least one token in every row")
+        check_tokens(self.model.config, tokens[:, None], None, device=self.trunk.embedding.weight.device)
+        if len(tokens) != len(self.positions):
+            raise ValueError(f"tokens must have shape ({len(self.positions)},), one per row, got {tuple(tokens.shape)}")
+        if int(self.positions.max()) >= self.capacity:
+            raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")
+        with evaluating(self.model):
+            x = self.trunk.embedding(tokens)  # (rows, d_model)
+            if self.trunk.positions is not None:
+                x = x + self.trunk.positions(self.positions).to(x.dtype)
+            y1 = y2 = x
+            for block, cache in zip(self.trunk.stack.blocks, self.caches, strict=True):
+                attention, feed_forward = block.halves
+                y1 = y1 + self._next(attention, cache, y2)
+                y2 = y2 + feed_forward(y1[:, None])[:, 0]
+            self.positions = self.positions + 1
+            return self._logits(y1, y2)
+
+    def repeat(self, n):
+        """Every row n times, one copy after the other: several continuations that share what was read so far."""
+        for cache in self.caches:
+            cache.repeat(require_int("n", n))
+        self.positions = self.positions.repeat_interleave(n)
+
+    def tensors(self):
+        """Everything that is kept between steps."""
+        return [x for cache in self.caches for x in cache.tensors().values()]
+
+    def _halves(self):
+        return [block.halves[0] for block in self.trunk.stack.blocks]
+
+    def _cache(self, half, rows):
+        c, like = self.model.config, half.q.weight
+        size = (c.d_head, c.d_v, self.capacity, like)
+        if half.kind == "lsh":
+            n_buckets = 1
+            for factor in bucket_factors(n_buckets_for(c, c.max_length)):
+                n_buckets *= factor
+            return StrictCache(rows, c.n_heads, c.lsh, n_buckets, *size)
+        if half.kind == "local":
+            return LocalCache(rows, c.n_heads, c.local, *size)
+        shared = half.kind == "dense"
+        scale = c.lsh.scale_for(c.d_head) if shared else c.d_head**-0.5
+        return DenseCache(rows, c.n_heads, scale, c.lsh.norm_eps, shared, *size)
+
+    def _prompt(self, half, cache, x, positions, mask):
+        """The half on whole prompts, x (rows, L, d_model), by the very code that trains; the cache is filled."""
+        n, memo, every = half.norm(x), {}, range(half.config.n_heads)
+        projected = {name: layer(n) for name, layer in half.inputs().items()}
+        out = half.attend(projected, every, mask, None, memo)
+        q, k, v = (
+            projected[p].unflatten(-1, (len(every), -1)).transpose(1, 2) if p in projected else None for p in "qkv"
+        )
+        cache.fill(q, k, v, memo.get(every), positions, mask)
+        return half.out(out)
+
+    def _next(self, half, cache, x):
+        """The half on the next token of each row, x (rows, d_model)."""
+        n, heads = half.norm(x), half.config.n_heads
+        q, v, k = (layer(n).unflatten(-1, (heads, -1)) for layer in (half.q, half.v, getattr(half, "k", half.q)))
+        if half.kind == "lsh":
+            buckets = half.hash(q[:, :, None], range(heads))[..., 0]  # (rows, heads, n_hashes)
+            out = cache.attend(q, v, buckets)
+            cache.append(q, v, buckets, self.positions)
+        elif half.kind == "local":
+            cache.append(k, v, self.positions)
+            out = cache.attend(q, self.positions)
+        else:
+            cache.append(k, v, self.positions)
+            out = cache.attend(q, v, self.positions)
+        return half.out(out.flatten(1))
+
+    def _logits(self, y1, y2):
+        hidden, weight, bias = read_out(self.trunk.join(y1, y2), *self.trunk.head_weights(self.model.head))
+        return hidden @ weight + bias
+
+
+class Recomputer:
+    """The same as ``Decoder`` for every causal model, by a full forward pass over each row for every token."""
+
+    def __init__(self, model, capacity=None):
+        _require_causal(model.config)
+        self.model, self.rows = model, None
+        self.capacity = model.config.max_length if capacity is None else capacity
+
+    def prefill(self, tokens, padding_mask=None):
+        """As ``Decoder.prefill``."""
+        mask = check_tokens(self.model.config, tokens, padding_mask, device=self.model.trunk.embedding.weight.device)
+        self.rows = list(tokens) if mask is None else [t[m] for t, m in zip(tokens, mask, strict=True)]
+        return self._logits()
+
+    def step(self, tokens):
+        """As ``Decoder.step``."""
+        self.rows = [torch.cat([row, token[None]]) for row, token in zip(self.rows, tokens, strict=True)]
+        return self._logits()
+
+    def repeat(self, n):
+        """As ``Decoder.repeat``."""
+        self.rows = [row for row in self.rows for _ in range(n)]
+
+    def _logits(self):
+        with evaluating(self.model):  # each row by itself: with a ring, padding would move its windows
+            return torch.stack([self.model(row[None])[0, -1] for row in self.rows])
+
+
+def why_not(config):
+    """Why a model of this configuration has no exact cache of fixed size, in words; None if it has."""
+    _require_causal(config)
+    if "lsh" in config.layers and config.lsh.window != "rank":
+        return (
+            f"its LSH layers use windows of chunks (lsh.window={config.lsh.window!r}), which move with every token; "
+            f"only "
+            'the strict window, lsh.window="rank", has a cache. Recompute (cache=False), or train with the preset '
+            '"strict"'
+        )
+    if "local" in config.layers and config.local.wrap and config.local.chunks_before > 1:
+        return "its local layers wrap around with chunks_before > 1, so that keys count twice depending on the length"
+    return None
+
+
+def generate(
+    model, prompt, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, *,
+    samples=None, cache=None, on_token=None, progress=False,
+):  # fmt: skip
+    """``prompt`` continued by ``max_new_tokens`` tokens: int64 (n,) on the CPU, prompt and continuation.
+
+    prompt: bytes or an int64 tensor (n,), n ≥ 1; or a list of prompts, of any lengths, which gives a list. samples: so
+    many continuations of each prompt, which share its reading: (samples, n) instead of (n,). generator: a CPU
+    `torch.Generator`; None stands for a new one seeded with 0, so the global random state is never read or changed.
+    cache: True decodes from a cache of fixed size (ValueError where ``why_not`` has a reason), False computes the full
+    forward pass for every token, None takes the cache where it is exact; the function computed is always
+    ``model(tokens)``. on_token: called with every new token as soon as it is drawn (an int; a list of ints for several
+    rows). Ctrl-C ends the generation and returns what there is. Prompt and continuation must fit ``config.max_length``.
+    """
+    check_sampling(temperature, top_k, top_p)
+    config, many = model.config, isinstance(prompt, (list, tuple))
+    max_new_tokens = require_int("max_new_tokens", max_new_tokens, minimum=0)
+    each = 1 if samples is None else require_int("samples", samples)
+    prompts = [_prompt_tokens(p, config.vocab_size) for p in (prompt if many else [prompt])]
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    if not prompts or longest > config.max_length:
+        raise ValueError(
+            f"prompt and max_new_tokens must fit max_length = {config.max_length}, got {longest} tokens"
+            if prompts
+            else "prompt must not be an empty list"
+        )
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    reason = why_not(config)
+    if cache and reason:
+        raise ValueError(f"cache=True is not possible for this model: {reason}")
+    decoder = (Recomputer if reason or cache is False else Decoder)(model, capacity=longest)
+    rows = [p for p in prompts for _ in range(each)]
+    new = _continue(decoder, prompts, each, max_new_tokens, (temperature, top_k, top_p, generator), on_token, progress)
+    done = [torch.cat([row, n]) for row, n in zip(rows, new, strict=True)]
+    done = done if samples is None else [torch.stack(done[i : i + each]) for i in range(0, len(done), each)]
+    return done if many else done[0]
+
+
+def _continue(decoder, prompts, each, max_new_tokens, how, on_token, progress):
+    """New tokens int64 (prompts · each, n), n ≤ max_new_tokens: fewer only after Ctrl-C."""
+    from tqdm import tqdm
+
+    drawn, device = [], decoder.model.trunk.embedding.weight.device
+    tokens = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
+    try:
+        logits = None
+        for _ in tqdm(range(max_new_tokens), unit="token", disable=not progress):
+            if logits is None:
+                logits = decoder.prefill(tokens, None if bool(mask.all()) else mask).repeat_interleave(each, 0)
+                if each > 1:
+                    decoder.repeat(each)
+            else:
+                logits = decoder.step(drawn[-1].to(device))
+            drawn.append(sample_token(logits, *how).cpu())
+            if on_token is not None:
+                on_token(drawn[-1].tolist() if len(drawn[-1]) > 1 else int(drawn[-1]))
+    except KeyboardInterrupt:
+        pass
+    return torch.stack(drawn, 1) if drawn else torch.empty(len(prompts) * each, 0, dtype=torch.int64)
+
+
+def _prompt_tokens(prompt, vocab_size):
+    if isinstance(prompt, (bytes, bytearray)):
+        prompt = torch.tensor(list(prompt), dtype=torch.int64)
+    if not isinstance(prompt, torch.Tensor) or prompt.dtype != torch.int64:
+        given = prompt.dtype if isinstance(prompt, torch.Tensor) else type(prompt).__name__
+        raise TypeError(f"prompt must be bytes or an int64 tensor, got {given}")
+    if prompt.ndim != 1 or prompt.numel() == 0:
+        raise ValueError(f"prompt must have shape (n,) with n >= 1, got {tuple(prompt.shape)}")
+    if int(prompt.min()) < 0 or int(prompt.max()) >= vocab_size:
+        raise ValueError(
+            f"prompt must hold tokens in [0, {vocab_size}), got {int(prompt.min())} to {int(prompt.max())}"
+        )
+    return prompt.cpu()
+
+
+def _require_causal(config):
+    if not config.causal:
+        raise ValueError("model must be causal to continue a prompt, got one with config.causal=False")
+
+
+def _require_strict(options):
+    if not isinstance(options, LSHOptions):
+        raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
+    if options.window != "rank":
+        raise ValueError(f'options.window must be "rank", the strict window, got {options.window!r}')
+
+
+def _require_local(options):
+    if not isinstance(options, LocalOptions):
+        raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
+    if not options.causal or (options.wrap and options.chunks_before > 1):
+        raise ValueError("options must be causal, and without wrap if chunks_before > 1")
+
+
+def _rows_and_heads(x):
+    """(rows, heads, L, d) for x (…, L, d)."""
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(f"queries must have shape (…, L, d) with every size ≥ 1, got {tuple(x.shape)}")
+    heads = x.shape[-3] if x.ndim > 2 else 1
+    return x.numel() // (heads * x.shape[-2] * x.shape[-1]), heads, x.shape[-2], x.shape[-1]

@@ -1,0 +1,88 @@
+"""Pictures of slices tell what they were given, the explorer counts what ``count_peak`` counts."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from reformer_ref.drawing import Picture
+from reformer_ref.explorers.slices import count_without_data, feed_forward_ways, loss_ways, slice_sizes
+from reformer_ref.feed_forward import plots
+from reformer_ref.memory import count_peak
+
+COUNTED = {"whole": 48_000_000, "sliced": 3_000_000}
+
+
+def shown(picture):
+    assert isinstance(picture, Picture)
+    assert len(picture.caption) > 40
+    assert picture.png(dpi=30).startswith(b"\x89PNG")
+    return picture.numbers
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 3, 1], [5] * 100])
+def test_layout(sizes):
+    numbers = shown(plots.slice_layout(sizes, 16, now=len(sizes) - 1))
+    assert numbers["positions"] == sum(sizes)
+    assert numbers["slices"] == len(sizes)
+    assert numbers["numbers in memory"] == 16 * sizes[-1]
+    both = shown(plots.slices_and_peaks(sizes, 16, COUNTED, 10_000_000))
+    assert both["numbers in memory"] == 16 * sizes[0]
+    assert both["sliced (MB)"] == 3
+
+
+def test_peaks():
+    numbers = shown(plots.peak_bars(COUNTED, 16_000_000, "the wide array"))
+    assert numbers == {"whole (MB)": 48, "sliced (MB)": 3, "the wide array (MB)": 16}
+    numbers = shown(plots.peak_by_slice([8, 64], [1_000_000, 4_000_000], 9_000_000))
+    assert numbers == {"slices of 8 (MB)": 1, "slices of 64 (MB)": 4, "whole (MB)": 9}
+
+
+def test_means_of_slices():
+    numbers = shown(plots.slice_means([1, 1, 1, 5], [3, 1]))
+    assert (numbers["mean"], numbers["mean of slice means"]) == (2, 3)
+    assert numbers["too large by a factor"] == 1.5
+    numbers = shown(plots.slice_means(np.full(6, 0.5), [2, 2, 2]))
+    assert numbers["mean"] == numbers["mean of slice means"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [
+        (lambda: plots.slice_layout([], 4), "sizes"),
+        (lambda: plots.slice_layout([2, 0], 4), "sizes"),
+        (lambda: plots.slice_layout([2.5], 4), "sizes"),
+        (lambda: plots.slice_layout([2], 0), "width"),
+        (lambda: plots.slice_layout([2, 2], 4, now=2), "now"),
+        (lambda: plots.peak_bars({}, 4, "a"), "counted"),
+        (lambda: plots.peak_bars({"a": 3}, -4, "a"), "array_bytes"),
+        (lambda: plots.slices_and_peaks([2], 4, {"a": float("nan")}, 4), "counted"),
+        (lambda: plots.peak_by_slice([1, 2], [3], 4), "counted"),
+        (lambda: plots.peak_by_slice([1], [3], 0), "whole"),
+        (lambda: plots.slice_means([1, 2, 3], [2, 2]), "nats"),
+    ],
+)
+def test_bad_input_is_named(draw, name):
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        draw()
+
+
+@pytest.mark.parametrize("ways", [feed_forward_ways, partial(loss_ways, vocabulary=300)])
+def test_counting_without_data_is_count_peak(ways):
+    without = count_without_data(lambda device: ways(500, 64, device=device))
+    assert without == {name: count_peak(run).above_start_bytes for name, run in ways(500, 64).items()}
+    whole, forward_only, both = without.values()
+    assert both < forward_only < whole
+
+
+@pytest.mark.parametrize("ways", [feed_forward_ways, partial(loss_ways, vocabulary=30)])
+def test_the_three_ways_give_the_same_gradients(ways):
+    whole, *others = (run() for run in ways(50, 8).values())
+    for grads in others:
+        for a, b in zip(grads, whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(b.abs().max()))
+
+
+def test_slices_are_those_of_the_package():
+    assert slice_sizes(10, 4) == [4, 4, 2]
+    assert slice_sizes(3, 100) == [3]

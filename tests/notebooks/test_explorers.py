@@ -1,0 +1,70 @@
+"""Every widget's drawing function at both ends of every control, and with nonsense; the widget without a browser."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import reformer_ref.explorers as package
+from reformer_ref.drawing import Picture, explore
+
+
+def explorers():
+    for module in pkgutil.iter_modules(package.__path__):
+        loaded = importlib.import_module(f"{package.__name__}.{module.name}")
+        for name, value in vars(loaded).items():
+            if hasattr(value, "controls") and inspect.unwrap(value).__module__ == loaded.__name__:
+                yield pytest.param(value, id=f"{module.name}.{name}")
+
+
+ALL = list(explorers())
+EVERY_CONTROL = [
+    pytest.param(param.values[0], name, id=f"{param.id}-{name}") for param in ALL for name in param.values[0].controls
+]
+
+
+def looks(picture):
+    assert isinstance(picture, Picture)
+    assert len(picture.caption) > 40
+    assert picture.numbers
+    return picture.png(dpi=40), picture.told
+
+
+def test_there_are_the_promised_widgets():
+    modules = {param.id.partition(".")[0] for param in ALL}
+    assert {"circle", "chunks", "pattern", "reconstruction", "memory", "buckets"} <= modules
+
+
+@pytest.mark.parametrize(("draw", "name"), EVERY_CONTROL)
+def test_every_control_works_at_both_ends_and_changes_the_picture(draw, name):
+    ends = [looks(draw(**{name: value})) for value in draw.controls[name].ends]
+    assert len({png for png, _ in ends}) > 1, f"the picture does not follow {name}"
+    assert len({told for _, told in ends}) > 1, f"the numbers do not follow {name}"
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_all_controls_at_their_ends_together(draw):
+    looks(draw(**{name: control.ends[0] for name, control in draw.controls.items()}))
+    looks(draw(**{name: control.ends[-1] for name, control in draw.controls.items()}))
+
+
+@pytest.mark.parametrize(("draw", "name"), EVERY_CONTROL)
+@pytest.mark.parametrize("nonsense", [None, object(), float("nan"), -1e9, ""], ids=repr)
+def test_nonsense_is_refused(draw, name, nonsense):
+    with pytest.raises(ValueError, match=name):
+        draw(**{name: nonsense})
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_the_widget_redraws(draw):
+    """As the browser does it: set a control's value, look at the image and the text."""
+    panel, image, told = explore(draw).children
+    for widget, control in zip(panel.children, draw.controls.values(), strict=True):
+        before = image.value, told.value
+        start = widget.value
+        widget.value = next(value for value in control.ends if value != start)
+        assert image.value != before[0], widget.description
+        assert told.value != before[1], widget.description
+        widget.value = start
+        assert told.value == before[1], "the same settings must give the same numbers"
