@@ -133,6 +133,8 @@ def _add_generate(commands):
     add("--top-k", type=int, help="draw from the k likeliest bytes only")
     add("--top-p", type=float, help="draw from the likeliest bytes that together reach this probability")
     add("--seed", type=int, default=0, help="the same seed gives the same text")
+    add("--no-cache", action="store_true", help="compute the whole prefix again for every byte: slower, and the same")
+    add("--progress", action="store_true", help="a progress bar on stderr")
     add("--threads", type=int, help="CPU threads (default: as PyTorch chooses)")
     parser.set_defaults(run=run_generate)
 
@@ -140,12 +142,14 @@ def _add_generate(commands):
 def _add_figures(commands):
     parser = commands.add_parser(
         "figures",
-        help="draw the figures from recorded data",
-        description="Draw the training curve of a run: training_curve.png and, beside it, the data it is drawn from "
-        "(data/training_curve.json).",
+        help="draw the figures",
+        description="Draw every picture of figures/ again, computed ones from fixed seeds, measured ones from the records "
+        "in figures/data, and write captions and numbers to figures/data/pictures.json.",
         formatter_class=_Defaults,
     )
-    parser.add_argument("--run", dest="folder", type=Path, default=Path("runs/text"), help="folder that `train` wrote")
+    parser.add_argument(
+        "--run", dest="folder", type=Path, help="folder that `train` wrote: first record its training curve"
+    )
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the pictures")
     parser.set_defaults(run=run_figures)
 
@@ -254,7 +258,7 @@ def run_generate(args):
     import torch
 
     from reformer_ref import checkpoint
-    from reformer_ref.generation.sampling import check_sampling, generate
+    from reformer_ref.generation.pytorch import check_sampling, generate
 
     _set_threads(args.threads)
     check_sampling(args.temperature, args.top_k, args.top_p)
@@ -272,66 +276,23 @@ def run_generate(args):
         out.flush()
 
     generator = torch.Generator().manual_seed(args.seed)
-    generate(model, prompt, args.tokens, args.temperature, args.top_k, args.top_p, generator, on_token=show)
+    how = (args.tokens, args.temperature, args.top_k, args.top_p, generator)
+    cache = False if args.no_cache else None
+    done = generate(model, prompt, *how, cache=cache, on_token=show, progress=args.progress)
     out.write(b"\n")
+    if len(done) < len(prompt) + args.tokens:
+        return _fail(f"interrupted after {len(done) - len(prompt)} bytes", 130)
     return 0
 
 
 def run_figures(args):
-    """``figures``: pictures and their data from what `train` recorded."""
-    from reformer_ref.checkpoint import write_json
+    """``figures``: every picture drawn again; before that, a run's curve recorded if one is named."""
+    from reformer_ref.figures import draw_all, record_run
 
-    path = args.folder / "metrics.json"
-    if not path.exists():
-        raise ValueError(
-            f"no recorded run in {args.folder} (metrics.json); train one first: reformer-ref train --out {args.folder}"
-        )
-    try:
-        data = curve_data(json.loads(path.read_bytes()))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not what `train` writes: {error!r}") from None
-    figure = draw_training_curve(data)
-    (args.out / "data").mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "data" / "training_curve.json", data)
-    figure.savefig(args.out / "training_curve.png", dpi=150)
-    print(f"{args.out / 'training_curve.png'}: {data['caption']}")
+    if args.folder is not None:
+        record_run(args.folder, args.out)
+    draw_all(args.out)
     return 0
-
-
-def curve_data(metrics):
-    """What the picture of a run shows, from its metrics."""
-    held_out, evaluations = metrics["held_out_bits_per_byte"], metrics["evaluations"]
-    last = evaluations[-1]
-    caption = (
-        f"Line chart: bits per byte against training step, {metrics['text']}; held out after {last['step']} steps "
-        f"{last['bits_per_byte']:.2f}, zlib {held_out['zlib']:.2f}, byte frequencies {held_out['unigram']:.2f}"
-    )
-    return {
-        "caption": caption,
-        "command": metrics["command"],
-        "step": [int(point["step"]) for point in metrics["curve"]],
-        "train_bits_per_byte": [round(float(point["bits_per_byte"]), 4) for point in metrics["curve"]],
-        "held_out_step": [int(point["step"]) for point in evaluations],
-        "held_out_bits_per_byte": [round(float(point["bits_per_byte"]), 4) for point in evaluations],
-        "zlib": round(float(held_out["zlib"]), 4),
-        "unigram": round(float(held_out["unigram"]), 4),
-    }
-
-
-def draw_training_curve(data):
-    """A matplotlib Figure of `curve_data`: training loss, held-out points, and the two baselines as labelled lines."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(data["step"], data["train_bits_per_byte"], color="#56B4E9", lw=1, label="training batch")
-    axes.plot(data["held_out_step"], data["held_out_bits_per_byte"], "o-", color="#0072B2", ms=4, label="held out")
-    for name, text, style in (("unigram", "byte frequencies", ":"), ("zlib", "zlib, level 9", "--")):
-        axes.axhline(data[name], color="#D55E00", ls=style, lw=1.2, label=f"{text}: {data[name]:.2f}")
-    axes.set(xlabel="training step", ylabel="bits per byte", title="Training on bytes", ylim=(1.5, 8.2))
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 @contextlib.contextmanager

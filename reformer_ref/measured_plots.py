@@ -54,6 +54,7 @@ def source(*records):
         words = shlex.split(record["command"])
         if "--out" in words:  # says where it went, not what was done
             del words[words.index("--out") : words.index("--out") + 2]
+        words = [word for word in words if word != "--no-progress"]
         commands.append(" ".join(word.rpartition("/")[2] for word in words))
         m = record["machine"]
         machines.append(f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['system']}")
@@ -179,9 +180,11 @@ def crossover(record):
         numbers[f"{word}: times as fast at {lengths[-1]:,} tokens"] = float(dense[-1] / ours[-1])
     ax.axhline(1, color="black", ls=":", label="as fast as dense")
     _axes(ax, "tokens", "times as fast as dense", "Crossover of LSH and dense attention", lengths)
+    ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.legend()
     return picture.tell(
-        "Line chart on logarithmic axes: tokens (x) against the time of dense attention over the time of LSH attention; "
+        "Line chart on logarithmic axes: tokens (x) against the time of dense attention over that of LSH attention; "
         "above the dotted line LSH is faster. " + source(record),
         **numbers,
     )
@@ -192,9 +195,7 @@ def training_step(records):
     """Seconds and peak memory of a whole training step, as bars, for every point of the records."""
     picture = Picture(9, 3.8)
     axes, numbers = picture.subplots(1, 2), {}
-    points = sorted(
-        (p for record in records for p in record["points"]), key=lambda p: (p["length"], p["n_layers"])
-    )
+    points = sorted((p for record in records for p in record["points"]), key=lambda p: (p["length"], p["n_layers"]))
     for i, name in enumerate(HATCHES):
         for at, point in enumerate(points):
             result = next((r for r in point["results"] if r["contender"] == name and r["status"] == "ok"), None)
@@ -211,11 +212,11 @@ def training_step(records):
             numbers[what] = f"{number(heights[0])} s, {number(heights[1])} GiB"
     names = [f"{p['length']:,} tokens\n{p['n_layers']} layers" for p in points]
     for ax, ylabel, title in zip(axes, ("seconds", "GiB"), ("One training step", "Its peak memory"), strict=True):
-        ax.set(xticks=range(len(points)), xticklabels=names, ylabel=ylabel, title=title, yscale="log")
+        ax.set(xticks=range(len(points)), xticklabels=names, ylabel=ylabel, title=title)
         ax.margins(y=0.12)
     picture.legend(loc="outside lower center", ncols=3, fontsize=9)
     return picture.tell(
-        "Two bar charts with logarithmic heights: seconds, and peak memory, of one training step (forward, loss, "
+        "Two bar charts: seconds, and peak memory in GiB, of one training step (forward, loss, "
         "backward, Adam) of a small language model, d_model 256, 4 heads, 2 rounds. " + source(*records),
         **numbers,
     )
@@ -299,8 +300,8 @@ def memory_lines(x, ways, xlabel, kind="predicted", budget=None):
     _axes(ax, xlabel, "GB (10⁹ bytes)", f"Memory, {kind}", x)
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return picture.tell(
-        f"Line chart on logarithmic axes: {xlabel} (x) against bytes, {kind}. A straight line is a power law; its slope "
-        "is the exponent.",
+        f"Line chart on logarithmic axes: {xlabel} (x) against bytes, {kind}. A straight line is a power law; its "
+        "slope is the exponent.",
         **numbers,
     )
 
@@ -319,7 +320,7 @@ def memory_over_time(runs, kind="counted"):
     ax.set(xlabel="% of the operations of the run", ylabel="MB (10⁶ bytes)", title=f"Live tensors over time, {kind}")
     ax.legend()
     return picture.tell(
-        f"Line chart: operations of a run, forward then backward, in percent (x) against bytes of live tensors, {kind}. "
+        f"Line chart: operations of a run, forward then backward, in percent (x) against live bytes, {kind}. "
         "The peak of each line is the figure that counts.",
         **numbers,
     )
@@ -331,6 +332,7 @@ def _axes(ax, xlabel, ylabel, title, ticks, log_y=True):
     ticks = [int(t) for t in ticks]
     ax.set_xticks(ticks, [f"{t:,}" for t in ticks], rotation=30 if max(ticks) > 999 else 0)
     ax.minorticks_off()
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     ax.grid(axis="y", color="0.9")
 
 

@@ -17,7 +17,7 @@ font:1rem/1.55 system-ui,sans-serif;color:#1a1a1a;background:#fff}
 h1,h2,h3{line-height:1.25;margin:1.6em 0 .5em} a{color:#005a9c} img{max-width:100%;height:auto}
 pre{background:#f6f6f6;border:1px solid #ddd;border-radius:4px;padding:.6em .8em;overflow-x:auto;
 font-size:.85rem;line-height:1.4}
-.out pre{background:#fff;border-color:#eee;border-left:3px solid #0072b2} code{font-size:.9em}
+.out pre{white-space:pre-wrap;background:#fff;border-color:#eee;border-left:3px solid #0072b2} code{font-size:.9em}
 table{border-collapse:collapse;margin:1em 0} th,td{border:1px solid #ccc;padding:.25em .6em;text-align:left}
 .anchor-link{display:none} nav{margin:.5rem 0 1.5rem} math[display=block]{margin:1em 0}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:1.2rem;padding:0;list-style:none}
@@ -64,7 +64,14 @@ def clean(notebook):
             continue
         count += 1
         cell.execution_count = count
-        cell.outputs = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+        shown = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+        cell.outputs = []
+        for output in shown:  # what is printed may arrive in any number of pieces
+            last = cell.outputs[-1] if cell.outputs else {}
+            if output.output_type == "stream" and last.get("name") == output.get("name"):
+                last["text"] += output.text
+            else:
+                cell.outputs.append(output)
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count

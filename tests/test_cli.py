@@ -94,29 +94,6 @@ def test_generate_continues_the_prompt(trained, monkeypatch, capfdbinary):
     assert generate("--seed", "1") != generate()
 
 
-def test_figures_draws_the_recorded_run(trained, monkeypatch, capfd):
-    monkeypatch.chdir(trained)
-    assert cli.main(["figures"]) == 0
-    data = json.loads(Path("figures/data/training_curve.json").read_text())
-    assert data["step"] == [1, 2, 3]
-    assert data["held_out_step"] == [0, 2, 3]
-    assert data["caption"] in capfd.readouterr().out
-    assert Path("figures/training_curve.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_figure_shows_its_data():
-    data = {
-        "step": [1, 2], "train_bits_per_byte": [7.0, 5.0], "held_out_step": [0, 2], "held_out_bits_per_byte": [8.0,
-        4.0], "zlib": 3.2, "unigram": 4.8,
-    }  # fmt: skip
-    axes = cli.draw_training_curve(data).axes[0]
-    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
-    assert lines["training batch"] == [7.0, 5.0]
-    assert lines["held out"] == [8.0, 4.0]
-    assert lines["zlib, level 9: 3.20"] == [3.2, 3.2]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training step", "bits per byte")
-
-
 def test_ctrl_c_keeps_what_was_learned(trained, tmp_path):
     process = start("train", "--text", trained / "text.txt", "--steps", 100_000, *TINY, cwd=tmp_path)
     for line in process.stdout:  # the model is described just before training starts

@@ -24,6 +24,7 @@ EXPECTED_ROOMS = {
     "reversible",
     "positions",
     "model",
+    "generation",
 }
 ROOMS = sorted(EXPECTED_ROOMS | {spec.parent.name for spec in PACKAGE.glob("*/spec.py")})
 

@@ -51,12 +51,12 @@ def growth(lengths, panels):
             ax.loglog(lengths, amounts, label=name)
             numbers[f"{unit}, {name}, at {lengths[-1]:,}"] = float(amounts[-1])
         ax.set(xlabel="length L in tokens", ylabel=unit)
-        ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30)
+        ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=0 if len(lengths) <= 5 else 30)
         ax.minorticks_off()
         ax.grid(alpha=0.3)
         ax.legend(fontsize=9)
     caption = """Line charts, both axes logarithmic: length (x) against what attention needs (y). Four times the length
-    is sixteen times as much on a steep line, four times as much on a flat one."""
+    is sixteen times as much on a steep line, four times as much on one that is half as steep."""
     return picture.tell(caption, **numbers)
 
 
@@ -72,12 +72,8 @@ def mass_of_keys(cumulative, share=0.9):
     ax, numbers = picture.add_subplot(), {}
     for name, curve in _some("cumulative", cumulative).items():
         curve = np.asarray(curve, dtype=float)
-        if (
-            curve.ndim != 1
-            or not len(curve)
-            or not (np.diff(curve) > -1e-9).all()
-            or not share <= curve[-1] <= 1 + 1e-9
-        ):
+        rising = curve.ndim == 1 and len(curve) and (np.diff(curve) > -1e-9).all()
+        if not rising or not share <= curve[-1] <= 1 + 1e-9:
             raise ValueError(f"cumulative[{name!r}] must rise to a number from share = {share} to 1")
         keys = int(np.argmax(curve >= share)) + 1
         (line,) = ax.plot(np.arange(1, len(curve) + 1), curve, label=f"{name}: {keys} keys", markevery=0.15)
@@ -86,9 +82,11 @@ def mass_of_keys(cumulative, share=0.9):
     ax.axhline(share, color="black", linestyle="--", marker="", linewidth=1)
     ax.text(1, share + 0.015, f"{share:.0%}", va="bottom")
     ax.set(xscale="log", ylim=(0, 1.05), xlabel="keys, the heaviest first (logarithmic)", ylabel="share of the weight")
-    ax.legend(loc="center left", title=f"needed for {share:.0%}", alignment="left")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    picture.legend(loc="outside upper left", ncols=2, title=f"needed for {share:.0%}", alignment="left")
     caption = f"""Line chart: number of keys, the heaviest first (x, logarithmic), against the share of a query's
-    weight that they hold, mean over all queries (y). Where {share:.0%} is reached, a dotted line falls to the number of keys."""
+    weight that they hold, mean over all queries (y). Where {share:.0%} is reached, a dotted line falls to the number of
+    keys."""
     return picture.tell(caption, **numbers)
 
 

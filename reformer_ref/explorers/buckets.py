@@ -6,12 +6,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 
 from reformer_ref.chunking.plots import five_strips
 from reformer_ref.chunking.spec import sort_by_bucket, split_chunks, undo_sort
 from reformer_ref.drawing import Choice, Picture, Range, Text, bucket_colours, controls, readable_on, styled
-from reformer_ref.generation.sampling import evaluating
+from reformer_ref.generation.pytorch import evaluating
 from reformer_ref.hashing.spec import hash_vectors, random_rotations
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
@@ -182,10 +183,13 @@ def _flow(cells):
 
 
 def _draw_cells(ax, cells, colours):
+    boxes, faces, edges = [], [], []
     for label, bucket, tag, x, width, line in cells:
         colour = "white" if tag else "#eeeeee" if bucket is None else colours[bucket]
-        edge = "black" if tag else "white"
-        ax.add_patch(Rectangle((x + 0.1 * tag, line + 0.08), width - 0.2 * tag, 0.84, facecolor=colour, edgecolor=edge))
+        boxes.append(Rectangle((x + 0.1 * tag, line + 0.08), width - 0.2 * tag, 0.84))
+        faces.append(colour), edges.append("black" if tag else "white")
         style = {"family": "monospace", "fontsize": 9, "ha": "center", "va": "center", "parse_math": False}
         weight = "bold" if tag else "normal"
-        ax.text(x + width / 2, line + 0.5, label, color=readable_on(colour), weight=weight, **style)
+        text = ax.text(x + width / 2, line + 0.5, label, color=readable_on(colour), weight=weight, **style)
+        text.set_in_layout(False)  # hundreds of texts, none of which decides where a panel stands
+    ax.add_collection(PatchCollection(boxes, facecolors=faces, edgecolors=edges), autolim=False)

@@ -15,7 +15,7 @@ D, N_BUCKETS, SEED = 16, 4, 9
 
 
 def sentence_vectors(seed=SEED):
-    """(tokens, qk (16, d), buckets (1, 16)) of ``SENTENCE``: every word has a random direction, each place a little noise.
+    """(tokens, qk (16, d), buckets (1, 16)) of ``SENTENCE``: a random direction for each word, noise at each place.
 
     The seed draws the directions, the noise and the rotations, and with them the buckets.
     """
@@ -69,8 +69,8 @@ def reached(buckets, chunk_length, chunks_back):
 
 
 @controls(
-    step=Choice("1 hashed", "2 sorted", "3 chunked", "4 attended", "5 undone", start="5 undone"),
-    chunk_length=Range(1, 8, 1, start=4),
+    step=Choice("1 hashed", "2 sorted", "3 chunked", "4 attended", "5 undone", start="4 attended"),
+    chunk_length=Range(1, 8, 1, start=3),
     chunks_before=Range(0, 3, 1, start=1),
     seed=Range(0, 20, 1, start=SEED),
 )

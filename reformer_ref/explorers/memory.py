@@ -2,7 +2,7 @@
 
 A prediction for a million tokens takes many seconds, a slider may take half of one. So the slider reads points that
 ``memory.predict_peak`` predicted beforehand (``python -m reformer_ref.explorers.memory`` writes them to figures/data),
-and goes in straight lines where the peak is one: over the number of layers, and over the length beyond 2^18 tokens.
+and goes in straight lines where the peak is one: over the number of layers, and over the length beyond 2^19 tokens.
 Every figure is the one that ``python -m reformer_ref memory`` predicts for the same question, to about 1 %.
 """
 
@@ -21,8 +21,8 @@ from reformer_ref.validate import require_int
 
 POINTS = Path(__file__).resolve().parents[2] / "figures" / "data" / "memory_points.json"
 BUDGET = 16 * 10**9
-LENGTHS, DEPTHS = tuple(2**k for k in range(12, 20)), (2, 4)  # predicted; all else lies on straight lines
-HEADS, ROUNDS = (1, 2, 4, 8), (1, 2, 4, 8)
+LENGTHS, DEPTHS = tuple(2**k for k in range(12, 20)), (2, 3)  # predicted; all else lies on straight lines
+HEADS, ROUNDS = (1, 2, 4, 8), (1, 2, 4)
 
 
 def config_of(length, layers, heads, rounds, reversible):
@@ -36,7 +36,7 @@ def config_of(length, layers, heads, rounds, reversible):
 def peak_parts(length, layers, heads, rounds, reversible):
     """{part: bytes} at the peak of a training step on one sequence, as on CUDA, in float32 with Adam.
 
-    length: from 4,096 tokens to 2^19 a power of two, beyond that any; layers ≥ 1; heads and rounds 1, 2, 4 or 8.
+    length: from 4,096 tokens to 2^19 a power of two, beyond that any; layers ≥ 1; 1, 2, 4 or 8 heads; 1, 2 or 4 rounds.
     ValueError for anything else.
     """
     require_int("length", length), require_int("layers", layers)
@@ -69,7 +69,7 @@ def memory(length, layers, heads, rounds, reversible):
     chosen = rows["as chosen"]
     shares = {part: format_bytes(size) for part, size in chosen.items()}
     return picture.tell(
-        f"Stacked bars: predicted peak memory (x, GB) of a training step on one sequence of {length:,} tokens, by part: "
+        f"Stacked bars: predicted peak memory (x, GB) of a training step on {length:,} tokens, by part, for "
         f"{layers} layers{'' if reversible else ', not reversible'}, {heads} heads, {rounds} rounds; below it what one "
         "change would do; dashed: 16 GB. Nothing here is measured.",
         **shares, together=format_bytes(sum(chosen.values())),
@@ -129,7 +129,7 @@ def _at(length, layers, heads, rounds, reversible):
     """Bytes by part at a predicted length, on the straight line through the predicted depths."""
     points = _points()
     if (heads, rounds, reversible) not in points:
-        raise ValueError(f"heads and rounds must be 1, 2, 4 or 8, got {heads} heads and {rounds} rounds")
+        raise ValueError(f"heads must be one of {HEADS}, rounds one of {ROUNDS}, got {heads} and {rounds}")
     shallow, deep = points[heads, rounds, reversible][LENGTHS.index(length)]
     return _line(DEPTHS[0], shallow, DEPTHS[1], deep, layers)
 

@@ -5,8 +5,6 @@ most recent earlier members of that bucket. So all that the next token can ever 
 round and bucket. Local attention needs the last chunks alone.
 """
 
-from collections import deque
-
 import numpy as np
 
 from reformer_ref.attention.spec import normalize_keys
@@ -29,14 +27,13 @@ def lsh_decode(qk, v, buckets, options):
     for at in np.ndindex(qk.shape[:-2]):
         queues = {}  # (round, bucket) -> positions of its last chunk_length members
         for i in range(qk.shape[-2]):
-            mine = [
-                queues.setdefault((h, b), deque(maxlen=options.chunk_length)) for h, b in enumerate(buckets[at][:, i])
-            ]
+            mine = [queues.setdefault((h, b), []) for h, b in enumerate(buckets[at][:, i])]
             seen = [j for queue in mine for j in queue]
             seen = sorted(set(seen)) if options.count_once else seen
             out[at][i] = _softmax_sum(qk[at][i], k[at][seen], v[at][seen], options) if seen else v[at][i]
             for queue in mine:
-                queue.append(i)  # the oldest member gives way
+                queue.append(i)
+                del queue[: -options.chunk_length]  # the oldest member gives way
     return out
 
 
@@ -52,9 +49,10 @@ def local_decode(q, k, v, options):
     require_shape("v", v, (*q.shape[:-1], v.shape[-1]), "(…, L, d_v)")
     out = np.empty_like(v)
     for at in np.ndindex(q.shape[:-2]):
-        kept = deque(maxlen=options.chunk_length * (options.chunks_before + 1))  # positions
+        kept = []  # positions
         for i in range(q.shape[-2]):
             kept.append(i)
+            del kept[: -options.chunk_length * (options.chunks_before + 1)]
             first = (i // options.chunk_length - options.chunks_before) * options.chunk_length
             seen = [j for j in kept if j >= first]
             out[at][i] = _softmax_sum(q[at][i], k[at][seen], v[at][seen], options)

@@ -115,7 +115,10 @@ def output_changes(changes, changed):
         for label, chosen, colour, marker in groups:
             height = np.maximum(change[chosen], ZERO)
             ax.vlines(position[chosen], ZERO, height, color=colour, linewidth=1.5)
-            ax.plot(position[chosen], height, ls="", marker=marker, color=colour, label=label, clip_on=False)
+            (points,) = ax.plot(
+                position[chosen], height, ls="", marker=marker, color=colour, label=label, clip_on=False
+            )
+            points.set_in_layout(False)  # an empty group counts as a point at the corner of the page
         ax.axvspan(first - 0.5, len(changed) - 0.5, color="#eeeeee", zorder=0)
         count, largest = int(moved.sum()), float(change[:first].max(initial=0.0))
         ax.set(yscale="log", ylabel="change", title=f"{title}: {count} of {first} earlier outputs change")

@@ -18,21 +18,16 @@ def patterns(matrices, unit="weight"):
     Zeros stay white. Up to 16 tokens the entries stand in the cells, weights (floats) in percent.
     """
     matrices = {title: _square(f"matrices[{title!r}]", m) for title, m in _some("matrices", matrices).items()}
-    n, top = len(matrices), max(m.max() for m in matrices.values())
-    length = max(map(len, matrices.values()))
-    columns = n if n <= 3 or n == 5 else 4
-    rows = -(-n // columns)
-    picture = Picture(width=min(1 + 3.6 * columns, 10.5), height=0.6 + rows * (10.5 / columns if columns > 2 else 3.8))
-    axes = picture.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat[n:]:
-        ax.set_axis_off()
-    for ax, (title, matrix) in zip(axes.flat, matrices.items(), strict=False):
+    n, top, length = len(matrices), max(m.max() for m in matrices.values()), max(map(len, matrices.values()))
+    picture = Picture(width=min(1 + 3.6 * n, 10.5), height=0.6 + min(3.2, 10.5 / n))
+    axes = picture.subplots(1, n, squeeze=False)[0]
+    for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         image = _heat(ax, matrix, top, 100 if matrix.dtype.kind == "f" else 1)
         ax.set(title=title, xlabel="key")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("query")
+    axes[0].set_ylabel("query")
     if length > WRITTEN_UP_TO:
-        picture.colorbar(image, ax=axes, label=unit, shrink=0.7)
+        ticks = range(1, top + 1) if all(m.dtype.kind in "iu" for m in matrices.values()) else None
+        picture.colorbar(image, ax=axes, label=unit, shrink=0.7, ticks=ticks)
     numbers = {f"pairs seen, {title}": int(np.count_nonzero(m)) for title, m in matrices.items()}
     caption = f"""Heat maps: {length} queries (rows) by {length} keys (columns); white is hidden, the darker
     the larger the {unit}."""
@@ -51,7 +46,7 @@ def sorted_pattern(weights, order, buckets, chunk_length):
         raise ValueError(f"order must hold the positions 0 … {length - 1} once, and buckets {length} numbers")
     if chunk_length < 1:
         raise ValueError(f"chunk_length must be at least 1, got {chunk_length}")
-    picture = Picture(width=10, height=5.3)
+    picture = Picture(width=9.4, height=5)
     left, right = picture.subplots(1, 2)
     for ax, places, title in ((left, np.arange(length), "in order of the text"), (right, order, "sorted by bucket")):
         _heat(ax, weights[np.ix_(places, places)], 1, None)
@@ -78,16 +73,15 @@ def weights_by_key(weights, keys=None):
     keys = [str(j) for j in range(n)] if keys is None else [str(key) for key in keys]
     if len(keys) != n or any(w.shape != (n,) for w in weights.values()):
         raise ValueError(f"weights and keys must be {n} each, got {len(keys)} keys")
-    picture = Picture(width=7, height=3.4)
+    picture = Picture(width=6.5, height=3)
     ax, width = picture.add_subplot(), 0.8 / len(weights)
     for at, (name, values) in enumerate(weights.items()):
         x = np.arange(n) + (at - (len(weights) - 1) / 2) * width
-        bars = ax.bar(
-            x, values, width, label=name, color=OKABE_ITO[(1, 0, 2, 6)[at % 4]], hatch=("", "//", "..", "x")[at % 4]
-        )
+        colour, hatch = ((OKABE_ITO[1], ""), (OKABE_ITO[0], "//"), (OKABE_ITO[2], ".."), (OKABE_ITO[6], "x"))[at % 4]
+        bars = ax.bar(x, values, width, label=name, color=colour, hatch=hatch)
         ax.bar_label(bars, [f"{100 * value:.0f}" for value in values], fontsize=9, padding=2)
     ax.set_xticks(range(n), keys)
-    ax.set(xlabel="key", ylabel="weight", ylim=(0, 1.25 * max(w.max() for w in weights.values())))
+    ax.set(xlabel="key", ylabel="weight", ylim=(0, 1.4 * max(w.max() for w in weights.values())))
     ax.legend(ncols=2, loc="upper left")
     caption = """Bar chart: keys of one query (x) against their weights (y, percent above the bars), one kind of bar
     for each rule."""
@@ -110,10 +104,7 @@ def recall(rounds, panels):
             for n, share in ((rounds[0], shares[0]), (rounds[-1], shares[-1])):
                 numbers[f"{name}, {n} round{'s' * bool(n > 1)}"] = float(share)
         ax.set(title=title, xlabel="rounds of hashing", xscale="log", ylim=(0, 103))
-        ax.set_xticks(rounds, [str(n) for n in rounds])
-        ax.minorticks_off()
-        ax.grid(alpha=0.3)
-        ax.legend(loc="lower right", fontsize=9)
+        _finish_lines(ax, rounds, "lower right")
     axes[0].set_ylabel("dense weight recalled, percent")
     caption = """Line charts: rounds of hashing (x, logarithmic) against the share of the dense attention weight
     that lies on keys which LSH attention sees too, mean over all queries (y). More rounds recall more."""
@@ -136,16 +127,10 @@ def active(lengths, shares, chunk_length):
     for m in (1, 2):
         ax.axvline(m * chunk_length, color="black", linestyle=":", marker="", linewidth=1)
         ax.text(m * chunk_length, 106, f"{m} chunk{'s' * (m > 1)}", ha="center", fontsize=9)
-    ax.set(
-        xlabel="length L in tokens (logarithmic)", ylabel="pairs seen, percent of dense", ylim=(0, 104), xscale="log"
-    )
-    ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
-    ax.minorticks_off()
-    ax.grid(alpha=0.3)
-    ax.legend(loc="lower left", fontsize=9)
+    ax.set(xlabel="length L in tokens", ylabel="pairs seen, percent of dense", ylim=(0, 104), xscale="log")
+    _finish_lines(ax, lengths, "upper right")
     caption = """Line chart: length (x, logarithmic) against the share of all pairs of dense attention that LSH
-    attention sees (y). At 100 percent it is dense attention, with a sort on top; dotted lines stand at one and two
-    chunk lengths."""
+    attention sees (y). At 100 percent it is dense attention. Dotted lines: one and two chunk lengths."""
     return picture.tell(caption, **numbers)
 
 
@@ -166,7 +151,9 @@ def who_sees_whom(weights, dense, query, order, buckets, seen, reasons, chunk_le
         raise ValueError(f"reasons must be {n_hashes} lists of {length} texts, and query one of 0 … {length - 1}")
     picture = Picture(width=10, height=4.3 + 0.95 * n_hashes)
     grid = picture.add_gridspec(2, 2, height_ratios=[4.0, 0.3 + 0.95 * n_hashes])
-    _matrix_with_row(picture.add_subplot(grid[0, 0]), weights, query)
+    matrix = picture.add_subplot(grid[0, 0], title="attention matrix", xlabel="key", ylabel="query")
+    _heat(matrix, weights, 1, 100)
+    matrix.add_patch(Rectangle((-0.5, query - 0.5), length, 1, fill=False, edgecolor=PICKED, linewidth=2.5))
     _weights_of_row(picture.add_subplot(grid[0, 1]), weights[query], dense[query], query)
     _rounds_with_reasons(picture.add_subplot(grid[1, :]), query, order, buckets, seen, reasons, chunk_length)
     attended = weights[query] > 0
@@ -189,23 +176,13 @@ def who_sees_whom(weights, dense, query, order, buckets, seen, reasons, chunk_le
     return picture.tell(caption, **numbers)
 
 
-def _matrix_with_row(ax, weights, query):
-    _heat(ax, weights, 1, 100)
-    ax.add_patch(Rectangle((-0.5, query - 0.5), len(weights), 1, fill=False, edgecolor=PICKED, linewidth=2.5))
-    ax.set(title=f"attention matrix, query {query} framed", xlabel="key", ylabel="query")
-
-
 def _weights_of_row(ax, weights, dense, query):
     at = np.arange(len(weights))
     ax.bar(at, weights, color=OKABE_ITO[1], label="LSH attention")
     ax.plot(at, dense, color="black", linestyle="", marker="o", fillstyle="none", label="dense attention")
     ax.set_xticks(at)
-    ax.set(
-        title=f"weights of query {query}",
-        xlabel="key",
-        ylabel="weight",
-        ylim=(0, 1.25 * max(weights.max(), dense.max())),
-    )
+    ax.set(title=f"weights of query {query}", xlabel="key", ylabel="weight")
+    ax.set_ylim(0, 1.25 * max(weights.max(), dense.max()))
     ax.legend(loc="upper left", ncols=2, fontsize=9)
 
 
@@ -225,8 +202,14 @@ def _rounds_with_reasons(ax, query, order, buckets, seen, reasons, chunk_length)
     ax.set_yticks(np.arange(n_hashes) + 0.46, [f"round {h + 1}" for h in range(n_hashes)])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    lines = "; black lines: borders of chunks" if chunk_length else ""
-    ax.set_title(f"positions in sorted order, blue: query {query} attends to it{lines}")
+    ax.set_title("positions in sorted order, blue: seen" + "; black lines: borders of chunks" * bool(chunk_length))
+
+
+def _finish_lines(ax, x, place):
+    ax.set_xticks(x, [f"{n:,}" for n in x])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend(loc=place, fontsize=9)
 
 
 def _heat(ax, matrix, top, factor):

@@ -228,4 +228,4 @@ def rounds_at_evaluation(rounds, scores, measure, trained_with):
         f"Line chart: rounds of hashing at evaluation (x) against {measure} (y) for one set of weights, trained with "
         f"{trained_with}; crosses are single draws of rotations, the line is their mean."
     )
-    return picture.tell(caption, **{f"{n} rounds": float(value) for n, value in zip(rounds, mean, strict=True)})
+    return picture.tell(caption, **{f"rounds {n}": float(value) for n, value in zip(rounds, mean, strict=True)})

@@ -81,7 +81,7 @@ def test_attention_flops():
 
 
 def test_cases_of_the_command_are_the_cases():
-    assert list(bench.CASES) == [*cases.CASES, "all"]
+    assert list(bench.CASES) == [*cases.CASES, "all", "decoding"]
 
 
 def test_contenders_are_chosen_by_name():
@@ -295,3 +295,18 @@ def test_prediction_of_attention_is_the_count(name):
     """Predicted on tensors without contents, with the CPU's block size: what is counted in a real run."""
     counted = count_peak(build(name, point(length=512, n_hashes=2))).above_start_bytes
     assert predicted_bytes(name, point(length=512, n_hashes=2), "cpu") == counted
+
+
+def test_decoding_runs_and_is_recorded(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        assert command("decoding", "--quick", "--only", "ours", "--threads", 1, "--out", tmp_path) == 0
+    finally:
+        torch.set_num_threads(threads)
+    data = json.loads((tmp_path / "bench_decoding.json").read_text())
+    assert [point["length"] for point in data["points"]] == [64, 128]
+    assert len({point["kept_bytes"] for point in data["points"]}) == 1  # whatever was read before
+    assert data["generated"]["recomputed_from"] == 16
+    assert "times as long" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a run of its own"):
+        command("decoding", "step", "--quick")

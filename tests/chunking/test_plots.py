@@ -16,14 +16,14 @@ def strips(length, chunk_length, n_buckets, seed=0):
     return explorer.strips([f"word{i}" for i in range(length)], buckets, chunk_length)
 
 
-def is_drawn(picture):
+def is_drawn(picture, rendered=True):
     assert isinstance(picture, Picture)
     assert picture.caption
-    assert picture.png().startswith(b"\x89PNG")
+    assert not rendered or picture.png().startswith(b"\x89PNG")
     return picture.numbers
 
 
-@pytest.mark.parametrize(("length", "chunk_length", "n_buckets"), [(1, 1, 1), (2, 24, 2), (16, 4, 4), (45, 8, 12)])
+@pytest.mark.parametrize(("length", "chunk_length", "n_buckets"), [(1, 1, 1), (2, 24, 2), (16, 4, 4), (30, 8, 12)])
 def test_five_strips(length, chunk_length, n_buckets):
     data = strips(length, chunk_length, n_buckets)
     told = is_drawn(plots.five_strips(**data))
@@ -38,16 +38,19 @@ def test_five_strips(length, chunk_length, n_buckets):
 
 
 def test_every_step_adds_a_number():
-    data, before = strips(16, 4, 4), set()
+    data, before = strips(6, 4, 2), set()
     for step in plots.STEPS:
-        told = set(is_drawn(plots.five_strips(**data, upto=step)))
+        told = set(is_drawn(plots.five_strips(**data, upto=step), rendered=False))
         assert before < told
         before = told
 
 
 def test_a_missing_undo_can_be_seen():
     data = strips(16, 4, 4)
-    assert plots.five_strips(**data | {"slot": data["order"]}).numbers["tokens back at their place"] < 16
+    picture = plots.five_strips(**data | {"slot": data["order"]})
+    assert picture.numbers["tokens back at their place"] < 16
+    assert "not to where" in picture.caption
+    assert "not to where" not in plots.five_strips(**data).caption
 
 
 def test_padding_that_nobody_sees():
@@ -87,29 +90,29 @@ def test_padding_that_nobody_sees():
 )
 def test_misfits_in_the_strips(name, bad):
     argument = "buckets" if name == "tokens" and bad else name
-    with pytest.raises(ValueError, match=f"^{argument} must"):
+    with pytest.raises(ValueError, match=rf"^{argument} must"):
         plots.five_strips(**strips(16, 4, 4) | {name: bad})
 
 
-@pytest.mark.parametrize("length", [1, 2, 16, 40])
+@pytest.mark.parametrize("length", [1, 16, 40])
 def test_four_matrices(length):
     rng = np.random.default_rng(length)
     qk, buckets = rng.standard_normal((length, 4)), rng.integers(0, 3, (1, length))
     data = explorer.matrices(qk, buckets)
-    told = is_drawn(plots.four_matrices(**data))
+    told = is_drawn(plots.four_matrices(**data), rendered=length == 16)
     visible = data["chunked"] > 0
     assert told["weight of (a) on pairs visible in (d)"] == pytest.approx(data["dense"][visible].sum() / length)
-    assert told["pairs with weight in (a), (c), (d)"].endswith(f" {visible.sum()}")
-    for name in ("dense", "bucketed", "chunked", "buckets", "order"):
-        with pytest.raises(ValueError, match=f"^{'dense' if name == 'buckets' else name} must have shape"):
-            plots.four_matrices(**data | {name: np.zeros((length, length + 1)) if name[-1] == "d" else np.arange(99)})
+    assert told["visible pairs in (a), (c), (d)"].endswith(f" {visible.sum()}")
+    for name, bad in (("dense", np.zeros((length, length + 1))), ("chunked", [0.5]), ("order", np.arange(99))):
+        with pytest.raises(ValueError, match=rf"^{name} must have shape"):
+            plots.four_matrices(**data | {name: bad})
 
 
 def test_reached_pairs():
     told = is_drawn(plots.reached_pairs([0, 1, 2], [[0.25, 1, 1], [0, 0, 0.5]], ["few", "many"]))
     assert told == {"few": "0.250, 1.000, 1.000", "many": "0.000, 0.000, 0.500"}
     is_drawn(plots.reached_pairs([0], [[1.0]], ["one"]))
-    with pytest.raises(ValueError, match="^shares must have shape"):
+    with pytest.raises(ValueError, match=r"^shares must have shape"):
         plots.reached_pairs([0, 1], [[1.0]], ["one"])
 
 
@@ -124,8 +127,8 @@ def test_the_explorer_at_the_ends_of_its_controls():
     ends = {name: control.ends for name, control in explorer.chunks.controls.items()}
     for name, values in ends.items():
         for value in values:
-            is_drawn(explorer.chunks(**{name: value}))
-    assert explorer.chunks(chunk_length=3).numbers != explorer.chunks().numbers != explorer.chunks(seed=1).numbers
+            is_drawn(explorer.chunks(**{name: value}), rendered=False)
+    assert explorer.chunks(chunk_length=4).numbers != explorer.chunks().numbers != explorer.chunks(seed=1).numbers
     assert explorer.chunks(chunks_before=0).numbers["keys seen further back"] == 0
     with pytest.raises(ValueError, match="chunk_length"):
         explorer.chunks(chunk_length=0)

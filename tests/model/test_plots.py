@@ -84,7 +84,7 @@ def test_rounds_at_evaluation_shows_draws_and_mean():
     drawn(picture)
     assert picture.axes[0].get_ylabel() == "bits per byte"
     assert list(picture.axes[0].lines[2].get_ydata()) == [4.0, 2.25]
-    assert picture.numbers == {"1 rounds": 4.0, "8 rounds": 2.25}
+    assert picture.numbers == {"rounds 1": 4.0, "rounds 8": 2.25}
     drawn(plots.rounds_at_evaluation([4], [[0.0]], "accuracy", "1 round"))
 
 

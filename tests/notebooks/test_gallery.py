@@ -130,5 +130,8 @@ def test_sources_come_from_the_package():
 def test_controls_refuse_what_they_cannot_show():
     with pytest.raises(ValueError, match="rounds"):
         Range(1, 4).check("rounds", 5)
+    with pytest.raises(ValueError, match=r"a whole number from 1 to 4, got 2\.5"):
+        Range(1, 4).check("rounds", 2.5)
+    Range(1, 4, 0.5).check("rounds", 2.5)
     with pytest.raises(ValueError, match="start"):
         Choice(1, 2, start=3)

@@ -1,0 +1,59 @@
+"""The folder figures/ is what the command draws; a training run's curve is recorded as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reformer_ref.drawing import number
+from reformer_ref.figures import computed, draw_all, record_run, recorded
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+STORED = json.loads((FIGURES / "data" / "pictures.json").read_text(encoding="utf-8"))
+METRICS = {
+    "command": "reformer-ref train --out /some/where/run", "text": "a text",
+    "held_out_bits_per_byte": {"zlib": 3.2, "unigram": 4.8},
+    "curve": [{"step": 1, "bits_per_byte": 7.0}, {"step": 2, "bits_per_byte": 5.0}],
+    "evaluations": [{"step": 0, "bits_per_byte": 8.0}, {"step": 2, "bits_per_byte": 4.0}],
+}  # fmt: skip
+
+
+def test_every_picture_is_there_and_no_other():
+    assert set(STORED) == set(computed()) | set(recorded()) == {path.stem for path in FIGURES.glob("*.png")}
+
+
+@pytest.mark.parametrize("name", [*computed(), *recorded()])
+def test_pictures_are_what_the_code_draws_today(name):
+    """Captions and numbers; pixels differ between releases of matplotlib. If this fails: ``make figures``."""
+    picture = (computed() | recorded())[name]()
+    assert picture.caption == STORED[name]["caption"]
+    assert {what: number(value) for what, value in picture.numbers.items()} == STORED[name]["numbers"]
+
+
+def test_all_are_drawn_into_a_folder(tmp_path, monkeypatch, capsys):
+    few = {name: computed()[name] for name in ("five_strips", "rings")}
+    monkeypatch.setattr("reformer_ref.figures.computed", lambda: few)
+    monkeypatch.setattr("reformer_ref.figures.recorded", dict)
+    draw_all(tmp_path / "new")
+    assert (tmp_path / "new" / "five_strips.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads((tmp_path / "new" / "data" / "pictures.json").read_text())
+    assert told == {name: STORED[name] for name in few}
+    assert told["rings"]["caption"] in capsys.readouterr().out
+
+
+def test_a_run_is_recorded(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    record_run(tmp_path, tmp_path / "figures")
+    data = json.loads((tmp_path / "figures" / "data" / "training_curve.json").read_text())
+    assert data["step"] == [1, 2]
+    assert data["train_bits_per_byte"] == [7.0, 5.0]
+    assert data["held_out_bits_per_byte"] == [8.0, 4.0]
+    assert data["command"] == "reformer-ref train --out run"
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "train one first"), ("{}", "is not what"), ("{", "is not what")])
+def test_no_run_and_a_broken_one_are_told(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        record_run(tmp_path, tmp_path)
