@@ -143,8 +143,8 @@ def _add_figures(commands):
     parser = commands.add_parser(
         "figures",
         help="draw the figures",
-        description="Draw every picture of figures/ again, computed ones from fixed seeds, measured ones from the records "
-        "in figures/data, and write captions and numbers to figures/data/pictures.json.",
+        description="Draw every picture of figures/ again, computed ones from fixed seeds, measured ones from the "
+        "records in figures/data, and write captions and numbers to figures/data/pictures.json.",
         formatter_class=_Defaults,
     )
     parser.add_argument(

@@ -268,9 +268,11 @@ def memory_parts(rows, budget=None, kind="predicted"):
         widths = np.array([parts[part] for parts in rows.values()]) / 1e9
         ax.barh(at, widths, 0.7, left, color=colour, hatch=hatch, edgecolor="white", label=part)
         left += widths
-    for y, total in zip(at, left, strict=True):
-        ax.text(total, y, f" {format_bytes(total * 1e9)}", va="center", fontsize=9)
     widest, title = left.max(), f"Peak memory, {kind}"
+    label = {"va": "center", "fontsize": 9, "zorder": 4}
+    label["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the budget's line may run through
+    for y, total in zip(at, left, strict=True):
+        ax.text(total + 0.005 * widest, y, format_bytes(total * 1e9), **label)
     if budget is not None and budget / 1e9 <= 8 * widest:
         ax.axvline(budget / 1e9, color=OKABE_ITO[2], ls="--", lw=2, label=f"budget {format_bytes(budget)}")
         widest = max(widest, budget / 1e9)
@@ -287,21 +289,25 @@ def memory_parts(rows, budget=None, kind="predicted"):
 
 
 @styled
-def memory_lines(x, ways, xlabel, kind="predicted", budget=None):
-    """Lines of bytes on logarithmic axes: x (n,), ways {name: bytes (n,)}; the numbers are fitted exponents."""
+def memory_lines(x, ways, xlabel, kind="predicted", budget=None, log=True):
+    """Lines of bytes: x (n,), ways {name: bytes (n,)}. Logarithmic axes come with fitted exponents."""
     picture = Picture(7, 3.8)
     ax, numbers = picture.add_subplot(), {}
     for name, values in ways.items():
-        power = exponent(x, values)
-        ax.plot(x, np.asarray(values) / 1e9, label=f"{name}, exponent {power:.2f}")
-        numbers[f"exponent of {name}"] = f"{power:.2f}"
+        power = f", exponent {exponent(x, values):.2f}" if log else ""
+        ax.plot(x, np.asarray(values) / 1e9, label=name + power)
+        numbers[f"{name}, {x[-1]:,} {xlabel}"] = format_bytes(values[-1]) + power
     if budget is not None:
         ax.axhline(budget / 1e9, color="black", ls=(0, (1, 3)), marker="", label=f"budget {format_bytes(budget)}")
-    _axes(ax, xlabel, "GB (10⁹ bytes)", f"Memory, {kind}", x)
+    _axes(ax, xlabel, "GB (10⁹ bytes)", f"Memory, {kind}", x, log_y=log)
+    if not log:
+        ax.set(xscale="linear", ylim=(0, None))
+        ax.set_xticks(list(x))
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    line = "is a power law; its slope is the exponent" if log else "adds the same each time"
     return picture.tell(
-        f"Line chart on logarithmic axes: {xlabel} (x) against bytes, {kind}. A straight line is a power law; its "
-        "slope is the exponent.",
+        f"Line chart on {'logarithmic' if log else 'linear'} axes: {xlabel} (x) against bytes, {kind}. A straight line "
+        f"{line}.",
         **numbers,
     )
 

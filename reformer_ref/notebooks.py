@@ -181,7 +181,6 @@ def with_mathml(source):
         display = "block" if match["block"] else "inline"
         return convert((match["block"] or match["inline"]).strip(), display=display)
 
-    code = r"(?P<code>```.*?```|`[^`\n]+`)"
-    return re.sub(
-        code + r"|\$\$(?P<block>.+?)\$\$|(?<![\\$])\$(?=\S)(?P<inline>[^$\n]+?)(?<=\S)\$(?!\d)", formula, source, flags=re.DOTALL
-    )
+    code, block = r"(?P<code>```.*?```|`[^`\n]+`)", r"\$\$(?P<block>.+?)\$\$"
+    inline = r"(?<![\\$])\$(?=\S)(?P<inline>[^$\n]+?)(?<=\S)\$(?!\d)"
+    return re.sub(f"{code}|{block}|{inline}", formula, source, flags=re.DOTALL)

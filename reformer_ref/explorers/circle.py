@@ -20,14 +20,15 @@ DIRECTIONS = 720  # that the wedges are drawn from
 def circle(angle, n_buckets, rounds, matrix):
     """Buckets of twelve points in the plane, the wedges of each round, and how many pairs share a bucket.
 
-    angle: degrees that the columns of R are turned by. matrix: "regular" has columns of length 1 at equal angles, so all
-    wedges are equally wide, and turns each round 37° further; "Gaussian" is what the Reformer draws (fixed seed).
+    angle: degrees that the columns of R are turned by. matrix: "regular" has columns of length 1 at equal angles, so
+    all wedges are equally wide, and turns each round 37° further; "Gaussian" is what the Reformer draws (fixed seed).
     """
     points = _unit(DEGREES)  # (12, 2)
     rotations = _turn(angle) @ _matrices(n_buckets, matrix)[:rounds]  # (rounds, 2, n_buckets/2)
     buckets = spec.hash_vectors(points, rotations, n_buckets)  # (rounds, 12)
     around = _unit((np.arange(DIRECTIONS) + 0.5) * 360 / DIRECTIONS)  # (720, 2)
-    picture = plots.circles(points, buckets, spec.hash_vectors(around, rotations, n_buckets), n_buckets)
+    ring = spec.hash_vectors(around, rotations, n_buckets)  # (rounds, 720)
+    picture = plots.circles(points, buckets, ring, n_buckets)
     i, j = np.triu_indices(len(points), k=1)  # 66 pairs
     together = (buckets[:, i] == buckets[:, j]).any(axis=0)
     apart = np.abs((DEGREES[i] - DEGREES[j] + 180) % 360 - 180)
@@ -36,6 +37,7 @@ def circle(angle, n_buckets, rounds, matrix):
         "pairs that share a bucket in at least one round": f"{together.sum()} of {len(i)}",
         f"pairs within {NEAR}°": f"{together[near].sum()} of {near.sum()}",
         f"pairs beyond {FAR}°": f"{together[far].sum()} of {far.sum()}",
+        "buckets with a wedge, per round": ", ".join(f"{len(set(row))} of {n_buckets}" for row in ring.tolist()),
     }
     return picture.tell(picture.caption, **numbers, **picture.numbers)
 

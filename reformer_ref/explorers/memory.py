@@ -36,10 +36,10 @@ def config_of(length, layers, heads, rounds, reversible):
 def peak_parts(length, layers, heads, rounds, reversible):
     """{part: bytes} at the peak of a training step on one sequence, as on CUDA, in float32 with Adam.
 
-    length: from 4,096 tokens to 2^19 a power of two, beyond that any; layers ≥ 1; 1, 2, 4 or 8 heads; 1, 2 or 4 rounds.
+    length: from 4,096 tokens to 2^19 a power of two, beyond that any; layers ≥ 2; 1, 2, 4 or 8 heads; 1, 2 or 4 rounds.
     ValueError for anything else.
     """
-    require_int("length", length), require_int("layers", layers)
+    require_int("length", length), require_int("layers", layers, DEPTHS[0])
     if length <= LENGTHS[-1]:
         if length not in LENGTHS:
             raise ValueError(f"length must be one of {', '.join(map(str, LENGTHS))} or longer, got {length}")
@@ -51,7 +51,7 @@ def peak_parts(length, layers, heads, rounds, reversible):
 
 @controls(
     length=Choice(*LENGTHS, 2**20, start=2**20),
-    layers=Range(1, 24, 1, start=6),
+    layers=Range(2, 24, 1, start=6),
     heads=Choice(*HEADS, start=4),
     rounds=Choice(*ROUNDS, start=2),
     reversible=Choice(True, False, start=True),

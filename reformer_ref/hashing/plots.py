@@ -1,4 +1,4 @@
-"""Pictures of the hash: its scores, its wedges on the circle, the paper's figure 1, chances, costs, sizes of buckets."""
+"""Pictures of the hash: its scores, its wedges on the circle, the paper's figure 1, chances, costs, bucket sizes."""
 
 import itertools
 
@@ -65,7 +65,8 @@ def circles(points, buckets, ring, n_buckets):
         strip(row, [str(b) for b in buckets[h]], colours[buckets[h]], title=f"bucket, round {h + 1}")
     strip(picture.add_subplot(grid[1, :]), names, ["white"] * len(points), title="point")
     caption = f"""Circles: the plane cut into wedges by the hash, one circle per round, the number of its bucket in each
-        wedge; below, the bucket of each of the {len(points)} points. A point belongs to the wedge its direction lies in."""
+        wedge; below, the bucket of each of the {len(points)} points. A point belongs to the wedge that its direction
+        lies in."""
     return picture.tell(caption, **{f"round {h + 1}": _listed(row) for h, row in enumerate(buckets)})
 
 
@@ -92,17 +93,18 @@ def two_pairs(pairs, buckets, ring, n_buckets):
                 ax.text(0, 1.75, f"round {h + 1}", ha="center", weight="bold")
         axes[p, 0].text(-1.4, 0, f"{angle:.0f}° between", rotation=90, ha="center", va="center")
         numbers[f"together at {angle:.0f}°"] = f"{int((buckets[p, :, 0] == buckets[p, :, 1]).sum())} of {rounds} rounds"
-    caption = f"""Circles: {len(pairs)} pairs of points (rows) under {rounds} random matrices (columns), as figure 1 of the
-        paper; here the wedges turn and the points stand still. The smaller the angle, the more often a pair shares a bucket."""
+    caption = f"""Circles: {len(pairs)} pairs of points (rows) under {rounds} random matrices (columns), as figure 1
+        of the paper; here the points stand still and the wedges change. The smaller the angle, the more often a pair
+        shares a bucket."""
     return picture.tell(caption, **numbers)
 
 
 @styled
-def collision_probability(angles, measured, theory, what="buckets", show=(30, 90)):
+def collision_probability(angles, measured, theory, what="n_buckets", show=(30, 90)):
     """Chance that two vectors share a bucket, against the angle between them: markers measured, lines theory.
 
-    angles: (n,) degrees. measured, theory: {key: (n,) probabilities}, one curve per key; its label is the key and
-    ``what``. show: the angles whose measured chances are printed (the nearest of ``angles``).
+    angles: (n,) degrees. measured, theory: {key: (n,) probabilities}, one curve per key; ``what`` the keys are,
+    n_buckets or n_hashes. show: the angles whose measured chances are printed (the nearest of ``angles``).
     """
     angles = _array("angles", angles, (None,))
     if set(measured) != set(theory) or not theory:
@@ -116,13 +118,13 @@ def collision_probability(angles, measured, theory, what="buckets", show=(30, 90
         curve, seen = (_array(name, p, angles.shape) for name, p in (("theory", curve), ("measured", measured[key])))
         ax.plot(angles, curve, **style | {"marker": ""})
         ax.plot(angles, seen, **style | {"linestyle": ""})
-        ax.plot([], [], label=f"{key} {what}", **style)
-        numbers |= {f"{key} {what} at {angles[i]:g}°": float(seen[i]) for i in _nearest(angles, show)}
+        ax.plot([], [], label=f"{what} = {key}", **style)
+        numbers |= {f"{what}={key} at {angles[i]:g}°": float(seen[i]) for i in _nearest(angles, show)}
         off.append(np.abs(seen - curve).max())
     ax.set(xlim=(0, 180), ylim=(-0.03, 1.03), xticks=range(0, 181, 30))
     ax.set(xlabel="angle between the two vectors, degrees", ylabel="chance to share a bucket")
     ax.legend(title="lines: theory, markers: measured")
-    caption = f"""Line chart: chance to share a bucket (y) against the angle (x), for {len(theory)} numbers of {what}.
+    caption = f"""Line chart: chance to share a bucket (y) against the angle (x), for {len(theory)} values of {what}.
         It falls with the angle, and the markers lie on the lines."""
     return picture.tell(caption, **numbers, **{"largest distance from theory": float(max(off))})
 
@@ -143,8 +145,9 @@ def cost_of_hashing(lengths, plain, factorised):
     ax.set_yscale("log", base=2)
     ax.set(xlabel="length L, tokens", ylabel="scores per token")
     ax.legend()
-    caption = """Line chart: scores that the hash makes per token and round (y) against the length (x), both logarithmic.
-        One factor makes the cost grow with the length; two factors hold it near its square root."""
+    caption = """Line chart: scores that the hash makes per token and round (y) against the length (x), both
+        logarithmic. One factor makes the cost grow with the length; two factors hold it near the square root of the
+        number of buckets."""
     end = f"at {int(lengths[-1]):,} tokens"
     numbers = {
         f"one factor {end}": int(plain[-1]),
@@ -166,8 +169,11 @@ def bucket_sizes(sizes):
         counts = _array("sizes", counts, first.shape).astype(np.int64)
         ax.bar(range(len(counts)), counts, color=bucket_colours(len(counts)), edgecolor="black", linewidth=0.5)
         ax.set(title=name, ylabel="tokens")
-        used = int((counts > 0).sum())
-        numbers |= {f"{name}, buckets in use": f"{used} of {len(counts)}", f"{name}, largest bucket": int(counts.max())}
+        used = counts[counts > 0]
+        numbers[f"{name}, buckets in use"] = f"{len(used)} of {len(counts)}"
+        if len(used):
+            spread = f"{used.min()} to {used.max()}, {number(used.mean())} on average"
+            numbers[f"{name}, tokens in those"] = spread
     axes[-1].set(xlabel="bucket", xticks=range(len(first)))
     caption = f"""Bar chart: tokens (y) in each of {len(first)} buckets (x) for {" and ".join(sizes)}."""
     return picture.tell(caption, **numbers)
@@ -178,7 +184,7 @@ def _circle(ax, points, ring, colours, names):
     for start, stop, bucket in _runs(ring):
         ax.add_patch(Wedge((0, 0), 1, start, stop, facecolor=colours[bucket], edgecolor="white", linewidth=1))
         wide = stop - start > 30
-        if stop - start >= 5:  # a narrower one has no room for its number
+        if stop - start >= 9:  # a narrower one has no room for its number
             at, radius = np.radians((start + stop) / 2), 0.55 if wide else 0.78
             colour = readable_on(colours[bucket])
             ax.text(

@@ -107,7 +107,7 @@ def parameter_bars(models, bytes_each=4):
 
 def _short(n):
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= factor:
+        if n >= 0.9995 * factor:  # 999,999 is 1 M, not 1e+03 k
             return f"{n / factor:.3g} {letter}"
     return f"{n:g} "
 
@@ -200,7 +200,7 @@ def token_bars(labels, settings):
         ax.set_yticklabels(labels, family="monospace")
         ax.tick_params(axis="y", length=0)
         ax.locator_params(axis="x", nbins=4)
-        told |= {f"{name}: can be drawn": int((p > 0).sum()), f"{name}: likeliest": float(p.max())}
+        told |= {f"{name}: shown and possible": int((p > 0).sum()), f"{name}: likeliest": float(p.max())}
     axes[0].invert_yaxis()
     caption = (
         "Bar charts: next token (rows) against the probability with which it is drawn (x), one panel for each setting. "

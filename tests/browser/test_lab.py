@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(
     for p in FOLDER.glob("*.ipynb")
     if p.name.startswith(tuple(os.environ.get("LAB_NOTEBOOKS", ",".join(MINIMUM)).split(",")))
 )
-STATE, MOST_STEPS, REDRAW = ("picture", "numbers"), 6, 1500  # milliseconds until a moved control has redrawn
+MOST_STEPS, REDRAW = 6, 5000  # milliseconds until a moved control has redrawn, on a busy machine
 SECONDS = 240_000  # milliseconds that a whole notebook may take
 
 
@@ -61,16 +61,33 @@ def test_runs_and_answers_to_every_control(page, lab, path, tmp_path):
         controls = panel.locator(".widget-hbox").first.locator(":scope > .jupyter-widgets")
         assert controls.count() > 0
         for j in range(controls.count()):
-            before = state(panel)
-            for _ in range(MOST_STEPS):  # a single step of a fine slider may leave a rounded number as it was
-                move(page, controls.nth(j))
-                page.wait_for_timeout(REDRAW)
-                unchanged = [what for what, old, new in zip(STATE, before, state(panel), strict=True) if old == new]
-                if not unchanged:
-                    break
-            assert not unchanged, f"after moving {controls.nth(j).inner_text()!r} these stayed the same: {unchanged}"
+            there_and_back(page, panel, controls.nth(j))
         if folder := os.environ.get("LAB_PICTURES"):
             panel.screenshot(path=Path(folder) / f"{path.stem}-{i}.png")
+
+
+def there_and_back(page, panel, control):
+    """Move a control until picture and numbers have changed, and back again."""
+    before, undo = state(panel), []
+    for _ in range(MOST_STEPS):  # a single step of a fine slider may leave a rounded number as it was
+        undo.append(move(page, control))
+        if until(page, lambda: all(old != new for old, new in zip(before, state(panel), strict=True))):
+            break
+    else:
+        pytest.fail(f"moving {control.inner_text()!r} does not change both picture and numbers")
+    for back in reversed(undo):
+        back()
+    same = until(page, lambda: state(panel)[1] == before[1])
+    assert same, f"moved back, {control.inner_text()!r} shows other numbers than before"
+
+
+def until(page, condition, milliseconds=REDRAW):
+    """Whether ``condition()`` came to hold within some time."""
+    for _ in range(milliseconds // 100):
+        if condition():
+            return True
+        page.wait_for_timeout(100)
+    return False
 
 
 def state(panel):
@@ -78,19 +95,24 @@ def state(panel):
 
 
 def move(page, control):
-    """One step by keyboard or mouse, as a person would do it."""
+    """One step by keyboard or mouse, as a person would do it; returns what takes it back."""
     if (handle := control.locator(".noUi-handle")).count():
-        value = float(handle.get_attribute("aria-valuenow"))
-        up = value < float(handle.get_attribute("aria-valuemax"))
-        handle.focus()
-        page.keyboard.press("ArrowRight" if up else "ArrowLeft")
-    elif (menu := control.locator("select")).count():
-        options = menu.locator("option").all_inner_texts()
+        up = float(handle.get_attribute("aria-valuenow")) < float(handle.get_attribute("aria-valuemax"))
+        handle.press("ArrowRight" if up else "ArrowLeft")
+        return lambda: handle.press("ArrowLeft" if up else "ArrowRight")
+    if (menu := control.locator("select")).count():
         now = menu.evaluate("m => m.selectedIndex")
-        menu.select_option(index=(now + 1) % len(options))
-    elif (box := control.locator("input[type=checkbox]")).count():
+        menu.select_option(index=(now + 1) % menu.locator("option").count())
+        return lambda: menu.select_option(index=now)
+    if (box := control.locator("input[type=checkbox]")).count():
         box.click()
-    else:
-        text = control.locator("input[type=text]")
-        text.fill("one two three one two three" if text.input_value().startswith("a") else "a rose is a rose")
-        text.press("Enter")
+        return box.click
+    line = control.locator("input[type=text]")
+    before = line.input_value()
+
+    def write(text):
+        line.fill(text)
+        line.press("Enter")
+
+    write(f"{before.split()[0]} is a rose is a rose")
+    return lambda: write(before)

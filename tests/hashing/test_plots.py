@@ -17,7 +17,7 @@ def unit(degrees):
 def hashed(n_points, n_buckets, n_hashes):
     """points, their buckets, and those of the directions all around."""
     points, rotations = RNG.standard_normal((n_points, 2)), spec.random_rotations(RNG, n_hashes, 2, n_buckets)
-    around = unit((np.arange(360) + 0.5))
+    around = unit(np.arange(360) + 0.5)
     return points, spec.hash_vectors(points, rotations, n_buckets), spec.hash_vectors(around, rotations, n_buckets)
 
 
@@ -82,10 +82,10 @@ def test_collision_probability():
     angles = np.arange(0, 181, 15)
     theory = {b: (1 - angles / 180) ** b for b in (1, 2, 3, 4, 5, 6, 7)}
     measured = {b: p + 0.01 for b, p in theory.items()}
-    picture = plots.collision_probability(angles, measured, theory, what="rounds", show=(30,))
+    picture = plots.collision_probability(angles, measured, theory, what="n_hashes", show=(30,))
     numbers = drawn(picture)
     assert numbers.pop("largest distance from theory") == pytest.approx(0.01)
-    assert numbers == {f"{b} rounds at 30°": p[2] for b, p in measured.items()}
+    assert numbers == {f"n_hashes={b} at 30°": p[2] for b, p in measured.items()}
     lines = picture.axes[0].lines
     np.testing.assert_array_equal(lines[0].get_ydata(), theory[1])
     np.testing.assert_array_equal(lines[1].get_ydata(), measured[1])
@@ -102,11 +102,12 @@ def test_bucket_sizes():
     picture = plots.bucket_sizes({"right": [3, 1, 2, 2], "wrong": [5, 3, 0, 0]})
     assert drawn(picture) == {
         "right, buckets in use": "4 of 4",
-        "right, largest bucket": 3,
+        "right, tokens in those": "1 to 3, 2 on average",
         "wrong, buckets in use": "2 of 4",
-        "wrong, largest bucket": 5,
+        "wrong, tokens in those": "3 to 5, 4 on average",
     }
     assert [bar.get_height() for bar in picture.axes[1].patches] == [5, 3, 0, 0]
+    assert drawn(plots.bucket_sizes({"none": [0, 0]})) == {"none, buckets in use": "0 of 2"}
 
 
 BAD = {
@@ -145,6 +146,9 @@ def test_circle_counts_the_pairs_that_meet():
     assert numbers["pairs that share a bucket in at least one round"] == f"{len(met)} of 66"
     assert numbers["pairs within 20°"] == f"{len(near)} of 4"
     assert numbers["pairs beyond 60°"].startswith(f"{len(far)} of ")
+    assert numbers["buckets with a wedge, per round"] == "4 of 4, 4 of 4"
+    # a column shorter than its neighbours reaches farthest nowhere
+    assert circle(n_buckets=16, rounds=1, matrix="Gaussian").numbers["buckets with a wedge, per round"] == "4 of 16"
 
 
 def test_every_control_of_the_circle_changes_the_numbers():

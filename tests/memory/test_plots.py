@@ -120,9 +120,9 @@ def test_memory_parts(budget):
 
 
 def test_lines_and_exponents():
-    x = np.array([1, 2, 4])
-    told(plots.memory_lines(x, {"square": 5e6 * x**2, "flat": [7, 7, 7]}, "tokens", budget=10**9),
-         **{"exponent of square": "2.00"})  # fmt: skip
+    x, ways = np.array([1, 2, 4]), {"square": 5e6 * np.array([1, 4, 16]), "flat": [7, 7, 7]}
+    told(plots.memory_lines(x, ways, "tokens", budget=10**9), **{"square, 4 tokens": "80.0 MB, exponent 2.00"})
+    told(plots.memory_lines(x, ways, "layers", log=False), **{"flat, 4 layers": "7 B"})
     assert plots.exponent([3, 6, 12], [2, 16, 128]) == pytest.approx(3)
     for bad in (([1], [1]), ([1, 2], [1, 2, 3]), ([1, 2], [0, 1]), ([[1, 2]], [[1, 2]])):
         with pytest.raises(ValueError, match="x and y must be"):
@@ -141,8 +141,8 @@ def test_both_ends_of_every_slider():
         for end in control.ends:
             picture = told(explorer.memory(**{name: end}))
             assert "predicted" in picture.caption
-    chosen = explorer.memory(length=4096, layers=1, heads=8, rounds=1, reversible=False)
-    total = sum(explorer.peak_parts(4096, 1, 8, 1, False).values())
+    chosen = explorer.memory(length=4096, layers=2, heads=8, rounds=1, reversible=False)
+    total = sum(explorer.peak_parts(4096, 2, 8, 1, False).values())
     assert chosen.numbers["together"] == format_bytes(total)
     assert chosen.numbers["as chosen fits"] == (total <= explorer.BUDGET)
     with pytest.raises(ValueError, match="rounds must be one of 1, 2, 4, got 3"):
@@ -164,7 +164,7 @@ def test_the_explorer_shows_what_is_predicted(point):
 def test_lengths_beyond_the_predicted_lie_on_a_line():
     a, b, c = (sum(explorer.peak_parts(n, 6, 4, 2, True).values()) for n in (2**18, 2**19, 2**20))
     assert c - b == pytest.approx(2 * (b - a), rel=1e-6)
-    for bad in ((5000, 6, 4, 2, True), (4096, 6, 3, 2, True), (4096, 0, 4, 2, True)):
+    for bad in ((5000, 6, 4, 2, True), (4096, 6, 3, 2, True), (4096, 1, 4, 2, True)):
         with pytest.raises(ValueError, match="must be"):
             explorer.peak_parts(*bad)
 

@@ -29,7 +29,9 @@ def test_data_flow_names_every_layer_that_is_drawn(layers):
     assert picture.numbers == {"layers": len(layers), "d_model": 1024, "width before the head": 2048}
 
 
-@pytest.mark.parametrize("models", [{"a": {"x": 1}}, {"a": {"x": 10**13, "y": 0}, "b": {"x": 5, "y": 7}}])
+@pytest.mark.parametrize(
+    "models", [{"a": {"x": 1}}, {"a": {"x": 999_999}}, {"a": {"x": 10**13, "y": 0}, "b": {"x": 5, "y": 7}}]
+)
 def test_parameter_bars_add_up(models):
     picture = plots.parameter_bars(models, bytes_each=2)
     texts = drawn(picture)
@@ -37,7 +39,7 @@ def test_parameter_bars_add_up(models):
         assert [bar.get_width() for bar in ax.patches] == list(counts.values())
         assert picture.numbers[f"{name}, all"] == sum(counts.values())
         assert picture.numbers[f"{name}, largest"].startswith(max(counts, key=counts.get))
-    assert texts[0] in ("1  = 2 B", "10 T = 20 TB")
+    assert texts[0] in ("1  = 2 B", "1 M = 2 MB", "10 T = 20 TB")
 
 
 def test_parameter_bars_of_a_model_without_parameters():
@@ -73,8 +75,8 @@ def test_learning_curve_shows_curve_and_baselines():
 def test_token_bars_mark_what_cannot_be_drawn():
     picture = plots.token_bars(["e", "␣"], {"all": np.array([0.75, 0.25]), "greedy": [1.0, 0.0]})
     assert drawn(picture) == ["0.75", "0.25", "1.00", "–"]
-    assert picture.numbers["all: can be drawn"] == 2
-    assert picture.numbers["greedy: can be drawn"] == 1
+    assert picture.numbers["all: shown and possible"] == 2
+    assert picture.numbers["greedy: shown and possible"] == 1
     assert picture.numbers["greedy: likeliest"] == 1.0
     drawn(plots.token_bars(list("abcdefghijklmnopqrst"), {str(n): np.full(20, 0.05) for n in range(6)}))
 
