@@ -18,7 +18,7 @@ from reformer_ref.model.config import n_buckets_for, rotation_width
 from reformer_ref.tensors import has_values
 from reformer_ref.validate import bucket_factors
 
-ROWS_AT_A_TIME = 1 << 15  # tokens times heads that attention works on together, where it may choose
+ROWS_AT_A_TIME = 1 << 16  # tokens times heads that attention works on together, where it may choose
 
 
 class SelfAttention(nn.Module):

@@ -107,9 +107,9 @@ def test_a_change_of_mode_before_backward_changes_nothing(start):
 def test_autocast_in_place(monkeypatch):
     """What attention is given has one dtype in forward and in the recompute of backward."""
     model, seen = ReformerLM(CONFIG), []
-    attend = SelfAttention._attend
+    attend = SelfAttention.attend
     record = lambda self, projected, *rest: seen.append(projected["q"].dtype) or attend(self, projected, *rest)  # noqa: E731
-    monkeypatch.setattr(SelfAttention, "_attend", record)
+    monkeypatch.setattr(SelfAttention, "attend", record)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.loss(tokens())
     forward = seen.copy()
