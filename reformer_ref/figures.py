@@ -31,7 +31,7 @@ def computed():
         return four_matrices(**chunks.matrices(qk, hashed))
 
     return {
-        "five_strips": chunks.chunks,
+        "five_strips": lambda: chunks.chunks(step="5 undone"),
         "four_matrices": matrices,
         "angular_hashing": circle.circle,
         "attention_pattern": pattern.pattern,
