@@ -275,7 +275,7 @@ def explore(draw):
         raise TypeError(f"draw must be a function decorated with controls, got {draw!r:.60}")
     inputs = {name: control.widget(name) for name, control in draw.controls.items()}
     image, told = (
-        ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"}),
+        ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"}),
         ipywidgets.HTML(),
     )
 
