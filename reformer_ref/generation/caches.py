@@ -96,7 +96,7 @@ class StrictCache(_Table):
         members.scatter_(-1, place, positions[:, None, None].expand(place.shape).int())
         self.members.copy_(members[..., :-1])
         token_at = _token_at(positions, mask)
-        wanted = _all_positions(token_at) if self.by_position else self.members.flatten(2).long()
+        wanted = _all_positions(token_at, self) if self.by_position else self.members.flatten(2).long()
         self._read_all(wanted, token_at, self._keys(q), v)
 
     def _keys(self, q):
@@ -160,7 +160,7 @@ class DenseCache(_Table):
     def fill(self, q, k, v, buckets, positions, mask):
         """Everything of the prompt."""
         token_at = _token_at(positions, mask)
-        self._read_all(_all_positions(token_at), token_at, self._keys(q if self.shared else k), v)
+        self._read_all(_all_positions(token_at, self), token_at, self._keys(q if self.shared else k), v)
 
     def _keys(self, x):
         if not self.shared:
@@ -208,5 +208,7 @@ def _token_at(positions, mask):
     return out.scatter_(1, torch.where(mask, positions, positions.shape[1]), at)[:, :-1]
 
 
-def _all_positions(token_at):
-    return torch.arange(token_at.shape[1], device=token_at.device).expand(token_at.shape)[:, None]
+def _all_positions(token_at, table):
+    """Positions 0, 1, 2, … of a padded prompt that have an entry in the table: (rows, 1, n)."""
+    n = min(token_at.shape[1], table.k.shape[2])
+    return torch.arange(n, device=token_at.device).expand(len(token_at), 1, n)

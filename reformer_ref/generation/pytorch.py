@@ -151,9 +151,10 @@ class Decoder:
         """Read one more token in every row, int (rows,); logits (rows, vocab_size) for the next one."""
         if self.positions is None:
             raise ValueError("step needs a prompt: call prefill first, with at least one token in every row")
+        if not isinstance(tokens, torch.Tensor) or tokens.shape != self.positions.shape:
+            given = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+            raise ValueError(f"tokens must be a tensor ({len(self.positions)},), one token per row, got {given}")
         check_tokens(self.model.config, tokens[:, None], None, device=self.trunk.embedding.weight.device)
-        if len(tokens) != len(self.positions):
-            raise ValueError(f"tokens must have shape ({len(self.positions)},), one per row, got {tuple(tokens.shape)}")
         if int(self.positions.max()) >= self.capacity:
             raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")
         with evaluating(self.model):
@@ -170,6 +171,8 @@ class Decoder:
 
     def repeat(self, n):
         """Every row n times, one copy after the other: several continuations that share what was read so far."""
+        if self.positions is None:
+            raise ValueError("repeat needs a prompt: call prefill first")
         for cache in self.caches:
             cache.repeat(require_int("n", n))
         self.positions = self.positions.repeat_interleave(n)
@@ -238,6 +241,8 @@ class Recomputer:
     def prefill(self, tokens, padding_mask=None):
         """As ``Decoder.prefill``."""
         mask = check_tokens(self.model.config, tokens, padding_mask, device=self.model.trunk.embedding.weight.device)
+        if mask is not None and not bool(mask.any(1).all()):
+            raise ValueError("padding_mask must leave at least one real token in every row")
         self.rows = list(tokens) if mask is None else [t[m] for t, m in zip(tokens, mask, strict=True)]
         return self._logits()
 
@@ -265,8 +270,12 @@ def why_not(config):
             'the strict window, lsh.window="rank", has a cache. Recompute (cache=False), or train with the preset '
             '"strict"'
         )
-    if "local" in config.layers and config.local.wrap and config.local.chunks_before > 1:
-        return "its local layers wrap around with chunks_before > 1, so that keys count twice depending on the length"
+    if "local" in config.layers and _counts_on_ring(config.local):
+        return (
+            "its local layers wrap around with chunks_before > 1 or chunks_after > 0, so that what a query sees, and "
+            "how "
+            "often, depends on the length"
+        )
     return None
 
 
@@ -296,6 +305,8 @@ def generate(
             if prompts
             else "prompt must not be an empty list"
         )
+    if cache not in (True, False, None):
+        raise ValueError(f"cache must be True, False or None, got {cache!r}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     reason = why_not(config)
     if cache and reason:
@@ -363,8 +374,12 @@ def _require_strict(options):
 def _require_local(options):
     if not isinstance(options, LocalOptions):
         raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
-    if not options.causal or (options.wrap and options.chunks_before > 1):
-        raise ValueError("options must be causal, and without wrap if chunks_before > 1")
+    if not options.causal or _counts_on_ring(options):
+        raise ValueError("options must be causal, and without wrap if chunks_before > 1 or chunks_after > 0")
+
+
+def _counts_on_ring(options):
+    return options.wrap and (options.chunks_before > 1 or options.chunks_after > 0)
 
 
 def _rows_and_heads(x):

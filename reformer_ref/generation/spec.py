@@ -108,5 +108,5 @@ def _require_strict(options):
 def _require_local(options):
     if not isinstance(options, LocalOptions):
         raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
-    if not options.causal or (options.wrap and options.chunks_before > 1):
-        raise ValueError("options must be causal, and without wrap if chunks_before > 1")
+    if not options.causal or (options.wrap and (options.chunks_before > 1 or options.chunks_after > 0)):
+        raise ValueError("options must be causal, and without wrap if chunks_before > 1 or chunks_after > 0")

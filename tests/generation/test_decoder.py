@@ -224,10 +224,36 @@ def test_the_decoder_says_what_is_wrong():
     decoder.prefill(tokens)
     with pytest.raises(ValueError, match="prefill comes first"):
         decoder.prefill(tokens)
-    with pytest.raises(ValueError, match="one per row"):
+    with pytest.raises(ValueError, match="one token per row"):
         decoder.step(tokens[:1, 0])
     decoder.step(tokens[:, 0])
     with pytest.raises(ValueError, match="full"):
         decoder.step(tokens[:, 0])
     with pytest.raises(ValueError, match="capacity"):
         Decoder(model, capacity=257)
+
+
+@pytest.mark.parametrize("pattern", [("local", "lsh"), ("dense", "regular")], ids=",".join)
+@torch.no_grad()
+def test_a_padded_prompt_may_be_wider_than_the_capacity(pattern):
+    model, tokens = model_of(pattern), tokens_of(1, 6)
+    mask = torch.tensor([[False, True, True, True, False, False]])
+    got = Decoder(model, capacity=3).prefill(tokens, mask)
+    assert relative_error(got, model(tokens[:, 1:4])[:, -1]) <= 1e-12
+
+
+def test_more_of_what_is_wrong_is_said():
+    model, tokens = model_of(), tokens_of(2, 5)
+    with pytest.raises(ValueError, match="call prefill first"):
+        Decoder(model).repeat(2)
+    decoder = Decoder(model)
+    decoder.prefill(tokens)
+    for wrong in (torch.tensor(1), [1, 2], torch.tensor([[1], [2]])):
+        with pytest.raises(ValueError, match="one token per row"):
+            decoder.step(wrong)
+    with pytest.raises(ValueError, match="at least one real token"):
+        Recomputer(model).prefill(tokens, torch.tensor([[True] * 5, [False] * 5]))
+    with pytest.raises(ValueError, match="cache must be"):
+        generate(model, tokens[0], 1, cache="no")
+    ring = model_of(local=LocalOptions(chunk_length=4, wrap=True, chunks_after=1))
+    assert "wrap around" in why_not(ring.config)

@@ -92,7 +92,12 @@ def test_only_the_strict_window_is_decoded(room, options, error, words):
 
 @BOTH
 @pytest.mark.parametrize(
-    "options", [LocalOptions(causal=False, chunks_after=1), LocalOptions(wrap=True, chunks_before=2)]
+    "options",
+    [
+        LocalOptions(causal=False, chunks_after=1),
+        LocalOptions(wrap=True, chunks_before=2),
+        LocalOptions(wrap=True, chunks_after=1),
+    ],
 )
 def test_only_causal_local_attention_is_decoded(room, options):
     x = np.ones((1, 3, 4))
