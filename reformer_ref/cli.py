@@ -258,7 +258,8 @@ def run_generate(args):
     import torch
 
     from reformer_ref import checkpoint
-    from reformer_ref.generation.pytorch import check_sampling, generate
+    from reformer_ref.generation.options import check_sampling
+    from reformer_ref.generation.pytorch import generate
 
     _set_threads(args.threads)
     check_sampling(args.temperature, args.top_k, args.top_p)

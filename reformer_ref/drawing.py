@@ -115,6 +115,13 @@ def readable_on(colour):
     return "black" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "white"
 
 
+def entries(name, named):
+    """``named``, if it is a dict with at least one entry; ValueError if not."""
+    if not isinstance(named, dict) or not named:
+        raise ValueError(f"{name} must be a dict with at least one entry, got {named!r:.60}")
+    return named
+
+
 def strip(ax, labels, colours, title=None):
     """One row of cells from left to right: labels, n texts; colours (n, 4) RGBA or n names."""
     colours = matplotlib.colors.to_rgba_array(colours)

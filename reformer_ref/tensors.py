@@ -1,7 +1,7 @@
 """Checks on tensors shared by the PyTorch rooms. Checks that read values are skipped where values do not exist."""
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -70,6 +70,20 @@ def require_padding_mask(padding_mask, shape, device):
 def autocast_off(device_type):
     """A context in which operations keep the dtypes of their inputs."""
     return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
+
+
+@contextmanager
+def evaluating(model):
+    """Eval mode without gradients; on leaving, every submodule is in the mode in which it was found."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module in training:
+            module.training = True
 
 
 class Scratch:

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from reformer_ref.data.text import bits
-from reformer_ref.generation.pytorch import evaluating
+from reformer_ref.tensors import evaluating
 from reformer_ref.validate import require_choice, require_float, require_int
 
 ADAM_BETAS = (0.9, 0.98)  # as the Transformer and the Reformer are trained; 0.98 follows a short run faster than 0.999

@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 
-from reformer_ref.drawing import Picture, readable_on, styled
+from reformer_ref.drawing import Picture, entries, readable_on, styled
 
 WRITTEN_UP_TO = 16  # tokens: in larger matrices no number fits into a cell
 
@@ -14,7 +14,7 @@ def attention_matrices(matrices, labels=None):
 
     Keys that a query does not see (weight 0) stay white. Up to 16 tokens each cell carries its weight in percent.
     """
-    matrices = {title: _square(f"matrices[{title!r}]", w) for title, w in _some("matrices", matrices).items()}
+    matrices = {title: _square(f"matrices[{title!r}]", w) for title, w in entries("matrices", matrices).items()}
     length = len(next(iter(matrices.values())))
     labels = [str(i) for i in range(length)] if labels is None else [str(label) for label in labels]
     if len(labels) != length or any(len(w) != length for w in matrices.values()):
@@ -41,10 +41,10 @@ def growth(lengths, panels):
     lengths = np.asarray(lengths)
     if lengths.ndim != 1 or len(lengths) < 2 or (lengths <= 0).any():
         raise ValueError(f"lengths must be at least two numbers above 0, got {lengths.tolist()}")
-    picture = Picture(width=min(0.6 + 4.7 * len(_some("panels", panels)), 11), height=3.8)
+    picture = Picture(width=min(0.6 + 4.7 * len(entries("panels", panels)), 11), height=3.8)
     axes, numbers = picture.subplots(1, len(panels), squeeze=False)[0], {}
     for ax, (unit, lines) in zip(axes, panels.items(), strict=True):
-        for name, amounts in _some(f"panels[{unit!r}]", lines).items():
+        for name, amounts in entries(f"panels[{unit!r}]", lines).items():
             amounts = np.asarray(amounts, dtype=float)
             if amounts.shape != lengths.shape or not (amounts > 0).all():
                 raise ValueError(f"panels[{unit!r}][{name!r}] must be {len(lengths)} numbers above 0")
@@ -70,7 +70,7 @@ def mass_of_keys(cumulative, share=0.9):
         raise ValueError(f"share must lie between 0 and 1, got {share}")
     picture = Picture(width=7, height=3.8)
     ax, numbers = picture.add_subplot(), {}
-    for name, curve in _some("cumulative", cumulative).items():
+    for name, curve in entries("cumulative", cumulative).items():
         curve = np.asarray(curve, dtype=float)
         rising = curve.ndim == 1 and len(curve) and (np.diff(curve) > -1e-9).all()
         if not rising or not share <= curve[-1] <= 1 + 1e-9:
@@ -114,9 +114,3 @@ def _square(name, weights):
     if not ((weights >= 0) & (weights <= 1 + 1e-9)).all():
         raise ValueError(f"{name} must hold weights from 0 to 1, got {weights.min():.3g} to {weights.max():.3g}")
     return weights
-
-
-def _some(name, named):
-    if not isinstance(named, dict) or not named:
-        raise ValueError(f"{name} must be a dict with at least one entry, got {named!r:.60}")
-    return named

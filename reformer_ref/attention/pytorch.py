@@ -37,7 +37,7 @@ def attend(q, k, v, counts, scale=1.0):
     """
     _require_qkv(q, k, v)
     counts = _require_counts(counts, (*q.shape[:-1], k.shape[-2]), q.device)
-    return _attend(q, k, v, counts, require_float("scale", scale))
+    return attend_unchecked(q, k, v, counts, require_float("scale", scale))
 
 
 def self_as_last_resort(counts):
@@ -77,7 +77,7 @@ def regular_attention(q, k, v, causal=False, padding_mask=None, scale=None, stri
 
     def strip_of(start, q, k, v):
         at_query = torch.arange(start, start + q.shape[-2], device=q.device)
-        return _attend(q, k, v, _visible(at_query, at_key, causal, padding_mask), scale)[0]
+        return attend_unchecked(q, k, v, _visible(at_query, at_key, causal, padding_mask), scale)[0]
 
     return _by_strips(strip_of, q, k, v, strip)
 
@@ -98,12 +98,13 @@ def shared_qk_attention(qk, v, causal=True, padding_mask=None, scale=1.0, norm_e
         at_query = torch.arange(start, start + q.shape[-2], device=q.device)
         visible = _visible(at_query, at_key, causal, padding_mask)
         visible = _self_as_last_resort(visible, at_query[:, None] == at_key)
-        return _attend(q, k, v, visible, scale)[0]
+        return attend_unchecked(q, k, v, visible, scale)[0]
 
     return _by_strips(strip_of, qk, normalize_keys(qk, norm_eps), v, strip)
 
 
-def _attend(q, k, v, counts, scale):
+def attend_unchecked(q, k, v, counts, scale):
+    """``attend`` without a look at its arguments, for where they were looked at before."""
     scores = (scale * q) @ k.transpose(-1, -2)  # (…, L_q, L_k); scaled before the product, which could overflow float16
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     hidden = counts == 0

@@ -12,10 +12,10 @@ from matplotlib.patches import Rectangle
 from reformer_ref.chunking.plots import five_strips
 from reformer_ref.chunking.spec import sort_by_bucket, split_chunks, undo_sort
 from reformer_ref.drawing import Choice, Picture, Range, Text, bucket_colours, controls, readable_on, styled
-from reformer_ref.generation.pytorch import evaluating
 from reformer_ref.hashing.spec import hash_vectors, random_rotations
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
+from reformer_ref.tensors import evaluating
 
 SENTENCE = "She hashes words; her hashed word hashing worked: these words were hashed, the worker sorted sorting words."
 D_HEAD, LINE, LONGEST = 64, 104, 120  # size of a vector; characters of a line of the picture; bytes of a text

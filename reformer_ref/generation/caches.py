@@ -4,10 +4,9 @@ A *row* is one sequence of the batch; rows may have different lengths. Every cac
 fixed size and knows at which position of its row each entry stands. Tables are made once; nothing grows.
 """
 
-import math
-
 import torch
 
+from reformer_ref.attention.pytorch import attend_unchecked
 from reformer_ref.chunking.pytorch import sort_by_bucket
 from reformer_ref.lsh_attention.streaming import inverse_length
 
@@ -68,7 +67,11 @@ class StrictCache(_Table):
         place = bucket * self.options.chunk_length + count % self.options.chunk_length  # the oldest member gives way
         self.members.scatter_(-1, place, positions.int().view(-1, 1, 1, 1).expand_as(place))
         self.counts.scatter_add_(-1, bucket, torch.ones_like(count))
-        self._write(positions.view(-1, 1, 1) if self.by_position else self._entries(place).flatten(2), self._keys(q), v)
+        self._write(
+            positions.view(-1, 1, 1) if self.by_position else self._entries(place).flatten(2),
+            unit_keys(q, self.options.norm_eps),
+            v,
+        )
 
     def attend(self, q, v, buckets):
         """What the next token of each row sees: (rows, heads, d_v). q (rows, heads, d), v and buckets are its own."""
@@ -97,11 +100,7 @@ class StrictCache(_Table):
         self.members.copy_(members[..., :-1])
         token_at = _token_at(positions, mask)
         wanted = _all_positions(token_at, self) if self.by_position else self.members.flatten(2).long()
-        self._read_all(wanted, token_at, self._keys(q), v)
-
-    def _keys(self, q):
-        inverse = inverse_length(q.reshape(-1, q.shape[-1]), self.options.norm_eps)
-        return (q * inverse.view(*q.shape[:-1], 1)).to(q.dtype)
+        self._read_all(wanted, token_at, unit_keys(q, o.norm_eps), v)
 
     def _entries(self, place):
         """Entries of the table for places in the rings (rows, heads, n_hashes, n), one run of rings per round."""
@@ -163,9 +162,13 @@ class DenseCache(_Table):
         self._read_all(_all_positions(token_at, self), token_at, self._keys(q if self.shared else k), v)
 
     def _keys(self, x):
-        if not self.shared:
-            return x
-        return x * inverse_length(x.reshape(-1, x.shape[-1]), self.norm_eps).view(*x.shape[:-1], 1).to(x.dtype)
+        return unit_keys(x, self.norm_eps) if self.shared else x
+
+
+def unit_keys(x, norm_eps):
+    """x (…, d) at length one, as in the streaming core: x / √(‖x‖² + d·norm_eps)."""
+    inverse = inverse_length(x.reshape(-1, x.shape[-1]), norm_eps)
+    return (x * inverse.view(*x.shape[:-1], 1)).to(x.dtype)
 
 
 def attend_one(q, table, entries, visible, scale, alone=None):
@@ -178,13 +181,8 @@ def attend_one(q, table, entries, visible, scale, alone=None):
         k, v = (x.gather(2, entries[..., None].expand(*entries.shape, x.shape[-1])) for x in (table.k, table.v))
     else:
         k, v = (x if entries is None else x[:, :, entries] for x in (table.k, table.v))
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (k @ q[..., None]).squeeze(-1).to(wide) * scale
-    scores = scores.masked_fill(~visible, -math.inf)
-    top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(wide).min)  # finite where nothing is visible
-    weights = torch.exp(scores - top)
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny)
-    out = (weights.to(v.dtype)[..., None, :] @ v).squeeze(-2)
+    out, _ = attend_unchecked(q[..., None, :], k, v, visible[..., None, :], scale)
+    out = out.squeeze(-2)
     return out if alone is None else torch.where(visible.any(-1, keepdim=True), out, alone)
 
 

@@ -5,16 +5,16 @@ full forward pass. Chunk windows have no such cache: their pattern moves with ev
 decoded by computing the full forward pass again for every token: slower, but never another function.
 """
 
-from contextlib import contextmanager
+import math
 
 import torch
 
 from reformer_ref.generation.caches import DenseCache, LocalCache, StrictCache
-from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.generation.options import check_sampling, depends_on_length, require_decodable, require_strict
 from reformer_ref.model.config import n_buckets_for
 from reformer_ref.model.pytorch import check_tokens, count_positions, read_out
-from reformer_ref.validate import bucket_factors, require_float, require_int
+from reformer_ref.tensors import evaluating
+from reformer_ref.validate import bucket_factors, require_int
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def lsh_decode(qk, v, buckets, options):
     Arguments as in ``lsh_attention``, and the same result; ``options.window`` must be "rank". Nothing of the past is
     kept but the last chunk_length members of every bucket.
     """
-    _require_strict(options)
+    require_strict(options)
     (rows, heads, length, d), lead = _rows_and_heads(qk), qk.shape[:-2]
     q, values = qk.reshape(rows, heads, length, d), v.reshape(rows, heads, length, -1)
     buckets = buckets.reshape(rows, heads, options.n_hashes, length)
@@ -40,7 +40,7 @@ def lsh_decode(qk, v, buckets, options):
 @torch.no_grad()
 def local_decode(q, k, v, options):
     """Causal local attention, one token after the other from the last chunks: (…, L, d_v), as ``local_attention``."""
-    _require_local(options)
+    require_decodable(options)
     (rows, heads, length, d), lead = _rows_and_heads(q), q.shape[:-2]
     q, k, v = (x.reshape(rows, heads, length, x.shape[-1]) for x in (q, k, v))
     cache, out = LocalCache(rows, heads, options, d, v.shape[-1], length, q), torch.empty_like(v)
@@ -84,28 +84,6 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
     return torch.multinomial(flat, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
 
 
-def check_sampling(temperature=1.0, top_k=None, top_p=None):
-    """Raise TypeError or ValueError unless temperature ≥ 0, top_k ≥ 1 (or None) and 0 < top_p ≤ 1 (or None)."""
-    require_float("temperature", temperature, minimum=0.0)
-    if top_k is not None:
-        require_int("top_k", top_k)
-    if top_p is not None and not 0.0 < require_float("top_p", top_p) <= 1.0:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-
-
-@contextmanager
-def evaluating(model):
-    """Eval mode without gradients; on leaving, every submodule is in the mode in which it was found."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 class Decoder:
     """Token by token, the logits of ``model(tokens)``; for models whose windows allow it (``why_not``).
 
@@ -132,8 +110,9 @@ class Decoder:
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         if not bool(mask.any(1).all()):
             raise ValueError("padding_mask must leave at least one real token in every row")
-        if int(mask.sum(1).max()) > self.capacity:
-            raise ValueError(f"tokens must fit the capacity of {self.capacity}, got {int(mask.sum(1).max())}")
+        longest = int(mask.sum(1).max())
+        if longest > self.capacity:
+            raise ValueError(f"tokens must fit the capacity of {self.capacity}, got {longest}")
         positions = count_positions(tokens, mask)
         with evaluating(self.model):
             self.caches = [self._cache(half, len(tokens)) for half in self._halves()]
@@ -144,7 +123,7 @@ class Decoder:
                 y2 = y2 + feed_forward(y1)
             last = torch.where(mask, positions, -1).argmax(1)
             rows = torch.arange(len(tokens), device=tokens.device)
-            self.positions = mask.sum(1)
+            self.positions, self._longest = mask.sum(1), longest
             return self._logits(y1[rows, last], y2[rows, last])
 
     def step(self, tokens):
@@ -155,18 +134,15 @@ class Decoder:
             given = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
             raise ValueError(f"tokens must be a tensor ({len(self.positions)},), one token per row, got {given}")
         check_tokens(self.model.config, tokens[:, None], None, device=self.trunk.embedding.weight.device)
-        if int(self.positions.max()) >= self.capacity:
+        if self._longest >= self.capacity:
             raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")
         with evaluating(self.model):
-            x = self.trunk.embedding(tokens)  # (rows, d_model)
-            if self.trunk.positions is not None:
-                x = x + self.trunk.positions(self.positions).to(x.dtype)
-            y1 = y2 = x
+            y1 = y2 = self.trunk.embed_at(tokens, self.positions)  # (rows, d_model)
             for block, cache in zip(self.trunk.stack.blocks, self.caches, strict=True):
                 attention, feed_forward = block.halves
                 y1 = y1 + self._next(attention, cache, y2)
                 y2 = y2 + feed_forward(y1[:, None])[:, 0]
-            self.positions = self.positions + 1
+            self.positions, self._longest = self.positions + 1, self._longest + 1
             return self._logits(y1, y2)
 
     def repeat(self, n):
@@ -188,9 +164,7 @@ class Decoder:
         c, like = self.model.config, half.q.weight
         size = (c.d_head, c.d_v, self.capacity, like)
         if half.kind == "lsh":
-            n_buckets = 1
-            for factor in bucket_factors(n_buckets_for(c, c.max_length)):
-                n_buckets *= factor
+            n_buckets = math.prod(bucket_factors(n_buckets_for(c, c.max_length)))
             return StrictCache(rows, c.n_heads, c.lsh, n_buckets, *size)
         if half.kind == "local":
             return LocalCache(rows, c.n_heads, c.local, *size)
@@ -233,10 +207,9 @@ class Decoder:
 class Recomputer:
     """The same as ``Decoder`` for every causal model, by a full forward pass over each row for every token."""
 
-    def __init__(self, model, capacity=None):
+    def __init__(self, model):
         _require_causal(model.config)
         self.model, self.rows = model, None
-        self.capacity = model.config.max_length if capacity is None else capacity
 
     def prefill(self, tokens, padding_mask=None):
         """As ``Decoder.prefill``."""
@@ -270,7 +243,7 @@ def why_not(config):
             'the strict window, lsh.window="rank", has a cache. Recompute (cache=False), or train with the preset '
             '"strict"'
         )
-    if "local" in config.layers and _counts_on_ring(config.local):
+    if "local" in config.layers and depends_on_length(config.local):
         return (
             "its local layers wrap around with chunks_before > 1 or chunks_after > 0, so that what a query sees, and "
             "how "
@@ -311,7 +284,7 @@ def generate(
     reason = why_not(config)
     if cache and reason:
         raise ValueError(f"cache=True is not possible for this model: {reason}")
-    decoder = (Recomputer if reason or cache is False else Decoder)(model, capacity=longest)
+    decoder = Recomputer(model) if reason or cache is False else Decoder(model, capacity=longest)
     rows = [p for p in prompts for _ in range(each)]
     new = _continue(decoder, prompts, each, max_new_tokens, (temperature, top_k, top_p, generator), on_token, progress)
     done = [torch.cat([row, n]) for row, n in zip(rows, new, strict=True)]
@@ -362,24 +335,6 @@ def _prompt_tokens(prompt, vocab_size):
 def _require_causal(config):
     if not config.causal:
         raise ValueError("model must be causal to continue a prompt, got one with config.causal=False")
-
-
-def _require_strict(options):
-    if not isinstance(options, LSHOptions):
-        raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
-    if options.window != "rank":
-        raise ValueError(f'options.window must be "rank", the strict window, got {options.window!r}')
-
-
-def _require_local(options):
-    if not isinstance(options, LocalOptions):
-        raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
-    if not options.causal or _counts_on_ring(options):
-        raise ValueError("options must be causal, and without wrap if chunks_before > 1 or chunks_after > 0")
-
-
-def _counts_on_ring(options):
-    return options.wrap and (options.chunks_before > 1 or options.chunks_after > 0)
 
 
 def _rows_and_heads(x):

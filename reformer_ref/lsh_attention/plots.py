@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from reformer_ref.drawing import OKABE_ITO, Picture, readable_on, styled
+from reformer_ref.drawing import OKABE_ITO, Picture, entries, readable_on, styled
 
 WRITTEN_UP_TO = 16  # tokens: in larger matrices no number fits into a cell
 PICKED = OKABE_ITO[5]
@@ -17,7 +17,7 @@ def patterns(matrices, unit="weight"):
 
     Zeros stay white. Up to 16 tokens the entries stand in the cells, weights (floats) in percent.
     """
-    matrices = {title: _square(f"matrices[{title!r}]", m) for title, m in _some("matrices", matrices).items()}
+    matrices = {title: _square(f"matrices[{title!r}]", m) for title, m in entries("matrices", matrices).items()}
     n, top, length = len(matrices), max(m.max() for m in matrices.values()), max(map(len, matrices.values()))
     picture = Picture(width=min(1 + 3.6 * n, 10.5), height=0.6 + min(3.2, 10.5 / n))
     axes = picture.subplots(1, n, squeeze=False)[0]
@@ -68,7 +68,7 @@ def sorted_pattern(weights, order, buckets, chunk_length):
 @styled
 def weights_by_key(weights, keys=None):
     """Bars: the weight of each key under several rules. weights: {rule: (n_keys,)}; keys: n_keys texts."""
-    weights = {name: np.asarray(w, dtype=float) for name, w in _some("weights", weights).items()}
+    weights = {name: np.asarray(w, dtype=float) for name, w in entries("weights", weights).items()}
     n = len(next(iter(weights.values())))
     keys = [str(j) for j in range(n)] if keys is None else [str(key) for key in keys]
     if len(keys) != n or any(w.shape != (n,) for w in weights.values()):
@@ -95,10 +95,10 @@ def recall(rounds, panels):
     rounds = np.asarray(rounds)
     if rounds.ndim != 1 or not len(rounds) or (rounds < 1).any():
         raise ValueError(f"rounds must be numbers of at least 1, got {rounds.tolist()}")
-    picture = Picture(width=min(0.8 + 4.6 * len(_some("panels", panels)), 11), height=3.8)
+    picture = Picture(width=min(0.8 + 4.6 * len(entries("panels", panels)), 11), height=3.8)
     axes, numbers = picture.subplots(1, len(panels), squeeze=False, sharey=True)[0], {}
     for ax, (title, lines) in zip(axes, panels.items(), strict=True):
-        for name, shares in _some(f"panels[{title!r}]", lines).items():
+        for name, shares in entries(f"panels[{title!r}]", lines).items():
             shares = _shares(f"panels[{title!r}][{name!r}]", shares, len(rounds))
             ax.plot(rounds, 100 * shares, label=name)
             for n, share in ((rounds[0], shares[0]), (rounds[-1], shares[-1])):
@@ -119,7 +119,7 @@ def active(lengths, shares, chunk_length):
         raise ValueError(f"lengths must be at least two, all ≥ 1, and chunk_length ≥ 1, got {lengths.tolist()}")
     picture = Picture(width=7.5, height=3.8)
     ax, numbers = picture.add_subplot(), {}
-    for name, values in _some("shares", shares).items():
+    for name, values in entries("shares", shares).items():
         values = _shares(f"shares[{name!r}]", values, len(lengths))
         ax.plot(lengths, 100 * values, label=name)
         for at in (0, -1):
@@ -242,9 +242,3 @@ def _shares(name, shares, n):
     if shares.shape != (n,) or not ((shares >= 0) & (shares <= 1 + 1e-9)).all():
         raise ValueError(f"{name} must be {n} shares from 0 to 1, got {shares.tolist()!r:.60}")
     return shares
-
-
-def _some(name, named):
-    if not isinstance(named, dict) or not named:
-        raise ValueError(f"{name} must be a dict with at least one entry, got {named!r:.60}")
-    return named

@@ -67,10 +67,12 @@ class Trunk(nn.Module):
 
     def embed(self, tokens, padding_mask=None):
         """What both streams start from: (B, L, d_model)."""
+        return self.embed_at(tokens, count_positions(tokens, padding_mask))
+
+    def embed_at(self, tokens, positions):
+        """Tokens (…) at given positions, int64 of the same shape or broadcast to it: (…, d_model)."""
         x = self.dropout(self.embedding(tokens))
-        if self.positions is not None:
-            x = x + self.positions(count_positions(tokens, padding_mask)).to(x.dtype)
-        return x
+        return x if self.positions is None else x + self.positions(positions).to(x.dtype)
 
     def head_weights(self, head):
         """What ``read_out`` takes: weight and bias of the head, or the embedding alone if there is none (tied)."""

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from reformer_ref.drawing import Picture
 from reformer_ref.explorers.circle import DEGREES, circle
 from reformer_ref.hashing import plots, spec
+from tests.pictures import drawn, texts
 
 RNG = np.random.default_rng(0)
 
@@ -19,18 +19,6 @@ def hashed(n_points, n_buckets, n_hashes):
     points, rotations = RNG.standard_normal((n_points, 2)), spec.random_rotations(RNG, n_hashes, 2, n_buckets)
     around = unit(np.arange(360) + 0.5)
     return points, spec.hash_vectors(points, rotations, n_buckets), spec.hash_vectors(around, rotations, n_buckets)
-
-
-def texts(picture):
-    return [text.get_text() for ax in picture.axes for text in ax.texts]
-
-
-def drawn(picture):
-    """It is a picture with a caption, and it can be drawn without an error."""
-    assert isinstance(picture, Picture)
-    assert len(picture.caption) > 40
-    assert picture.png(dpi=30).startswith(b"\x89PNG")
-    return picture.numbers
 
 
 @pytest.mark.parametrize(("n", "n_buckets"), [(1, 2), (6, 4), (30, 16)])

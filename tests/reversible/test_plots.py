@@ -3,23 +3,12 @@
 import numpy as np
 import pytest
 
-from reformer_ref.drawing import Picture
 from reformer_ref.explorers import reconstruction as lab
 from reformer_ref.reversible import checks, plots
+from tests.pictures import drawn, texts
 
 VALUES = {"x1": 2, "x2": 3, "F(x2)": 9, "y1": 11, "G(y1)": 33, "y2": 36}
 GRADIENTS = {"y1": 0, "y2": 1, "y1, all": 3, "x1": 3, "x2": 19}
-
-
-def texts(picture):
-    return [text.get_text() for ax in picture.axes for text in ax.texts]
-
-
-def drawn(picture):
-    assert isinstance(picture, Picture)
-    assert len(picture.caption) > 40
-    assert picture.png(dpi=40).startswith(b"\x89PNG")
-    return picture.numbers
 
 
 def test_two_streams_show_the_numbers_given():
