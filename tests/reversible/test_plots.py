@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reformer_ref.explorers import reconstruction as lab
-from reformer_ref.reversible import checks, plots
+from reformer_ref.reversible import adapters, checks, plots
 from tests.pictures import drawn, texts
 
 VALUES = {"x1": 2, "x2": 3, "F(x2)": 9, "y1": 11, "G(y1)": 33, "y2": 36}
@@ -112,10 +112,10 @@ def test_counts_of_a_step():
 
 
 def test_wrong_replays_are_refused():
-    checks.check_dropout_replay(lab.dropout_on_arrays(own_generator=True, keeps_memo=True))
+    checks.check_dropout_replay(adapters.dropout_on_arrays(own_generator=True, keeps_memo=True))
     for check, fn in (
-        (checks.check_dropout_replay, lab.dropout_on_arrays(own_generator=True)),
-        (checks.check_bucket_replay, lab.buckets_on_arrays(keeps_memo=False)),
+        (checks.check_dropout_replay, adapters.dropout_on_arrays(own_generator=True)),
+        (checks.check_bucket_replay, adapters.buckets_on_arrays(keeps_memo=False)),
     ):
         with pytest.raises(AssertionError, match=r"must use the buckets of forward|must see the dropout masks"):
             check(fn)
