@@ -33,7 +33,7 @@ walkthrough: $(CORE)  ## run every notebook without a browser, write the pages t
 	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_ref walkthrough --out gallery
 
 demo: $(CORE)  ## train a small ReformerLM on Shakespeare, then let it write
-	$(BIN)/python -m reformer_ref train --task text --out $(RUN)
+	$(BIN)/python -m reformer_ref train --task text --out $(RUN) --resume
 	$(BIN)/python -m reformer_ref generate --checkpoint $(RUN)
 
 notebooks: $(CORE)  ## run every notebook and store its outputs in it

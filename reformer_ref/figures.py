@@ -5,9 +5,11 @@ from the records in ``figures/data``. All captions and numbers are written to ``
 """
 
 import json
+import os
 from pathlib import Path
 
 from reformer_ref.record import without_folders
+from reformer_ref.validate import clear_errors, shown
 
 
 def computed():
@@ -89,10 +91,13 @@ def record_run(folder, out):
     """
     from reformer_ref.record import write
 
+    for name, value in (("folder", folder), ("out", out)):
+        if not isinstance(value, (str, Path)):
+            raise TypeError(f"{name} must be the path of a folder, got {shown(value)}")
     path = Path(folder) / "metrics.json"
-    if not path.exists():
+    if not os.path.isfile(path):
         raise ValueError(
-            f"no recorded run in {folder} (metrics.json); train one first: reformer-ref train --out {folder}"
+            f"no recorded run in the folder {folder} (metrics.json); train one first: reformer-ref train --out {folder}"
         )
     try:
         data = curve_data(json.loads(path.read_bytes()))
@@ -101,6 +106,7 @@ def record_run(folder, out):
     write(Path(out) / "data" / "training_curve.json", data)
 
 
+@clear_errors
 def curve_data(metrics):
     """Bits per byte of a run, step by step, and of what needs no training, from its metrics."""
     held_out, evaluations = metrics["held_out_bits_per_byte"], metrics["evaluations"]
@@ -108,9 +114,9 @@ def curve_data(metrics):
         "command": without_folders(metrics["command"]),
         "text": metrics["text"],
         "step": [int(point["step"]) for point in metrics["curve"]],
-        "train_bits_per_byte": [round(float(point["bits_per_byte"]), 4) for point in metrics["curve"]],
+        "train_bits_per_byte": [round(float(point["bits"]), 4) for point in metrics["curve"]],
         "held_out_step": [int(point["step"]) for point in evaluations],
-        "held_out_bits_per_byte": [round(float(point["bits_per_byte"]), 4) for point in evaluations],
+        "held_out_bits_per_byte": [round(float(point["bits"]), 4) for point in evaluations],
         "zlib": round(float(held_out["zlib"]), 4),
         "unigram": round(float(held_out["unigram"]), 4),
     }

@@ -4,12 +4,15 @@ import json
 import os
 import platform
 import shlex
+import stat
 import sys
+import tempfile
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 from reformer_ref import __version__
+from reformer_ref.validate import clear_errors, require_int, shown
 
 LIBRARIES = ("torch", "numpy", "transformers", "reformer-pytorch")
 
@@ -32,7 +35,7 @@ def machine(threads):
     return {
         "cpu": models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine(),
         "cores": usable_cores(),
-        "threads": threads,
+        "threads": require_int("threads", threads),
         "memory_bytes": pages,
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -56,7 +59,12 @@ def usable_cores():
 
 def without_folders(command):
     """The command with absolute paths cut to the file's name: a record goes to other machines."""
-    words = shlex.split(command)
+    if not isinstance(command, str):
+        raise TypeError(f"command must be a text, got {shown(command)}")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"command must be one that a shell understands, {error}: {shown(command)}") from None
     heads = [word.rpartition("=") if word.startswith("-") else ("", "", word) for word in words]
     return shlex.join(a + b + (Path(path).name if os.path.isabs(path) else path) for a, b, path in heads)
 
@@ -72,9 +80,30 @@ def peak_rss():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def require_place(name, path):
+    """``path`` as a Path to which a file can be written, its folder made; TypeError or ValueError if that cannot be.
+
+    What stands there already must be a file: a device that is replaced by one is gone for everybody.
+    """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"{name} must be the path of a file, got {shown(path)}")
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            kind = stat.S_IFMT(path.stat().st_mode) if os.path.lexists(path) else stat.S_IFREG
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} {shown(str(path))} cannot be written: {what}") from None
+    if kind != stat.S_IFREG:
+        raise ValueError(f"{name} {shown(str(path))} cannot be written: there is something that is no file")
+    return path
+
+
+@clear_errors
 def write(path, record):
     """Write a record as JSON, one line per key and per entry of a list of results, atomically; folders are created."""
-    from reformer_ref.checkpoint import write_atomically
+    from reformer_ref.files import write_atomically
 
     def text(value):
         if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
@@ -84,6 +113,4 @@ def write(path, record):
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
     lines = (f"{json.dumps(key)}: {text(value)}" for key, value in record.items())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    write_atomically(require_place("path", path), ("{\n" + ",\n".join(lines) + "\n}\n").encode())

@@ -1,72 +1,42 @@
-"""One training loop for every task: Adam, warm-up, clipping, held-out evaluation, a number of steps or of minutes.
+"""One training loop for every task: one process or many, metrics, evaluation, checkpoints, and an exact resume.
 
-Nothing here touches a global random state. The batch of a step and the hash rotations of a step are functions of
-(seed, step) alone; dropout, where a model has any, draws from PyTorch's own state, which the caller may seed.
+Everything random is a function of (seed, step): the batch, the hash rotations, and (with the number of the process)
+the dropout masks. So a run that was killed goes on from its last checkpoint as if nothing had happened, to the last
+bit, and PyTorch's global random state is as before when `train` returns.
 """
 
+import contextlib
 import math
 import sys
 import time
-from dataclasses import dataclass, field
-from itertools import pairwise
-from statistics import median
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from reformer_ref import __version__, checkpoint
+from reformer_ref.checkpoint import CheckpointError
 from reformer_ref.data.text import bits
+from reformer_ref.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from reformer_ref.processes import make_fabric, naming_lost_processes
+from reformer_ref.record import peak_rss
+from reformer_ref.run_folder import RunFolder, differences
+from reformer_ref.schedule import Plan, learning_rate_at
 from reformer_ref.tensors import evaluating
-from reformer_ref.validate import require_choice, require_float, require_int
 
-ADAM_BETAS = (0.9, 0.98)  # as the Transformer and the Reformer are trained; 0.98 follows a short run faster than 0.999
-TIMED_STEPS = 10  # steps that are timed before a time budget becomes a number of steps
+FREE = ("checkpoint_every", "checkpoint_minutes")  # options that change no result: a resumed run may have others
+STATE = {"about", "where", "metrics", "tokens", "seconds", "evaluation_seconds", "total", "replanned", "finished"}
+MOST_SKIPPED = 25  # steps in a row that fp16's loss scaling may leave out before this counts as divergence
 
 
 class NonFiniteLoss(FloatingPointError):
     """Loss or gradient became infinite or not a number; the weights are those before the failing step."""
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train. Exactly one of ``steps`` and ``minutes`` is given.
-
-    steps           number of steps; a run is then repeated exactly by the same seed on the same number of threads
-    minutes         time budget for all of `train`; the first `TIMED_STEPS` steps are timed and give the number of steps
-    learning_rate   peak value, reached after ``warmup`` steps of linear growth
-    schedule        "cosine": down to 0 at the last step; "rsqrt": ∝ 1/√step; "constant"
-    clip            largest global norm of the gradient
-    evaluate_every  steps between two evaluations on the first ``quick_windows`` held-out windows; 0: never in between
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    learning_rate: float = 2e-3
-    warmup: int = 20
-    schedule: str = "cosine"
-    clip: float = 1.0
-    evaluate_every: int = 100
-    quick_windows: int = 4
-    seed: int = 0
-
-    def __post_init__(self):
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError(f"give either steps or minutes, got steps={self.steps} and minutes={self.minutes}")
-        if self.steps is not None:
-            require_int("steps", self.steps)
-        elif require_float("minutes", self.minutes, minimum=0.0) == 0.0:
-            raise ValueError("minutes must be more than 0, got 0")
-        for name in ("learning_rate", "clip"):
-            if require_float(name, getattr(self, name), minimum=0.0, below=1e6) == 0.0:
-                raise ValueError(f"{name} must be more than 0, got 0")
-        require_choice("schedule", self.schedule, ("cosine", "rsqrt", "constant"))
-        for name, least in (("warmup", 1), ("evaluate_every", 0), ("quick_windows", 1), ("seed", 0)):
-            require_int(name, getattr(self, name), minimum=least)
-
-
 @dataclass
 class TrainingResult:
-    """What happened: ``curve`` per step, ``evaluations`` on held-out text, lists of dicts; seconds of wall time."""
+    """What happened: ``curve`` per step, ``evaluations`` on held-out data, lists of dicts; seconds of wall time."""
 
     curve: list = field(default_factory=list)
     evaluations: list = field(default_factory=list)
@@ -81,153 +51,348 @@ class TrainingResult:
         return len(self.curve)
 
 
-def learning_rate_at(step, total, options):
-    """The learning rate of step 0, 1, …; ``total`` is the number of steps, None while it is not known yet."""
-    if step < options.warmup:
-        return options.learning_rate * (step + 1) / options.warmup
-    if options.schedule == "rsqrt":
-        return options.learning_rate * math.sqrt(options.warmup / (step + 1))
-    if options.schedule == "constant" or total is None:
-        return options.learning_rate
-    progress = min((step + 1 - options.warmup) / max(total + 1 - options.warmup, 1), 1.0)
-    return options.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
 def step_generator(seed, step):
     """The CPU generator from which the LSH layers draw their rotations in one step."""
-    state = int(np.random.SeedSequence([seed, step, 1]).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state >> 1)
+    return torch.Generator().manual_seed(_number(seed, step, 1))
+
+
+def _number(*numbers):
+    """A seed in [0, 2⁶³) that depends on all of them."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def held_out_bits(model, windows):
     """Mean bits per predicted token over ``windows``, int64 (n, L), one by one, in eval mode with the fixed rotations.
 
-    Each window starts afresh, so its first bytes are predicted with little context; its very first byte is not counted.
+    Each window starts afresh, so its first tokens are predicted with little context; the very first is not counted.
     """
+    return bits(sum(_held_out_nats(model, windows)) / len(windows))
+
+
+def _held_out_nats(model, windows):
     device = next(model.parameters()).device
     with evaluating(model):
-        losses = [model.loss(window[None].to(device)).item() for window in torch.as_tensor(windows)]
-    return bits(sum(losses) / len(losses))
+        return [model.loss(*(t[None].to(device) for t in _tuple(window))).item() for window in windows]
 
 
-def train(model, batch_at, held_out, options, *, progress=True, should_stop=None, report=print, started=None):
+def train(
+    model, batch_at, held_out, options, *, fabric=None, folder=None, resume=False, about=None, weight_of=None,
+    tensorboard=False, progress=True, should_stop=None, report=print, started=None,
+):  # fmt: skip
     """Train ``model`` in place and return a `TrainingResult`.
 
-    model        has ``loss(tokens, generator)``: mean cross-entropy in nats per predicted token
-    batch_at     step -> int64 tokens (batch, L)
-    held_out     int64 windows (n, L); all are used at the end, the first ``quick_windows`` before that
-    should_stop  called before every step; true: stop now, without the last evaluation
-    report       called with a line of text where something is decided (the number of steps)
+    model        has ``loss(*batch, generator=…)``: mean cross-entropy in nats per predicted token
+    batch_at     step -> the batch of all processes together: int64 tokens (batch, L), or a tuple of tensors with
+                 ``batch`` rows each; always the same for the same step
+    held_out     int64 windows (n, L), or a list of tuples of tensors without the batch dimension; all are used at the
+                 end, the first ``quick_windows`` before that
+    options      `TrainingOptions`
+    fabric       from `make_fabric`, launched; by default this process alone, on the model's device
+    folder       where metrics and checkpoints go (see `run_folder`); None: nowhere
+    resume       go on from the newest good checkpoint in ``folder``
+    about        JSON values that a resumed run must share, such as what the data is
+    weight_of    the tensors of a part of a batch -> the number of tokens predicted in it, for parts that hold more and
+                 less; by default all rows count the same
+    tensorboard  write events for TensorBoard too
+    should_stop  called before every step; true in any process: stop all now, with a checkpoint
+    report       called with a line of text where something is decided or found
     started      `time.perf_counter()` at which the time budget began; now, by default
 
-    Raises NonFiniteLoss (a FloatingPointError) if the loss or the gradient is infinite or not a number.
+    Raises NonFiniteLoss if loss or gradient are infinite or no numbers (the state before that step, and the batch, are
+    in ``folder``), LostProcess if another process is gone, CheckpointNotWritten, and ValueError for a folder that
+    holds another run, with what differs.
     """
-    started = time.perf_counter() if started is None else started
     device = next(model.parameters()).device
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate, betas=ADAM_BETAS, eps=1e-9)
-    result = TrainingResult()
-    evaluation_seconds = _evaluate(model, held_out[: options.quick_windows], result, started)
-    plan = _Plan(options, started, evaluation_seconds, len(held_out), report)
-    often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
-    model.train()
-    with tqdm(total=plan.total, unit="step", disable=not progress, mininterval=often, dynamic_ncols=True) as bar:
-        while plan.total is None or result.steps < plan.total:
-            if should_stop is not None and should_stop():
-                result.interrupted = True
-                break
-            step, begun = result.steps, time.perf_counter()
-            rate = learning_rate_at(step, plan.total, options)
-            tokens = torch.as_tensor(batch_at(step)).to(device)  # (batch, L)
-            loss = _one_step(model, optimizer, tokens, rate, step, options)
-            now = time.perf_counter()
-            result.tokens += tokens.numel()
-            result.curve.append(
-                {"step": step + 1, "bits_per_byte": bits(loss), "learning_rate": rate, "seconds": now - started}
-            )
-            if options.evaluate_every and result.steps % options.evaluate_every == 0 and result.steps != plan.total:
-                _evaluate(model, held_out[: options.quick_windows], result, started)
-            plan.after(result.steps)
-            _show(bar, plan, result, tokens.numel() / (now - begun))
-    result.replanned = plan.replanned
-    if not result.interrupted:
-        _evaluate(model, held_out, result, started)
-    result.seconds = time.perf_counter() - started
-    return result
+    fabric = make_fabric(device, 1, options.precision) if fabric is None else fabric
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_lost_processes(fabric))
+        stack.enter_context(torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []))
+        if folder is not None and fabric.is_global_zero:
+            folder = stack.enter_context(RunFolder(folder, resume, tensorboard))
+        report = report if fabric.is_global_zero else _say_nothing
+        run = _Run(model, batch_at, held_out, options, fabric, folder, about, weight_of, report, started)
+        run.begin(resume)
+        often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
+        hidden = not progress or not fabric.is_global_zero
+        bar = tqdm(total=run.plan.total, initial=run.step, unit="step", disable=hidden, mininterval=often)
+        with contextlib.closing(bar):
+            while not run.finished and not run.stopped(should_stop):
+                run.take_step()
+                run.show(bar)
+        run.end()
+    return run.result
 
 
-def _one_step(model, optimizer, tokens, rate, step, options):
-    """One update; the loss in nats before it."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss = model.loss(tokens, generator=step_generator(options.seed, step))
-    value = loss.item()
-    norm = math.nan
-    if math.isfinite(value):
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip))
-    if not math.isfinite(norm):
-        what = f"the loss is {value}" if not math.isfinite(value) else f"the norm of the gradient is {norm}"
-        raise NonFiniteLoss(
-            f"{what} at step {step + 1} (learning rate {rate:.3g}, clip {options.clip:g}); "
-            "try a lower learning rate or a longer warm-up"
+class _Run:
+    """What a run consists of, and its steps."""
+
+    def __init__(self, model, batch_at, held_out, options, fabric, folder, about, weight_of, report, started):
+        self.options, self.fabric, self.folder, self.report = options, fabric, folder, report
+        self.batch_at, self.held_out = batch_at, held_out
+        self.weight_of = _rows if weight_of is None else weight_of
+        self.started = time.perf_counter() if started is None else started
+        self.about = {"options": asdict(options), **({} if about is None else about)}
+        self.model = model.double() if options.precision == "64" else model
+        self.result, self.journal, self.saved = TrainingResult(), None, None
+        self.skipped = 0  # steps in a row that loss scaling left out
+
+    @property
+    def step(self):
+        return self.result.steps
+
+    @property
+    def finished(self):
+        return self.step == self.plan.total
+
+    def begin(self, resume):
+        """Find out where to begin; wrap model and optimiser; evaluate untrained weights."""
+        _parts(_tuple(self.batch_at(0)), 0, self.fabric.world_size, self.options.accumulate)  # or ValueError, early
+        found = self.folder.newest(self.report) if resume and self._writes else None
+        if found is not None:
+            self._require_same(found)
+        found = self.fabric.broadcast(found)
+        if found is not None:
+            checkpoint.check_tensors(found.path, found.weights, self.model.state_dict())
+            self.model.load_state_dict(found.weights)
+        self.optimizer = make_optimizer(self.model, self.options)
+        if found is not None:
+            load_optimizer(self.model, self.optimizer, found)
+        self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.wrapped.mark_forward_method("loss")
+        self.model.train()
+        state = {} if found is None else found.state
+        if self.scaler is not None and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self._recall(found, state)
+        known, quick = state.get("evaluation_seconds"), self.held_out[: self.options.quick_windows]
+        self.evaluation_seconds = self._evaluate(quick) if known is None else known
+        self.plan = Plan(self.options, self.started, self.evaluation_seconds, len(self.held_out), self.report, state)
+        self.saved = time.perf_counter()
+
+    @property
+    def _writes(self):
+        return self.folder is not None and self.fabric.is_global_zero
+
+    @property
+    def scaler(self):
+        """The loss scaler of fp16, None otherwise."""
+        return getattr(self.fabric.strategy.precision, "scaler", None)
+
+    def _require_same(self, found):
+        """ValueError with every difference between the run in the checkpoint and the one that is asked for."""
+        missing = sorted(STATE - found.state.keys())
+        if missing or not isinstance(found.state["about"], dict):
+            raise CheckpointError(f"{found.path} holds a model but no run to go on with: it lacks {', '.join(missing)}")
+        kind, config = checkpoint.described(self.model)
+        asked = {"reformer_ref": __version__, "model": kind, "config": config, **self.about}
+        stored = {"reformer_ref": found.version, "model": found.model, "config": found.config, **found.state["about"]}
+        free = [f"options.{name}" for name in FREE]
+        if self.options.schedule != "cosine" and (self.options.steps or 0) >= found.step:
+            free.append("options.steps")  # the steps before are the same however many follow
+        lines = [line for name, line in differences(stored, asked) if name not in free]
+        if lines:
+            raise ValueError(f"{found.path} is of another run, which cannot go on as this one: {'; '.join(lines)}")
+        for _, line in differences(found.state["where"], self._where()):
+            self.report(f"the last bits may come out otherwise: {line}")
+
+    def _where(self):
+        """What may change the rounding, and nothing else."""
+        threads, processes = torch.get_num_threads(), self.fabric.world_size
+        return {
+            "torch": torch.__version__,
+            "device": self.fabric.device.type,
+            "threads": threads,
+            "processes": processes,
+        }
+
+    def _recall(self, found, state):
+        """What happened before the checkpoint, from the lines in the folder."""
+        if self._writes:
+            self.journal = self.folder.journal(state.get("metrics"), 0 if found is None else found.step)
+            metrics, timings = self.journal.lines
+            seconds = {line["step"]: line["seconds"] for line in timings}
+            for line in metrics:
+                target = self.result.evaluations if "held_out_bits" in line else self.result.curve
+                line = {"bits": line.pop("held_out_bits"), **line} if "held_out_bits" in line else line
+                target.append({**line, "seconds": seconds.get(line["step"], 0.0)})
+        if found is not None:
+            curve = self.result.curve if self._writes else [{}] * found.step  # elsewhere only its length counts
+            self.result.curve, self.result.tokens = curve, state["tokens"]
+            self.started -= state["seconds"]
+            self.report(f"going on after step {found.step} ({found.path.name})")
+
+    # ---- a step
+
+    def stopped(self, should_stop):
+        """Whether any process was asked to stop."""
+        asked = float(should_stop is not None and bool(should_stop()))
+        self.result.interrupted = self._sum(asked) > 0.0
+        return self.result.interrupted
+
+    def _sum(self, value):
+        """The sum of a number over all processes."""
+        if self.fabric.world_size == 1:
+            return value
+        value = torch.tensor(value, dtype=torch.float64, device=self.fabric.device)
+        return self.fabric.all_reduce(value, reduce_op="sum").item()
+
+    def take_step(self):
+        """One update, its metrics, and what is due after it: evaluation, checkpoint."""
+        options, begun = self.options, time.perf_counter()
+        rate = learning_rate_at(self.step, self.plan.total, options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = _tuple(self.batch_at(self.step))
+        loss, norm = self._gradient(batch)
+        self._require_finite(loss, norm, rate, batch)
+        self.wrapped_optimizer.step()
+        now, tokens = time.perf_counter(), batch[0].numel()
+        self.result.tokens += tokens
+        line = {"step": self.step + 1, "bits": bits(loss), "learning_rate": rate, "gradient_norm": norm}
+        self.result.curve.append({**line, "seconds": now - self.started})
+        self.speed = tokens / (now - begun)
+        if self.journal is not None:
+            self.journal.metrics(**{name: value if math.isfinite(value) else None for name, value in line.items()})
+            speed = round(self.speed, 1)
+            self.journal.timing(step=self.step, seconds=now - self.started, tokens_per_second=speed, peak_bytes=_peak())
+        if options.evaluate_every and self.step % options.evaluate_every == 0 and not self.finished:
+            self._evaluate(self.held_out[: options.quick_windows])
+        self._plan_on()
+        if self._due():
+            self.save()
+
+    def _gradient(self, batch):
+        """(loss in nats, norm of the gradient before clipping), both of all processes together."""
+        fabric, options = self.fabric, self.options
+        self.wrapped_optimizer.zero_grad(set_to_none=True)
+        parts = _parts(batch, fabric.global_rank, fabric.world_size, options.accumulate)
+        total, value = self.weight_of(*batch), 0.0
+        for k, part in enumerate(parts):
+            share = self.weight_of(*part) / total
+            torch.manual_seed(_number(options.seed, self.step, 2, fabric.global_rank, k))  # for dropout
+            with fabric.no_backward_sync(self.wrapped, enabled=k + 1 < len(parts)):
+                part = tuple(t.to(fabric.device) for t in part)
+                loss = self.wrapped.loss(*part, generator=step_generator(options.seed, self.step))
+                value += share * loss.item()
+                fabric.backward(loss * (share * fabric.world_size))  # processes are averaged, rows are to be summed
+        norm = fabric.clip_gradients(
+            self.wrapped, self.wrapped_optimizer, max_norm=options.clip, error_if_nonfinite=False
         )
-    optimizer.step()
-    return value
+        return self._sum(value), float(norm)
 
-
-def _evaluate(model, windows, result, started):
-    """Append one evaluation to ``result``; the seconds it took."""
-    begun = time.perf_counter()
-    value = held_out_bits(model, windows)
-    if not math.isfinite(value):
-        raise NonFiniteLoss(f"the held-out loss is {value} after {result.steps} steps; try a lower learning rate")
-    now = time.perf_counter()
-    result.evaluations.append(
-        {"step": result.steps, "bits_per_byte": value, "windows": len(windows), "seconds": now - started}
-    )
-    return now - begun
-
-
-def _show(bar, plan, result, speed):
-    bar.total = plan.total
-    shown = f"{result.curve[-1]['bits_per_byte']:.3f} bits/byte, {speed:,.0f} tokens/s"
-    bar.set_postfix_str(f"{shown}, held out {result.evaluations[-1]['bits_per_byte']:.3f}", refresh=False)
-    bar.update()
-
-
-class _Plan:
-    """The number of steps: as given, or what fits into the time, changed only if the machine turns out otherwise."""
-
-    def __init__(self, options, started, evaluation_seconds, n_held_out, report):
-        self.timed, self.report = options.minutes is not None, report
-        self.total, self.replanned = options.steps, False
-        per_window = evaluation_seconds / min(options.quick_windows, n_held_out)
-        budget = 60.0 * options.minutes if self.timed else math.inf
-        self.deadline = started + budget - per_window * n_held_out  # the last evaluation belongs to the budget
-        self.between = evaluation_seconds / options.evaluate_every if options.evaluate_every else 0.0  # per step
-        self.clock = [time.perf_counter()]  # when training began, and when each timed step ended
-        self.decided = None  # (steps, time) when the number was decided
-
-    def after(self, done):
-        """Step number ``done`` has ended: decide, or correct, the number of steps."""
-        now = time.perf_counter()
-        left = self.deadline - now
-        if not self.timed:
+    def _require_finite(self, loss, norm, rate, batch):
+        """NonFiniteLoss unless both are numbers; before that, the state and the batch are written down."""
+        scaled_away = self.scaler is not None and math.isfinite(loss) and not math.isfinite(norm)
+        self.skipped = self.skipped + 1 if scaled_away else 0  # the scaler leaves this step out and scales less
+        if math.isfinite(loss) and (math.isfinite(norm) or 0 < self.skipped <= MOST_SKIPPED):
             return
-        if self.total is None:
-            self.clock.append(now)
-            pace = median(b - a for a, b in pairwise(self.clock)) + self.between
-            if done >= TIMED_STEPS or left < pace:
-                self.total = done + max(int(0.95 * left / pace), 0)  # 5 % for a machine that slows down
-                self.decided = done, now
-                self.report(f"{pace:.2f} s a step: {self.total} steps fit into the time (--steps {self.total})")
-        elif left <= 0 or done == self.total or done - self.decided[0] >= 2 * TIMED_STEPS:
-            pace = (now - self.decided[1]) / (done - self.decided[0])
-            fits = done + max(int(left / pace), 0)
-            if fits < self.total:
-                self.total, self.replanned = fits, True
-            elif fits > 1.25 * self.total:  # the timed steps shared the machine with something else
-                self.total, self.replanned = done + int(0.95 * (fits - done)), True
-                self.decided = done, now
-                self.report(f"{pace:.2f} s a step now: {self.total} steps fit")
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
+        message = (
+            f"{what} at step {self.step + 1} (learning rate {rate:.3g}, clip {self.options.clip:g}); try a lower "
+            "learning rate or a longer warm-up"
+        )
+        if self._writes:
+            self.save()
+            path = self.folder.keep_batch(self.step + 1, batch, message)
+            message += f"; state and batch are kept in {path.parent.parent} ({path.name})"
+        raise NonFiniteLoss(message)
+
+    def _evaluate(self, windows):
+        """Evaluate on held-out windows, every process on its share of them; the seconds it took."""
+        begun, fabric = time.perf_counter(), self.fabric
+        mine = windows[fabric.global_rank :: fabric.world_size]
+        with fabric.autocast():
+            value = bits(self._sum(sum(_held_out_nats(self.model, mine))) / len(windows))
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the held-out loss is {value} after {self.step} steps; try a lower learning rate")
+        now = time.perf_counter()
+        line = {"step": self.step, "windows": len(windows)}
+        self.result.evaluations.append({**line, "bits": value, "seconds": now - self.started})
+        if self.journal is not None:
+            self.journal.metrics(step=self.step, held_out_bits=value, windows=len(windows))
+        return now - begun
+
+    def _plan_on(self):
+        """Decide, or correct, the number of steps; process 0 does it for all."""
+        self.plan.after(self.step)
+        if self.plan.timed and self.fabric.world_size > 1:
+            self.plan.total = self.fabric.broadcast(self.plan.total)
+
+    # ---- checkpoints
+
+    def _due(self):
+        every, minutes = self.options.checkpoint_every, self.options.checkpoint_minutes
+        by_time = minutes and time.perf_counter() - self.saved >= 60.0 * minutes
+        return not self.finished and (by_time or (every and self.step % every == 0))
+
+    def save(self, finished=False):
+        """Write a checkpoint of this moment, if this process is the one that writes."""
+        if not self._writes:
+            return
+        state = {
+            "about": self.about, "where": self._where(), "metrics": self.journal.mark(), "tokens": self.result.tokens,
+            "seconds": round(time.perf_counter() - self.started, 3), "evaluation_seconds": self.evaluation_seconds,
+            "total": self.plan.total, "replanned": self.plan.replanned, "finished": finished,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }  # fmt: skip
+        tensors = optimizer_tensors(self.model, self.optimizer)
+        checkpoint.save(self.folder.checkpoints, self.model, step=self.step, training=tensors, state=state)
+        self.saved = time.perf_counter()
+
+    def end(self):
+        """The last evaluation, on everything held out, and the last checkpoint; all processes part together."""
+        result = self.result
+        done = bool(result.evaluations) and result.evaluations[-1].get("step") == self.step and self.plan.was_finished
+        if not result.interrupted and not self.fabric.broadcast(done):
+            self._evaluate(self.held_out)
+        if not done:
+            self.save(finished=not result.interrupted)
+        result.replanned = self.plan.replanned
+        result.seconds = time.perf_counter() - self.started
+        self.fabric.barrier()
+
+    def show(self, bar):
+        """What the progress bar says."""
+        held_out = self.result.evaluations[-1]["bits"] if self.result.evaluations else math.nan
+        loss = self.result.curve[-1]["bits"]
+        bar.total = self.plan.total
+        bar.set_postfix_str(
+            f"{loss:.3f} bits, held out {held_out:.3f}, {self.speed:,.0f} tokens/s, {_peak() / 2**30:.1f} GiB", False
+        )
+        bar.update()
+
+
+# ---- small things
+
+
+def _tuple(batch):
+    """A batch, or a window, as a tuple of tensors."""
+    return tuple(torch.as_tensor(t) for t in (batch if isinstance(batch, tuple) else (batch,)))
+
+
+def _rows(first, *rest):
+    return first.shape[0]
+
+
+def _parts(batch, rank, world, accumulate):
+    """This process's share of the rows of a batch, in ``accumulate`` parts of equal size."""
+    rows, count = batch[0].shape[0], world * accumulate
+    if rows % count:
+        raise ValueError(
+            f"a batch of {rows} rows cannot be divided by {world} processes × {accumulate} parts; change --batch"
+        )
+    size = rows // count
+    return [
+        tuple(t[k * size : (k + 1) * size] for t in batch) for k in range(rank * accumulate, (rank + 1) * accumulate)
+    ]
+
+
+def _peak():
+    """Peak memory in bytes: of the GPU if there is one in use, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return peak_rss()
+
+
+def _say_nothing(line):
+    pass

@@ -13,8 +13,8 @@ STORED = json.loads((FIGURES / "data" / "pictures.json").read_text(encoding="utf
 METRICS = {
     "command": "reformer-ref train --out /some/where/run", "text": "a text",
     "held_out_bits_per_byte": {"zlib": 3.2, "unigram": 4.8},
-    "curve": [{"step": 1, "bits_per_byte": 7.0}, {"step": 2, "bits_per_byte": 5.0}],
-    "evaluations": [{"step": 0, "bits_per_byte": 8.0}, {"step": 2, "bits_per_byte": 4.0}],
+    "curve": [{"step": 1, "bits": 7.0}, {"step": 2, "bits": 5.0}],
+    "evaluations": [{"step": 0, "bits": 8.0}, {"step": 2, "bits": 4.0}],
 }  # fmt: skip
 
 

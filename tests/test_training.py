@@ -3,13 +3,16 @@
 import json
 import math
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from reformer_ref import checkpoint, training
 from reformer_ref.data import text
@@ -17,7 +20,8 @@ from reformer_ref.generation.pytorch import generate, sample_token, token_probab
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.training import NonFiniteLoss, TrainingOptions, learning_rate_at, train
+from reformer_ref.schedule import PRESETS, TIMED_STEPS, TrainingOptions, learning_rate_at
+from reformer_ref.training import NonFiniteLoss, train
 
 SENTENCE = np.frombuffer(b"the quick brown fox jumps over the lazy dog. " * 60, dtype=np.uint8)
 CONFIG = ReformerConfig(
@@ -44,8 +48,8 @@ def weights(model):
 def test_training_lowers_the_loss_and_records_it():
     model, result = run(steps=30)
     first, last = result.evaluations[0], result.evaluations[-1]
-    assert first["bits_per_byte"] > 7.0
-    assert last["bits_per_byte"] < first["bits_per_byte"] - 2.0
+    assert first["bits"] > 7.0
+    assert last["bits"] < first["bits"] - 2.0
     assert [e["step"] for e in result.evaluations] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
     assert [point["step"] for point in result.curve] == list(range(1, 31))
     assert result.steps == 30
@@ -72,7 +76,7 @@ def test_same_seed_same_result_and_no_global_state():
     torch.manual_seed(2)
     again, repeated = run()
     assert torch.equal(weights(model), weights(again))
-    assert [c["bits_per_byte"] for c in result.curve] == [c["bits_per_byte"] for c in repeated.curve]
+    assert [c["bits"] for c in result.curve] == [c["bits"] for c in repeated.curve]
     other, _ = run(seed=1)  # other rotations
     assert not torch.equal(weights(model), weights(other))
 
@@ -139,7 +143,7 @@ def test_a_time_budget_becomes_a_number_of_steps():
     result = train(ReformerLM(CONFIG), batch_at, HELD_OUT, options, progress=False, report=lines.append)
     assert time.perf_counter() - begun < 4.0
     planned = int(lines[0].rpartition("--steps ")[2].rstrip(")"))
-    assert result.steps > training.TIMED_STEPS
+    assert result.steps > TIMED_STEPS
     if not result.replanned:
         assert result.steps == planned
         assert result.curve[-1]["learning_rate"] < 0.01 * options.learning_rate
@@ -181,12 +185,28 @@ def test_schedules():
     assert learning_rate_at(30, None, TrainingOptions(minutes=1.0, warmup=10)) == 2e-3
 
 
+def test_presets_have_the_authors_peak_rates():
+    # constant · min(step/warmup, 1) / sqrt(max(step, warmup)) with the constants of the authors' configurations
+    for name, constant in (("enwik8", 0.03125), ("imagenet64", 0.03125), ("wmt", 0.088), ("paper", 1.0)):
+        options = TrainingOptions.preset(name, steps=10)
+        for step in (1, options.warmup // 2, options.warmup, 4 * options.warmup):
+            want = constant * min(step / options.warmup, 1.0) / math.sqrt(max(step, options.warmup))
+            assert learning_rate_at(step - 1, 10**6, options) == pytest.approx(want, rel=1e-12)
+    assert TrainingOptions.preset("paper", steps=10).optimizer == "adafactor"
+    assert TrainingOptions.preset("wmt", steps=10, warmup=5).warmup == 5
+    with pytest.raises(ValueError, match="preset must be one of 'paper', 'enwik8'"):
+        TrainingOptions.preset("bert", steps=1)
+    assert set(PRESETS) == {"paper", "enwik8", "imagenet64", "wmt"}
+
+
 @given(
     st.sampled_from([
         {}, {"steps": 3, "minutes": 1.0}, {"steps": 0}, {"steps": 2.0}, {"steps": True}, {"minutes": 0},
         {"minutes": -1.0}, {"minutes": math.nan}, {"steps": 1, "learning_rate": 0.0}, {"steps": 1, "clip": -1.0},
         {"steps": 1, "schedule": "linear"}, {"steps": 1, "warmup": 0}, {"steps": 1, "evaluate_every": -1},
         {"steps": 1, "quick_windows": 0}, {"steps": 1, "seed": -1}, {"steps": 1, "learning_rate": math.inf},
+        {"steps": 1, "optimizer": "sgd"}, {"steps": 1, "precision": "16"}, {"steps": 1, "accumulate": 0},
+        {"steps": 1, "beta2": 1.0}, {"steps": 1, "checkpoint_every": -1}, {"steps": 1, "checkpoint_minutes": math.nan},
     ])
 )  # fmt: skip
 def test_bad_options_are_refused(bad):
@@ -194,106 +214,190 @@ def test_bad_options_are_refused(bad):
         TrainingOptions(**bad)
 
 
-# ---- checkpoints
+# ---- a run in a folder, and going on with it
 
 
-@pytest.fixture
-def saved(tmp_path):
-    model = ReformerLM(CONFIG)
-    checkpoint.save(tmp_path / "run", model, CONFIG, {"note": "σ", "list": [1, 2.5, None]})
-    return tmp_path / "run", model
+def weights_and_state(folder, step):
+    found = checkpoint.read(folder / f"checkpoints/step-{step:09d}.json")
+    return {**found.weights, **found.training}
 
 
-def test_a_checkpoint_gives_the_same_model(saved):
-    folder, model = saved
-    loaded, meta = checkpoint.load(folder)
-    assert meta["extra"] == {"note": "σ", "list": [1, 2.5, None]}
-    assert loaded.config == CONFIG
-    assert not loaded.training
-    state, want = loaded.state_dict(), model.state_dict()
-    assert state.keys() == want.keys()
-    assert all(torch.equal(state[name], want[name]) for name in want)
-    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".safetensors"]  # no temporary file stays
-
-
-def test_a_crash_while_writing_leaves_the_previous_checkpoint(saved, monkeypatch):
-    folder, model = saved
-    before = weights(model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(1.0)
-    real = checkpoint.os.replace
-    for fails_at in (1, 2):
-        calls = []
-
-        def replace(a, b, calls=calls, fails_at=fails_at):
-            calls.append(b)
-            if len(calls) == fails_at:
-                raise OSError(28, "No space left on device")
-            real(a, b)
-
-        monkeypatch.setattr(checkpoint.os, "replace", replace)
-        with pytest.raises(OSError, match="No space left"):
-            checkpoint.save(folder, model, CONFIG)
-        assert torch.equal(weights(checkpoint.load(folder)[0]), before)
-    monkeypatch.setattr(checkpoint.os, "replace", real)
-    checkpoint.save(folder, model, CONFIG)
-    assert torch.equal(weights(checkpoint.load(folder)[0]), weights(model))
-    assert len(list(folder.iterdir())) == 2  # the old weights are gone
-
-
-def test_extra_that_is_no_json_is_refused_before_anything_is_written(tmp_path):
-    for bad in ({"x": math.nan}, {"x": object()}):
-        with pytest.raises((ValueError, TypeError)):
-            checkpoint.save(tmp_path / "run", ReformerLM(CONFIG), CONFIG, bad)
-    assert not list((tmp_path / "run").glob("*"))
-
-
-def damage(folder, how):
-    manifest = folder / checkpoint.MANIFEST
-    meta = json.loads(manifest.read_text())
-    path = folder / meta["weights"]["file"]
-    content = bytearray(path.read_bytes())
-    if how == "no folder":
-        return folder / "nowhere"
-    if how in ("flipped bit", "cut"):
-        content[-1] ^= 1
-        path.write_bytes(content if how == "flipped bit" else content[:-9])
-    elif how == "no weights":
-        path.unlink()
-    elif how == "manifest cut":
-        manifest.write_text(manifest.read_text()[:-20])
-    elif how == "manifest no object":
-        manifest.write_text("[1, 2]")
-    elif how == "manifest nested":
-        manifest.write_text("[" * 100_000)
-    else:
-        if how == "path out of the folder":
-            meta["weights"]["file"] = "../" + path.name
-        elif how == "format":
-            meta["format"] = 99
-        elif how == "config unknown":
-            meta["config"]["colour"] = "blue"
-        elif how == "config other shape":
-            meta["config"] |= {"d_ff": 48}
-        elif how == "no sha":
-            del meta["weights"]["sha256"]
-        manifest.write_text(json.dumps(meta))
-    return folder
+def run_in(folder, steps=12, stop_after=None, model=None, at=batch_at, about=None, **options):
+    model, calls = ReformerLM(replace(CONFIG, dropout=0.2)) if model is None else model, []
+    options = {
+        "steps": steps,
+        "learning_rate": 1e-2,
+        "warmup": 2,
+        "evaluate_every": 4,
+        "checkpoint_every": 3,
+        **options,
+    }
+    lines = []
+    result = train(
+        model, at, HELD_OUT, TrainingOptions(**options), folder=folder, resume=True, progress=False,
+        report=lines.append, about=about, should_stop=lambda: calls.append(1) or len(calls) > (stop_after or math.inf),
+    )  # fmt: skip
+    return result, lines
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
-    [("no folder", "no checkpoint in"), ("flipped bit", "is damaged"), ("cut", "is damaged"),
-     ("no weights", "does not exist"), ("manifest cut", "is not JSON"), ("manifest no object", "lacks 'weights'"),
-     ("manifest nested", "is not JSON"), ("path out of the folder", "names the weights file"), ("format", "format 99"),
-     ("config unknown", "no usable model.*colour"), ("config other shape", "no usable model.*size mismatch"),
-     ("no sha", "lacks 'weights'")],
+    "options",
+    [{}, {"optimizer": "adafactor"}, {"accumulate": 2}, {"precision": "64"}, {"precision": "bf16"},
+     {"schedule": "rsqrt"}],
+    ids=lambda options: "-".join(map(str, options.values())) or "plain",
 )  # fmt: skip
-def test_damaged_checkpoints_are_refused(saved, how, message):
-    folder = damage(saved[0], how)
-    with pytest.raises(checkpoint.CheckpointError, match=f"(?s){message}"):
-        checkpoint.load(folder)
+def test_a_stopped_run_goes_on_to_the_last_bit(tmp_path, options):
+    whole, _ = run_in(tmp_path / "whole", **options)
+    first, lines = run_in(tmp_path / "parts", stop_after=5, **options)
+    assert first.interrupted
+    assert first.steps == 5
+    assert lines == [f"no checkpoint in {tmp_path / 'parts'} yet: beginning at step 0"]
+    second, lines = run_in(tmp_path / "parts", stop_after=2, **options)
+    assert lines == ["going on after step 5 (step-000000005.json)"]
+    assert second.steps == 7
+    last, _ = run_in(tmp_path / "parts", **options)
+    assert not last.interrupted
+    assert last.steps == 12
+    assert last.tokens == whole.tokens
+    want, got = (weights_and_state(tmp_path / name, 12) for name in ("whole", "parts"))
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert [c["bits"] for c in last.curve] == [c["bits"] for c in whole.curve]
+    assert [e["bits"] for e in last.evaluations] == [e["bits"] for e in whole.evaluations]
+    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "parts/metrics.jsonl").read_bytes()
+    seconds = [c["seconds"] for c in last.curve]
+    assert all(a < b for a, b in pairwise(seconds[5:]))
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    first, _ = run_in(tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    again, _ = run_in(tmp_path / "run")
+    assert again.evaluations[-1]["bits"] == first.evaluations[-1]["bits"]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_more_steps_go_on_where_the_schedule_allows_it(tmp_path):
+    run_in(tmp_path / "run", steps=6, schedule="constant")
+    result, _ = run_in(tmp_path / "run", steps=9, schedule="constant", checkpoint_every=0)
+    assert result.steps == 9
+    whole, _ = run_in(tmp_path / "whole", steps=9, schedule="constant")
+    want, got = (weights_and_state(tmp_path / name, 9) for name in ("whole", "run"))
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert [c["bits"] for c in result.curve] == [c["bits"] for c in whole.curve]
+
+
+def test_another_run_is_refused_with_every_difference(tmp_path, monkeypatch):
+    run_in(tmp_path / "run", steps=3, about={"text": {"bytes": 7}})
+    config = replace(CONFIG, dropout=0.2, d_ff=48)
+    with pytest.raises(ValueError, match="of another run") as error:
+        run_in(tmp_path / "run", steps=4, clip=2.0, model=ReformerLM(config), about={"text": {"bytes": 8}})
+    for part in ("config.d_ff is 32 in the checkpoint and 48 now", "options.clip is 1.0", "options.steps is 3",
+                 "text.bytes is 7 in the checkpoint and 8 now"):  # fmt: skip
+        assert part in str(error.value)
+    assert "checkpoint_every" not in str(error.value)
+    monkeypatch.setattr(training, "__version__", "99.0")
+    with pytest.raises(ValueError, match=r"reformer_ref is '.*' in the checkpoint and '99.0' now"):
+        run_in(tmp_path / "run", steps=3, about={"text": {"bytes": 7}})
+
+
+def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_before_them(tmp_path):
+    run_in(tmp_path / "whole")
+    run_in(tmp_path / "run", stop_after=7)
+    newest = tmp_path / "run/checkpoints/step-000000007.json"
+    newest.write_text(newest.read_text()[:-40])
+    _, lines = run_in(tmp_path / "run")
+    assert "step-000000007.json is not JSON" in lines[0]
+    assert "kept as step-000000007.json.damaged" in lines[0]
+    assert lines[1] == "going on after step 6 (step-000000006.json)"
+    want, got = (weights_and_state(tmp_path / name, 12) for name in ("whole", "run"))
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(lambda t: t.update({"x:exp_avg": torch.ones(2)}), "state of another optimiser"),
+     (lambda t: t.clear(), "state of another optimiser"),
+     (lambda t: t.update({next(n for n in t if n.endswith("exp_avg")): torch.ones(5, 7)}), "does not fit"),
+     (lambda t: t[next(n for n in t if n.endswith("exp_avg"))].view(-1)[:1].fill_(math.nan), "is no number")],
+)  # fmt: skip
+def test_a_state_of_another_optimiser_is_refused(tmp_path, damage, message):
+    run_in(tmp_path / "run", stop_after=4)
+    found, _ = checkpoint.newest(tmp_path / "run")
+    damage(found.training)
+    checkpoint.save(
+        tmp_path / "run/checkpoints", checkpoint.build(found), step=5, training=found.training, state=found.state
+    )
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        run_in(tmp_path / "run")
+
+
+def test_metrics_that_are_not_those_of_the_checkpoint_are_refused(tmp_path):
+    run_in(tmp_path / "run", stop_after=4)
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"step": 1,', b'"step": 7,'))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl does not hold the metrics that the checkpoint"):
+        run_in(tmp_path / "run")
+
+
+def test_a_plain_checkpoint_is_no_run_to_go_on_with(tmp_path):
+    checkpoint.save(tmp_path / "run/checkpoints", ReformerLM(CONFIG), step=3)
+    with pytest.raises(checkpoint.CheckpointError, match="holds a model but no run to go on with"):
+        run_in(tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_keeps_state_and_batch(tmp_path):
+    model = ReformerLM(replace(CONFIG, dropout=0.2))
+
+    def poisoned(step):
+        if step == 7:
+            with torch.no_grad():
+                model.trunk.norm.weight.mul_(math.inf)
+        return batch_at(step)
+
+    with pytest.raises(NonFiniteLoss, match=r"at step 8 .*state and batch are kept"):
+        run_in(tmp_path / "run", model=model, at=poisoned)
+    kept = safetensors.torch.load_file(tmp_path / "run/failed/batch-000000008.safetensors")
+    assert np.array_equal(kept["0"].numpy(), batch_at(7))
+    note = json.loads((tmp_path / "run/failed/batch-000000008.json").read_text())
+    assert note["step"] == 8
+    assert "try a lower learning rate" in note["what"]
+    assert checkpoint.manifests(tmp_path / "run/checkpoints")[0].name == "step-000000007.json"
+
+
+def test_batches_of_several_tensors_count_by_weight(tmp_path):
+    tokens = torch.from_numpy(batch_at(0))
+    targets = torch.full_like(tokens, -100)
+    targets[0, :10], targets[1, :30] = tokens[0, :10], tokens[1, :30]  # rows that do not count the same
+
+    def gradients(accumulate):
+        model = ReformerLM(CONFIG)
+        train(
+            model, lambda step: (tokens, targets), [(tokens[0], targets[0])],
+            TrainingOptions(steps=1, accumulate=accumulate, clip=1e5, learning_rate=1e-9, precision="64"),
+            weight_of=lambda tokens, targets: int((targets != -100).sum()),
+            progress=False,
+        )  # fmt: skip
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(gradients(2), gradients(1), rtol=1e-12, atol=1e-14)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    with pytest.raises(ValueError, match="a batch of 2 rows cannot be divided by 1 processes × 3 parts"):
+        run(accumulate=3)
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    model = ReformerLM(CONFIG)
+    result = train(
+        model, batch_at, HELD_OUT, TrainingOptions(steps=3, evaluate_every=0), folder=tmp_path / "run",
+        tensorboard=True, progress=False,
+    )  # fmt: skip
+    reader = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert [event.step for event in reader.Scalars("bits")] == [1, 2, 3]
+    np.testing.assert_allclose([e.value for e in reader.Scalars("bits")], [c["bits"] for c in result.curve], rtol=1e-6)
+    assert {"held_out_bits", "learning_rate", "gradient_norm"} <= set(reader.Tags()["scalars"])
 
 
 # ---- sampling

@@ -1,0 +1,73 @@
+"""kill −9 at random moments, and inside the writing of checkpoints: the resumed run ends as if nothing had happened."""
+
+import random
+import signal
+import time
+
+import pytest
+
+from tests.faults.runs import FULL, STEPS, arguments, finish, outcome, start, train, wait_for
+
+KILLS = range(30 if FULL else 3)
+# Each checkpoint writes three files: fsync of the file, rename, fsync of the folder. Journals begin with two files.
+INSIDE = [
+    ("half-written", 9), ("replace", 8), ("fsync", 19), ("half-written", 10), ("replace", 10), ("fsync", 24),
+    ("half-written", 11), ("fsync", 27), ("replace", 3), ("half-written", 3),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The outcome of the run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, "run")
+    return outcome(folder / "run")
+
+
+def killed(process):
+    code, _, _ = finish(process)
+    return code == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", KILLS)
+def test_killed_at_a_random_moment(number, whole, tmp_path):
+    chance, kills = random.Random(number), 0
+    attempts = 1 + number % 3
+    for _ in range(attempts):  # once, twice, three times in one run
+        process = start(tmp_path, *arguments("run", resume=True))
+        wait_for(process, "baselines")
+        time.sleep(chance.uniform(0.0, 2.0))
+        process.kill()
+        kills += killed(process)
+    printed = train(tmp_path, "run", resume=True)
+    assert ("going on after step" in printed) or ("beginning at step 0" in printed)
+    assert outcome(tmp_path / "run") == whole
+    print(f"killed {kills} of {attempts} times; {printed.splitlines()[4]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "call"), INSIDE if FULL else INSIDE[:4])
+def test_killed_inside_the_writing_of_a_checkpoint(what, call, whole, tmp_path):
+    process = start(tmp_path, what, call, *arguments("run"), program=("-m", "tests.faults.dying"))
+    assert killed(process)
+    left = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("*"))
+    assert f"step-{STEPS:09d}.json" not in left
+    printed = train(tmp_path, "run", resume=True)
+    assert outcome(tmp_path / "run") == whole
+    assert not list((tmp_path / "run/checkpoints").glob(".*.tmp"))
+    print(f"{what} {call}: {len(left)} files in the folder; {printed.splitlines()[4]}")
+
+
+@pytest.mark.slow
+def test_a_line_cut_in_the_middle_is_written_again(whole, tmp_path):
+    process = start(tmp_path, *arguments("run"))
+    wait_for(process, "baselines")
+    time.sleep(1.0)
+    process.kill()
+    killed(process)
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        with open(tmp_path / "run" / name, "ab") as file:
+            file.write(b'{"step": 149, "bi')
+    train(tmp_path, "run", resume=True)
+    assert outcome(tmp_path / "run") == whole
