@@ -14,13 +14,15 @@ LAX     := 12_training.ipynb
 CORE    := $(VENV)/.installed-core
 PEERS   := $(VENV)/.installed-peers
 BROWSER := $(VENV)/.installed-browser
+GRADING := $(VENV)/.installed-grading
 RUN     := runs/text
 
 .DEFAULT_GOAL := help
-.PHONY: help lab walkthrough demo notebooks figures test tests-alone nbval peers browser lint format clean
+.PHONY: help lab walkthrough demo notebooks figures assignments test tests-alone nbval peers browser grading nightly \
+    grade-demo lint format clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 	@echo
 	@echo "  PYTHON=python3.12    another interpreter (3.11 or newer) for a new $(VENV)"
 	@echo "  CONSTRAINTS=         install by ranges instead of the tested releases (constraints.txt)"
@@ -42,10 +44,13 @@ notebooks: $(CORE)  ## run every notebook and store its outputs in it
 figures: $(CORE)  ## draw the pictures, with the data they show
 	$(BIN)/python -m reformer_ref figures
 
-test: $(CORE) tests-alone nbval  ## all tests and notebooks, but neither peers nor browser
+assignments: $(GRADING)  ## generate the students' versions of the assignments from their sources
+	$(BIN)/python -m reformer_ref classroom generate
+
+test: $(CORE) tests-alone nbval  ## all tests and notebooks, but neither peers nor browser nor whole classes
 
 tests-alone: $(CORE)
-	$(PYTEST) -m "not peers and not browser" $(PYTEST_ARGS)
+	$(PYTEST) -m "not peers and not browser and not grading" $(PYTEST_ARGS)
 
 nbval: $(CORE)  ## the notebooks: every stored output must come out again (of the training one, the fixed cells)
 	$(NBVAL) --nbval notebooks --ignore notebooks/$(LAX)
@@ -56,6 +61,17 @@ peers: $(PEERS)  ## compare with other people's implementations
 
 browser: $(BROWSER)  ## the notebooks in a real JupyterLab and Debian's Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)
+
+grading: $(GRADING)  ## whole classes hand in, right, wrong and cheating, and get the marks that are due
+	$(PYTEST) -m "not grading" tests/classroom $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m grading tests/classroom $(PYTEST_ARGS)
+
+grade-demo: $(GRADING)  ## a round of a course with made-up students: releases, grading, feedback, marks.csv
+	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_ref classroom demo
+
+nightly: $(CORE)  ## more of what is tried at random: 10,000 fuzz cases, 40 killed runs
+	REFORMER_FUZZ=nightly $(PYTEST) tests/fuzz $(PYTEST_ARGS)
+	REFORMER_FAULTS=full $(PYTEST) -rA tests/faults/test_kills.py $(PYTEST_ARGS)
 
 lint: $(CORE)  ## ruff over code and notebooks
 	$(BIN)/ruff check .
@@ -84,6 +100,10 @@ $(CORE): $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 
 $(PEERS): $(CORE)
 	$(PIP) -e '.[test,train,peers]'
+	@touch $@
+
+$(GRADING): $(CORE)
+	$(PIP) -e '.[test,train,grading]'
 	@touch $@
 
 $(BROWSER): $(CORE)

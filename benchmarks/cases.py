@@ -9,7 +9,7 @@ multiplications as plain windows need, as nothing but batched matrix products, w
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from reformer_ref.validate import require_int
+from reformer_ref.validate import clear_errors, require_int
 
 HEADS, D_HEAD, CHUNK = 8, 64, 64
 MODEL = {"vocab_size": 256, "d_model": 256, "n_heads": 4, "d_ff": 1024}
@@ -110,12 +110,14 @@ class Point:
         return f"{self.length:,} tokens, {self.n_hashes} round{'s' * (self.n_hashes > 1)}{depth}"
 
 
+@clear_errors
 def attention_flops(length, n_hashes):
     """Forward and backward of plain windows: 7 matrix products (2 forward, 5 backward, scores recomputed)."""
     pairs = HEADS * n_hashes * length * 2 * CHUNK
     return 7 * 2.0 * pairs * D_HEAD
 
 
+@clear_errors
 def points(name, lengths=None, rounds=None, depths=None, quick=False):
     """The points of a case, shortest first; any list given replaces the case's own.
 
@@ -143,6 +145,7 @@ def _point(kind, length, n_hashes, depth, quick):
     return Point(kind, length, n_hashes, depth if kind == "step" else 0, flops)
 
 
+@clear_errors
 def chosen(name, only=None):
     """The contenders of a case; ``only``: names, or "ours" for all of ours. ValueError if none of the case is named."""
     names = CASES[name].contenders

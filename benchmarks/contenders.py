@@ -21,6 +21,7 @@ from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
 from reformer_ref.memory import count_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.validate import clear_errors, require_int
 
 LEARNING_RATE = 1e-4
 
@@ -182,6 +183,7 @@ def step(make, point, device):
     return run
 
 
+@clear_errors
 def step_config(point):
     """Our model: local and LSH layers alternating, as in transformers; windows as in the ports."""
     return ReformerConfig(
@@ -234,7 +236,9 @@ def huggingface_model(point):
     return model, lambda tokens: model(input_ids=tokens, labels=tokens, use_cache=False).loss
 
 
+@clear_errors
 def axial_shape(length):
     """Two factors whose product is the length, as transformers wants in training; as nearly square as it goes."""
+    require_int("length", length, 1, 1 << 40)
     rows = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
     return rows, length // rows

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks import cases
 from reformer_ref import record
-from reformer_ref.validate import require_float, require_int
+from reformer_ref.validate import clear_errors, require_float, require_int
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("figures/data")
@@ -167,6 +167,7 @@ def _remember(contender, point, result, limit, history):
         history[key] = point.length, result["median"]
 
 
+@clear_errors
 def ratios(results):
     """For each of ours that ran: times faster than the best port, than dense; memory and share of the arithmetic."""
     done = {r["contender"]: r for r in results if r["status"] == "ok"}
@@ -188,6 +189,7 @@ def ratios(results):
     return found
 
 
+@clear_errors
 def table(point, entry):
     """A point as text: one line per contender, ratios to the best port beside ours."""
     lines = [f"{point.label}", f"  {'':<18}{'median':>10}{'fastest … slowest':>22}{'peak memory':>14}"]

@@ -3,11 +3,17 @@
 import numpy as np
 import torch
 
+from reformer_ref.tensors import require_device, require_dtype
+
 
 def to_torch(value, dtype=torch.float64, device="cpu"):
     """Arrays become tensors (floats in ``dtype``); everything else passes unchanged, lists and tuples by item."""
     if isinstance(value, np.ndarray):
-        tensor = torch.from_numpy(np.array(value, order="C")).to(device)
+        require_dtype("dtype", dtype), require_device("device", device)
+        try:
+            tensor = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C")).to(device)
+        except TypeError:  # text, objects, long doubles
+            raise TypeError(f"value must hold numbers that PyTorch knows, got dtype {value.dtype}") from None
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
     if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) for v in value):
         return type(value)(to_torch(v, dtype, device) for v in value)
@@ -17,7 +23,11 @@ def to_torch(value, dtype=torch.float64, device="cpu"):
 def to_numpy(value):
     """Tensors become arrays; tuples, lists and dicts by item."""
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().numpy()
+        try:
+            return value.detach().cpu().resolve_neg().resolve_conj().numpy()
+        except (TypeError, RuntimeError):  # bfloat16, sparse, quantized
+            what = f"{value.dtype}, {value.layout}, {value.device}"
+            raise TypeError(f"value must be a dense tensor of a dtype that NumPy knows, got {what}") from None
     if isinstance(value, (list, tuple)):
         return type(value)(to_numpy(v) for v in value)
     if isinstance(value, dict):

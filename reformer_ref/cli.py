@@ -1,5 +1,5 @@
 """The command line, ``python -m reformer_ref COMMAND``, also installed as ``reformer-ref``: train, generate, memory,
-bench, million, figures, walkthrough.
+bench, million, classroom, figures, walkthrough.
 
 Mistakes of the user end with one line on stderr and exit code 2, a failed run with 1, Ctrl-C with 130. Torch and the
 rest are imported by the command that needs them, so that ``--help`` answers at once.
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from reformer_ref.bench import add_bench_arguments
+from reformer_ref.classroom.command import add_classroom_arguments
 from reformer_ref.million import add_million_arguments
 from reformer_ref.planner import add_memory_arguments
 from reformer_ref.train_command import add_train_arguments, set_threads
@@ -40,8 +41,14 @@ def main(argv=None):
 
 
 def _fail(message, code):
-    print("reformer-ref: " + " ".join(str(message).split()), file=sys.stderr)
+    print("reformer-ref: " + _one_line(message), file=sys.stderr)
     return code
+
+
+def _one_line(message):
+    """A message without line breaks, cut where somebody has given a name of thousands of characters."""
+    text = " ".join(str(message).split())
+    return text if len(text) <= 1000 else text[:1000] + " …"
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -53,7 +60,7 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
 
 
 def build_parser():
@@ -67,6 +74,7 @@ def build_parser():
         ("train", add_train_arguments, "train a ReformerLM on the bytes of a text"),
         ("memory", add_memory_arguments, "say whether a training step fits a budget, and what would make it fit"),
         ("bench", add_bench_arguments, "measure this package and its peers side by side"),
+        ("classroom", add_classroom_arguments, "make assignments and courses, and grade them"),
         ("million", add_million_arguments, "train a step on a text as one sequence of a million bytes"),
     ):
         add_arguments(commands.add_parser(name, help=help_text, formatter_class=_Defaults))

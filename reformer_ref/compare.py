@@ -4,21 +4,33 @@ from functools import wraps
 
 import numpy as np
 
+from reformer_ref.validate import as_array
+
 
 def relative_error(got, want):
     """max |got − want| / max |want| (absolute where ``want`` is all zero). Non-finite differences count as infinite."""
-    got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
+    got, want = _numbers("got", got), _numbers("want", want)
     if got.shape != want.shape:
         raise AssertionError(f"shapes differ: got {got.shape}, expected {want.shape}")
     if got.size == 0:
         return 0.0
-    worst = np.max(np.abs(got - want))
+    with np.errstate(all="ignore"):
+        worst = np.max(np.abs(got - want))
     return float(worst / (np.max(np.abs(want)) or 1.0)) if np.isfinite(worst) else float("inf")
+
+
+def _numbers(name, value):
+    """``value`` as float64; TypeError if it holds anything but real numbers."""
+    array = as_array(name, value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64)
 
 
 def expect_close(what, got, want, tolerance, hint=""):
     """Return the relative error, or raise an AssertionError that shows where the two differ most."""
-    got, want = np.asarray(got), np.asarray(want)
+    got, want = _numbers("got", got), _numbers("want", want)
     if got.shape != want.shape:
         raise AssertionError(f"{what}: got shape {got.shape}, expected {want.shape}. {hint}".strip())
     error = relative_error(got, want)
@@ -34,7 +46,7 @@ def expect_close(what, got, want, tolerance, hint=""):
 
 def expect_equal(what, got, want, hint=""):
     """Raise an AssertionError that shows the first place where two integer or boolean arrays differ."""
-    got, want = np.asarray(got), np.asarray(want)
+    got, want = as_array("got", got), as_array("want", want)
     if got.shape != want.shape:
         raise AssertionError(f"{what}: got shape {got.shape}, expected {want.shape}. {hint}".strip())
     if not np.array_equal(got, want):

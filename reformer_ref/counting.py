@@ -11,6 +11,8 @@ from contextlib import suppress
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reformer_ref.validate import shown
+
 BLOCK = 512  # bytes: the CUDA allocator gives memory out in these
 
 
@@ -30,7 +32,7 @@ class Counter(TorchDispatchMode):
 
     def __init__(self, on=None):
         super().__init__()
-        self.on = None if on is None else torch.device(on)
+        self.on = None if on is None else as_device("on", on)
         self.alive, self.seen = {}, []  # address -> Storage; all that came after the start
         self.start = self.live = self.peak = self.clock = self.peak_at = 0
 
@@ -105,6 +107,16 @@ class Counter(TorchDispatchMode):
     def at_peak(self):
         """The storages that came after the start and were alive at the peak."""
         return [watch for watch in self.seen if watch.born <= self.peak_at < watch.died]
+
+
+def as_device(name, device):
+    """``device`` as a torch.device; TypeError or ValueError for what is none."""
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f'{name} must be a device such as "cpu" or "cuda:1", got {shown(device)}')
+    try:
+        return torch.device(device)
+    except (RuntimeError, ValueError):
+        raise ValueError(f'{name} must be a device such as "cpu" or "cuda:1", got {shown(device)}') from None
 
 
 class MetaCounter(Counter):

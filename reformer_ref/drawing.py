@@ -19,7 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from reformer_ref.validate import clear_errors, require_choice, require_float, require_int, shown
+
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+LONGEST_SIDE = 200  # of a picture, in inches
 SOURCE_STYLE = "font-size:12px;white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid #999;padding:6px"
 STYLE = {
     "font.size": 10,
@@ -42,15 +45,19 @@ class Picture(Figure):
     As the last value of a notebook's cell it shows itself, its caption and its numbers.
     """
 
+    @clear_errors
     def __init__(self, width=8.0, height=4.0, **options):
+        for name, inches in (("width", width), ("height", height)):
+            if not 0 < require_float(name, inches) <= LONGEST_SIDE:
+                raise ValueError(f"{name} must be more than 0 and at most {LONGEST_SIDE} inches, got {inches}")
         super().__init__(figsize=(width, height), layout="constrained", facecolor="white", **options)
         FigureCanvasAgg(self)
         self.caption, self.numbers = "", {}
 
     def tell(self, caption, **numbers):
         """Give the caption (kind of chart, axes, the point) and the numbers shown; returns the picture."""
-        if not caption.strip():
-            raise ValueError("caption must say what the picture shows, got an empty text")
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"caption must be a text that says what the picture shows, got {shown(caption)}")
         self.caption, self.numbers = " ".join(caption.split()), numbers
         return self
 
@@ -61,6 +68,7 @@ class Picture(Figure):
 
     def png(self, dpi=100):
         """The picture as PNG, bytes: 256 colours are enough for a drawing, and a third of the size."""
+        require_int("dpi", dpi, 1, 1200)
         full, small = io.BytesIO(), io.BytesIO()
         self.savefig(full, format="png", dpi=dpi)
         image = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
@@ -76,7 +84,8 @@ class Picture(Figure):
 
 
 def styled(draw):
-    """Decorator of drawing functions: the style of this house, without a change to anybody's settings."""
+    """Decorator of drawing functions: the style of this house, without a change to anybody's settings; clear errors."""
+    draw = clear_errors(_require_function("draw", draw))
 
     @functools.wraps(draw)
     def wrapped(*args, **kwargs):
@@ -86,6 +95,7 @@ def styled(draw):
     return wrapped
 
 
+@clear_errors
 def number(value):
     """A number in three significant digits, integers whole with commas; anything else as it is written."""
     if isinstance(value, (bool, np.bool_)):
@@ -101,13 +111,15 @@ def number(value):
     return f"{value:.2e}"
 
 
+@clear_errors
 def bucket_colours(n_buckets):
     """Colours of buckets 0 … n_buckets − 1, (n_buckets, 4) RGBA: Okabe–Ito up to 8, cividis beyond."""
-    if n_buckets <= len(OKABE_ITO):
+    if require_int("n_buckets", n_buckets, 1, 1 << 24) <= len(OKABE_ITO):
         return matplotlib.colors.to_rgba_array(OKABE_ITO[:n_buckets])
     return matplotlib.colormaps["cividis"](np.linspace(0, 1, n_buckets))
 
 
+@clear_errors
 def readable_on(colour):
     """ "black" or "white", whichever can be read on the colour (luminance of WCAG 2)."""
     rgb = np.asarray(matplotlib.colors.to_rgb(colour))
@@ -118,10 +130,11 @@ def readable_on(colour):
 def entries(name, named):
     """``named``, if it is a dict with at least one entry; ValueError if not."""
     if not isinstance(named, dict) or not named:
-        raise ValueError(f"{name} must be a dict with at least one entry, got {named!r:.60}")
+        raise ValueError(f"{name} must be a dict with at least one entry, got {shown(named, 60)}")
     return named
 
 
+@clear_errors
 def strip(ax, labels, colours, title=None):
     """One row of cells from left to right: labels, n texts; colours (n, 4) RGBA or n names."""
     colours = matplotlib.colors.to_rgba_array(colours)
@@ -143,11 +156,12 @@ class Html(str):
         return str(self)
 
 
+@clear_errors
 def side_by_side(*functions):
     """The sources of functions of this package next to each other, each under the name of its file."""
     cells = []
     for function in functions:
-        plain = inspect.unwrap(function)
+        plain = inspect.unwrap(_require_function("function", function))
         name = f"{plain.__module__.replace('.', '/')}.py · {plain.__qualname__}"
         source = html.escape(textwrap.dedent(inspect.getsource(plain)).rstrip())
         cells.append(
@@ -165,6 +179,13 @@ class Range:
     high: float
     step: float = 1
     start: float | None = None
+
+    def __post_init__(self):
+        for name in ("low", "high", "step"):
+            require_float(name, getattr(self, name))
+        if not (self.low <= self.high and self.step > 0):
+            raise ValueError(f"low must be at most high and step above 0, got {self}")
+        self.check("start", self.first)
 
     @property
     def first(self):
@@ -186,7 +207,7 @@ class Range:
         kinds = (int, np.integer) if self.whole else (int, float, np.number)
         if isinstance(value, bool) or not isinstance(value, kinds) or not self.low <= value <= self.high:
             kind = "a whole number" if self.whole else "a number"
-            raise ValueError(f"{name} must be {kind} from {self.low} to {self.high}, got {value!r}")
+            raise ValueError(f"{name} must be {kind} from {self.low} to {self.high}, got {shown(value)}")
 
     def widget(self, name):
         """The slider."""
@@ -201,6 +222,8 @@ class Choice:
     """A menu of options, starting at ``start`` (the first one, if not given)."""
 
     def __init__(self, *options, start=None):
+        if not options:
+            raise ValueError("options must be at least one, got none")
         self.options, self.first = options, options[0] if start is None else start
         self.check("start", self.first)
 
@@ -211,8 +234,7 @@ class Choice:
 
     def check(self, name, value):
         """ValueError unless it is one of the options."""
-        if not any(type(value) is type(o) and value == o for o in self.options):
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, self.options))}, got {value!r}")
+        require_choice(name, value, self.options)
 
     def widget(self, name):
         """The menu; a box to tick for yes and no."""
@@ -230,6 +252,9 @@ class Text:
     start: str
     longest: int = 400
 
+    def __post_init__(self):
+        require_int("longest", self.longest), self.check("start", self.start)
+
     @property
     def first(self):
         """The text that stands there at first."""
@@ -243,7 +268,9 @@ class Text:
     def check(self, name, value):
         """ValueError unless it is a text that is neither blank nor too long."""
         if not isinstance(value, str) or not value.strip() or len(value) > self.longest:
-            raise ValueError(f"{name} must be a text of 1 to {self.longest} characters, not blank, got {value!r:.60}")
+            raise ValueError(
+                f"{name} must be a text of 1 to {self.longest} characters, not blank, got {shown(value, 60)}"
+            )
 
     def widget(self, name):
         """The line."""
@@ -255,8 +282,12 @@ class Text:
 def controls(**described):
     """Decorator: describe every argument by a ``Range``, ``Choice`` or ``Text``; where it starts is the default."""
 
+    for name, control in described.items():
+        if not isinstance(control, (Range, Choice, Text)):
+            raise TypeError(f"{name} must be a Range, a Choice or a Text, got {shown(control)}")
+
     def decorate(draw):
-        signature = inspect.signature(draw)
+        signature = inspect.signature(_require_function("draw", draw))
         if set(signature.parameters) != set(described):
             raise TypeError(f"controls must describe {list(signature.parameters)}, got {list(described)}")
 
@@ -279,7 +310,7 @@ def explore(draw):
     import ipywidgets
 
     if not hasattr(draw, "controls"):
-        raise TypeError(f"draw must be a function decorated with controls, got {draw!r:.60}")
+        raise TypeError(f"draw must be a function decorated with controls, got {shown(draw, 60)}")
     inputs = {name: control.widget(name) for name, control in draw.controls.items()}
     image, told = (
         ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"}),
@@ -300,6 +331,12 @@ def explore(draw):
     redraw()
     panel = ipywidgets.HBox(list(inputs.values()), layout={"flex_flow": "row wrap"})
     return ipywidgets.VBox([panel, image, told])
+
+
+def _require_function(name, function):
+    if not inspect.isroutine(function):
+        raise TypeError(f"{name} must be a function, got {shown(function)}")
+    return function
 
 
 def _labelled(name, width="auto"):

@@ -96,6 +96,7 @@ def record_run(folder, out):
             raise TypeError(f"{name} must be the path of a folder, got {shown(value)}")
     path = Path(folder) / "metrics.json"
     if not os.path.isfile(path):
+        folder = shown(str(folder))
         raise ValueError(
             f"no recorded run in the folder {folder} (metrics.json); train one first: reformer-ref train --out {folder}"
         )

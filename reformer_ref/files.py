@@ -1,6 +1,7 @@
 """Files that survive: written whole or not at all, and read only where they are what they seem."""
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -9,8 +10,13 @@ from pathlib import Path
 
 
 def write_atomically(path, content):
-    """Write bytes to ``path`` so that a crash leaves either the old file or the new one, never a part of it."""
+    """Write bytes to ``path`` so that a crash leaves either the old file or the new one, never a part of it.
+
+    OSError if something else than a file stands there: a device that is replaced by a file is gone for everybody.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "there is something that is no file", str(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

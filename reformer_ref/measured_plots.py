@@ -5,6 +5,7 @@ names the command, the machine and the date that the record gives.
 """
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from reformer_ref.drawing import OKABE_ITO, Picture, number, styled
 from reformer_ref.planner import PARTS, format_bytes
+from reformer_ref.validate import as_array, clear_errors, shown
 
 DATA = Path(__file__).resolve().parents[1] / "figures" / "data"
 # label, colour, marker and line of everybody who was measured, in the order of a legend
@@ -38,13 +40,16 @@ MIB, GIB = 2**20, 2**30
 
 def read(name):
     """The record ``figures/data/name.json``, a dict. ValueError if there is none of this name."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a record in figures/data, got {shown(name)}")
     path = DATA / f"{name}.json"
-    if not path.is_file():
+    if Path(name).name != name or not os.path.isfile(path):
         there = ", ".join(sorted(p.stem for p in DATA.glob("*.json"))) or "nothing"
-        raise ValueError(f"name must be a record in figures/data, got {name!r}; there is {there}")
+        raise ValueError(f"name must be a record in figures/data, got {shown(name)}; there is {there}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@clear_errors
 def source(*records):
     """How records were measured, in a sentence: commands, machine, date."""
     if not records:
@@ -63,6 +68,7 @@ def source(*records):
     return f"Measured by “{'”, “'.join(commands)}” on {'; '.join(machines)}; {', '.join(dates)}."
 
 
+@clear_errors
 def medians(records, what="median", **where):
     """{contender: (lengths, values)}, by length, of everybody who finished. what: "median" (seconds of a run) or
     "above_start_bytes"; where: what a point must have, such as n_hashes=4.
@@ -83,8 +89,11 @@ def medians(records, what="median", **where):
 
 def exponent(x, y):
     """p of the power law y ∝ x^p that fits best: the slope of a straight line through log x, log y."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if x.shape != y.shape or x.ndim != 1 or len(x) < 2 or x.min() <= 0 or y.min() <= 0:
+    x, y = (as_array(name, value) for name, value in (("x", x), ("y", y)))
+    if x.dtype.kind not in "iuf" or y.dtype.kind not in "iuf":
+        raise TypeError(f"x and y must hold numbers, got {x.dtype} and {y.dtype}")
+    x, y = x.astype(float), y.astype(float)
+    if x.shape != y.shape or x.ndim != 1 or len(x) < 2 or not (np.isfinite(x + y) & (x > 0) & (y > 0)).all():
         raise ValueError(f"x and y must be two equally long rows of positive numbers, got shapes {x.shape}, {y.shape}")
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
@@ -210,6 +219,8 @@ def training_step(records):
                 ax.text(x, height, number(height), ha="center", va="bottom", fontsize=8)
             what = f"{label}, {point['length']:,} tokens"
             numbers[what] = f"{number(heights[0])} s, {number(heights[1])} GiB"
+    if not numbers:
+        raise ValueError(f"records must hold a step of one of {', '.join(HATCHES)} that has finished, got none")
     names = [f"{p['length']:,} tokens\n{p['n_layers']} layers" for p in points]
     for ax, ylabel, title in zip(axes, ("seconds", "GiB"), ("One training step", "Its peak memory"), strict=True):
         ax.set(xticks=range(len(points)), xticklabels=names, ylabel=ylabel, title=title)

@@ -16,11 +16,11 @@ from functools import lru_cache
 
 import torch
 
-from reformer_ref.counting import BLOCK, Counter, MetaCounter
+from reformer_ref.counting import BLOCK, Counter, MetaCounter, as_device
 from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
-from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.config import require_config
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.validate import require_bool, require_choice, require_int
+from reformer_ref.validate import LARGEST_ARRAY, require_bool, require_choice, require_int, require_room, shown
 
 NOT_COUNTED = "work space inside kernels (sorting, matrix products); what the allocator loses to fragments"
 NOT_PREDICTED = f"{NOT_COUNTED}; the CUDA context (0.3 to 0.6 GB); the program itself"
@@ -65,7 +65,7 @@ def measure_peak(fn, device=None):
     tells nothing.
     """
     _require_callable(fn)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    device = as_device("device", ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     require_choice("device", device.type, ("cpu", "cuda"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError('device="cuda": there is no CUDA device here; predict_peak needs none')
@@ -164,9 +164,9 @@ def predict_peak(
     length, d_model), or of two; working set: the rest. All that is alive at the peak, when few gradients may exist.
     ValueError or TypeError for arguments outside this.
     """
-    if not isinstance(config, ReformerConfig):
-        raise TypeError(f"config must be a ReformerConfig, got {type(config).__name__}")
-    length, batch = require_int("length", length), require_int("batch", batch)
+    require_config(config)
+    length, batch = require_int("length", length, 1, LARGEST_ARRAY), require_int("batch", batch)
+    require_room(batch=batch, length=length)
     if length < 2:
         raise ValueError(f"length must be at least 2, so that there is a token to predict, got {length}")
     require_choice("device", device, ("cpu", "cuda")), require_choice("optimizer", optimizer, tuple(OPTIMIZERS))
@@ -188,7 +188,7 @@ def predict_peak(
 
 def lengthened(config, length):
     """``config``, or where ``length`` is beyond its ``max_length`` the same model for sequences of that length."""
-    if length <= config.max_length:
+    if require_int("length", length, 1, LARGEST_ARRAY) <= require_config(config).max_length:
         return config
     axes = len(config.axial_shape or ())  # two axes get a new shape, and keep their widths
     return replace(config, max_length=length, axial_shape=None, axial_dims=config.axial_dims if axes == 2 else None)
@@ -261,4 +261,4 @@ def _blocks_as_on(device):
 
 def _require_callable(fn):
     if not callable(fn):
-        raise TypeError(f"fn must be a function without arguments, got {fn!r} ({type(fn).__name__})")
+        raise TypeError(f"fn must be a function without arguments, got {shown(fn)} ({type(fn).__name__})")

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
 
-MILLION = 1 << 20
+from reformer_ref.validate import clear_errors, require_bool, require_int, shown
+
+MILLION, LONGEST = 1 << 20, 1 << 30
 UNFOLLOWED = "embedding and loss"  # what no half of the model does
 
 
@@ -46,17 +49,20 @@ def run_million(args):
 
     from reformer_ref import record
     from reformer_ref.model.pytorch import ReformerLM
-    from reformer_ref.validate import require_float, require_int
+    from reformer_ref.validate import require_float
 
     require_int("--steps", args.steps), require_int("--seed", args.seed, 0)
     if require_float("--lr", args.lr, 0.0) == 0.0:
         raise ValueError("--lr must be more than 0, got 0")
     threads = record.usable_cores() if args.threads is None else require_int("--threads", args.threads)
-    config = million_config(args)
+    config, _ = million_config(args), record.require_place("--out", args.out)
     tokens, about_text = read_tokens(args.text, args.length, args.repeat_text)
     torch.set_num_threads(threads)
     before, start = record.peak_rss(), time.perf_counter()
-    model = ReformerLM(config)
+    try:
+        model = ReformerLM(config)
+    except (RuntimeError, MemoryError) as error:
+        return _out_of_memory(error)
     data = {
         **record.about(args.command, threads), "text": about_text, "config": json.loads(config.to_json()),
         "preset": args.preset, "learning_rate": args.lr, "parameters": sum(p.numel() for p in model.parameters()),
@@ -71,21 +77,25 @@ def run_million(args):
     try:
         data |= train(model, tokens, args)
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
-            raise
-        print(f"reformer-ref: out of memory: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _out_of_memory(error)
     data["peak_rss_bytes"] = record.peak_rss()
     record.write(args.out, data)
     print(summary(data) + f"\nwritten {args.out}", flush=True)
     return 0
 
 
+def _out_of_memory(error):
+    """Say so and return the exit code 1; any other error is raised again."""
+    if not (isinstance(error, MemoryError) or re.search("allocate memory|overflow", str(error))):
+        raise error
+    print(f"reformer-ref: out of memory: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+
+
 def million_config(args):
     """The ReformerConfig that the options describe."""
     from reformer_ref.lsh_attention.options import LSHOptions
     from reformer_ref.model.config import ReformerConfig
-    from reformer_ref.validate import require_int
 
     return ReformerConfig(
         vocab_size=256, d_model=args.d_model, n_layers=args.layers, n_heads=args.heads, d_ff=args.d_ff,
@@ -102,7 +112,7 @@ def read_tokens(path, length, repeat=False):
 
     from reformer_ref.data.text import read_text
 
-    data = read_text(path)
+    data, length = read_text(path), require_int("length", length, 2, LONGEST)
     if data.size < length and not repeat:
         raise ValueError(
             f"--text {path} has {data.size:,} bytes, the sequence {length:,}; give a longer text, a smaller --length, "
@@ -161,6 +171,9 @@ class Clock:
     def __init__(self, model, steps, quiet):
         from tqdm.auto import tqdm
 
+        if not hasattr(model, "trunk"):
+            raise TypeError(f"model must be a ReformerLM, got {shown(model)}")
+        require_int("steps", steps), require_bool("quiet", quiet)
         self.halves = [half for block in model.trunk.stack.blocks for half in block.halves if hasattr(half, "add_")]
         often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
         total = 2 * len(self.halves) * steps
@@ -208,6 +221,7 @@ class Clock:
         return call
 
 
+@clear_errors
 def summary(data):
     """What came out, as text."""
     lines = []

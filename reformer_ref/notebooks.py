@@ -5,9 +5,13 @@ no script, nothing from the network.
 """
 
 import html
+import os
 import re
 import time
 from pathlib import Path
+
+from reformer_ref.files import open_regular
+from reformer_ref.validate import clear_errors, require_bool, shown
 
 IGNORED = "nbval-ignore-output"  # the tag of cells whose output differs from run to run
 CELL_SECONDS = 300
@@ -26,17 +30,30 @@ details{margin:.6em 0} summary{cursor:pointer}
 """
 
 
+def read(path):
+    """The notebook at ``path``; TypeError or ValueError if it is none."""
+    import nbformat
+
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be that of a notebook, got {shown(path)}")
+    try:
+        with open_regular(path) as file:
+            return nbformat.reads(file.read().decode("utf-8"), as_version=4)
+    except Exception as error:  # nbformat has many kinds
+        what = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise ValueError(f"path {shown(str(path))} cannot be read as a notebook: {what}") from None
+
+
 def run(path, on_cell=lambda: None, timeout=CELL_SECONDS):
     """The notebook at ``path`` after all its cells ran in a new kernel, in its own folder.
 
     on_cell: called after every code cell. Errors: RuntimeError with the notebook, the cell's id and the error, if one
     raises or takes longer than ``timeout`` seconds.
     """
-    import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-    notebook, cells = nbformat.read(path, as_version=4), []
+    notebook, cells = read(path), []
     client = NotebookClient(
         notebook,
         timeout=timeout,
@@ -52,6 +69,7 @@ def run(path, on_cell=lambda: None, timeout=CELL_SECONDS):
     return notebook
 
 
+@clear_errors
 def clean(notebook):
     """Keep what a reader needs and every run gives alike: no times, no state or output of widgets, one kernel name."""
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
@@ -87,13 +105,20 @@ def walkthrough(folder, out=None, only=(), store=False, progress=True):
     import nbformat
     from tqdm import tqdm
 
-    paths = sorted(Path(folder).glob("*.ipynb"))
+    require_bool("store", store), require_bool("progress", progress)
+    for name, value in (("folder", folder), ("out", out)):
+        if not isinstance(value, (str, Path)) and not (name == "out" and value is None):
+            raise TypeError(f"{name} must be the path of a folder, got {shown(value)}")
+    if not isinstance(only, (tuple, list)) or not all(isinstance(o, str) for o in only):
+        raise TypeError(f"only must be a list of beginnings of names, got {shown(only)}")
+    paths = sorted(Path(folder).glob("*.ipynb")) if os.path.isdir(folder) else []
     chosen = [p for p in paths if not only or any(p.name.startswith(o) for o in only)]
     if not chosen:
-        raise ValueError(f"no notebook in {folder} begins with {' or '.join(only) or 'anything'}")
+        begins = shown(" or ".join(only)) if only else "anything"
+        raise ValueError(f"no notebook in the folder {shown(str(folder))} begins with {begins}")
     pages = []
     for path in chosen:
-        cells = sum(cell.cell_type == "code" for cell in nbformat.read(path, as_version=4).cells)
+        cells = sum(cell.cell_type == "code" for cell in read(path).cells)
         begin = time.perf_counter()
         with tqdm(total=cells, desc=path.stem, unit="cell", disable=not progress) as bar:
             notebook = run(path, on_cell=bar.update)
@@ -106,6 +131,7 @@ def walkthrough(folder, out=None, only=(), store=False, progress=True):
     return chosen
 
 
+@clear_errors
 def gallery(pages, out):
     """One HTML page for each (path, notebook), and an index with their promises and first pictures."""
     out.mkdir(parents=True, exist_ok=True)
@@ -171,6 +197,7 @@ def _body(notebook):
     return "\n".join(parts)
 
 
+@clear_errors
 def with_mathml(source):
     """Markdown with its formulas, ``$…$`` and ``$$…$$``, as MathML; code stays as it is."""
     from latex2mathml.converter import convert

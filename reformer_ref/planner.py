@@ -11,7 +11,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reformer_ref.validate import require_choice, require_int
+from reformer_ref.validate import LARGEST_ARRAY, clear_errors, require_choice, require_int, shown
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SLICE = 1 << 14  # positions at a time, where slices are proposed
@@ -29,6 +29,7 @@ PARTS = {
 WAYS = {"reversible": ("#0072B2", "o"), "not reversible": ("#D55E00", "s"), "dense": ("#000000", "^")}
 
 
+@clear_errors
 def format_bytes(n):
     """Three digits and a decimal unit: 16384 -> "16.4 kB"."""
     n, unit = float(n), 0
@@ -43,10 +44,10 @@ def parse_bytes(text):
         re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d\d?)?)\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
     )
     if match is None or (match[2] or "b") not in UNITS:
-        raise ValueError(f"a size must look like 16GB (16·10^9 bytes) or 16GiB (16·2^30 bytes), got {text!r}")
+        raise ValueError(f"a size must look like 16GB (16·10^9 bytes) or 16GiB (16·2^30 bytes), got {shown(text)}")
     size = float(match[1]) * UNITS[match[2] or "b"]
     if not 1 <= size < 1e18:
-        raise ValueError(f"a size must be at least 1 byte and below 10^18, got {text!r}")
+        raise ValueError(f"a size must be at least 1 byte and below 10^18, got {shown(text)}")
     return int(size)
 
 
@@ -66,8 +67,12 @@ class Question:
     dtype: str = "float32"
 
     def __post_init__(self):
-        require_int("budget", self.budget), require_int("length", self.length, minimum=2)
-        require_choice("dtype", self.dtype, DTYPES)
+        from reformer_ref.model.config import require_config
+
+        require_config(self.config), require_int("batch", self.batch)
+        require_int("budget", self.budget, 1, 10**18), require_int("length", self.length, 2, LARGEST_ARRAY)
+        require_choice("device", self.device, ("cuda", "cpu")), require_choice("dtype", self.dtype, DTYPES)
+        require_choice("optimizer", self.optimizer, ("adam", "sgd", None))
 
     def predict(self, length=None, batch=None, dtype=None, n_hashes=None, **changes):
         """The ``Peak`` of the same step at another length, batch or dtype, or with ``changes`` of the configuration."""
@@ -76,13 +81,19 @@ class Question:
         from reformer_ref.memory import predict_peak
 
         length = self.length if length is None else length
+        require_choice("dtype", dtype, (*DTYPES, None))
         if n_hashes is not None:
+            require_int("n_hashes", n_hashes, 1, 1 << 20)
             changes["lsh"] = replace(self.config.lsh, n_hashes=n_hashes)
         if self.config.positions == "axial":
             changes |= {"axial_shape": None, "axial_dims": None}
         config = replace(self.config, max_length=length, **changes)
         dtype = getattr(torch, dtype or self.dtype)
-        run = {"batch": batch or self.batch, "optimizer": self.optimizer, "dtype": dtype}
+        run = {
+            "batch": self.batch if batch is None else require_int("batch", batch),
+            "optimizer": self.optimizer,
+            "dtype": dtype,
+        }
         return predict_peak(config, length, self.device, **run)
 
     def entry(self, name, **changes):
@@ -94,6 +105,8 @@ class Question:
 
 def answer(question):
     """Yields (name, plain data), what was asked first: "peak", "changes", "longest", "depth", "length"."""
+    if not isinstance(question, Question):
+        raise TypeError(f"question must be a Question, got {type(question).__name__}")
     peak = question.entry("as asked")
     yield "peak", peak
     if not peak["fits"]:
@@ -103,6 +116,7 @@ def answer(question):
     yield "length", by_length(question)
 
 
+@clear_errors
 def changes(question):
     """What to try, as (description, arguments of ``Question.predict``); first what computes the same function."""
     c, same, other = question.config, [], []
@@ -129,13 +143,14 @@ def changes(question):
     return [*same, *together[:-1], *other, *together[-1:]]
 
 
+@clear_errors
 def longest(question, peak_bytes):
     """{"length", "bytes"}: the longest sequence that fits as asked, to about 1 %; length 0 if not even 2 tokens do.
 
     peak_bytes: at the length asked for. A bisection that cuts where a straight line between the ends meets the budget,
     since the peak is nearly one; lengths beyond LONGEST are not looked at.
     """
-    budget = question.budget
+    budget, peak_bytes = question.budget, require_int("peak_bytes", peak_bytes, 1, 10**30)
     low, high = (2, question.predict(2).peak_bytes), (question.length, peak_bytes)
     if low[1] > budget:
         return {"length": 0, "bytes": low[1]}
@@ -152,6 +167,7 @@ def longest(question, peak_bytes):
     return {"length": low[0], "bytes": low[1]}
 
 
+@clear_errors
 def by_depth(question):
     """Entries for half, once and twice the number of layers, reversible and not."""
     n = question.config.n_layers
@@ -165,6 +181,7 @@ def by_depth(question):
     ]
 
 
+@clear_errors
 def by_length(question):
     """{"length", and per way of WAYS bytes} from an eighth of the length to twice the length.
 
@@ -179,6 +196,7 @@ def by_length(question):
     return [{"length": n, **{w: question.predict(n, **c).peak_bytes for w, c in ways.items()}} for n in lengths]
 
 
+@clear_errors
 def headline(question):
     """Two lines: what is asked."""
     c, budget = question.config, question.budget
@@ -194,6 +212,7 @@ def headline(question):
     )
 
 
+@clear_errors
 def table(name, data, question):
     """One part of the answer, in text."""
     budget = question.budget
@@ -223,6 +242,7 @@ def table(name, data, question):
     return "\n".join(["By length (dense: reversible, all scores of some heads at once):", head, *rows])
 
 
+@clear_errors
 def caption(report):
     """What the picture shows, in words and numbers."""
     asked, last = report["asked"], report["length"][-1]
@@ -235,6 +255,7 @@ def caption(report):
     )
 
 
+@clear_errors
 def draw(report):
     """A matplotlib Figure of the answer: bars by part, lines by length, the budget in both."""
     from matplotlib.figure import Figure

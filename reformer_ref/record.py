@@ -90,7 +90,7 @@ def require_place(name, path):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
             kind = stat.S_IFMT(path.stat().st_mode) if os.path.lexists(path) else stat.S_IFREG
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or error

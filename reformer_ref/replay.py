@@ -1,8 +1,10 @@
 """What a forward pass must remember so that running it again in the backward pass computes the same numbers."""
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
+
+from reformer_ref.validate import require_bool, shown
 
 
 class Replay:
@@ -23,6 +25,9 @@ class Replay:
     """
 
     def __init__(self, *inputs, module=None, rng=True):
+        require_bool("rng", rng)
+        if module is not None and not isinstance(module, torch.nn.Module):
+            raise TypeError(f"module must be an nn.Module or None, got {type(module).__name__}")
         devices = dict.fromkeys(_device(i) for i in inputs if i is not None)
         self._cpu_state = torch.get_rng_state() if rng else None
         # a CUDA tensor without CUDA is a fake one (shape propagation): there is no generator to remember
@@ -70,6 +75,7 @@ class Replay:
 def _device(value):
     if isinstance(value, torch.Tensor):
         return value.device
-    if isinstance(value, (torch.device, str)):
-        return torch.device(value)
-    raise TypeError(f"inputs must be tensors, devices or None, got {value!r} ({type(value).__name__})")
+    with suppress(RuntimeError):
+        if isinstance(value, (torch.device, str)):
+            return torch.device(value)
+    raise TypeError(f"inputs must be tensors, devices or None, got {shown(value)} ({type(value).__name__})")

@@ -5,7 +5,10 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
+from reformer_ref.validate import shown
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 
 
 def has_values(x):
@@ -29,6 +32,43 @@ def require_floating(name, x):
             f"{name} must be dense, of dtype float32, float64, bfloat16 or float16, got {x.dtype}, {x.layout}"
         )
     return x
+
+
+def require_integers(name, x, must="be integers"):
+    """``x`` as int64; TypeError unless it is a dense tensor of integers that int64 can hold: not uint64.
+
+    must: what the message asks for.
+    """
+    if require_tensor(name, x).dtype not in INTEGERS or x.layout != torch.strided:
+        raise TypeError(f"{name} must {must}, dense, and not uint64, got {x.dtype}, {x.layout}")
+    return x.long()
+
+
+def require_dtype(name, dtype):
+    """TypeError unless ``dtype`` is float32, float64, bfloat16 or float16."""
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
+        what = "float32, float64, bfloat16 or float16"
+        raise TypeError(f"{name} must be a floating torch.dtype ({what}), got {shown(dtype)}")
+    return dtype
+
+
+def require_generator(name, generator):
+    """TypeError unless ``generator`` is a torch.Generator."""
+    if not isinstance(generator, torch.Generator):
+        what = f"{type(generator).__name__}; try torch.Generator().manual_seed(0)"
+        raise TypeError(f"{name} must be a torch.Generator, got {what}")
+    return generator
+
+
+def require_device(name, device):
+    """ValueError unless tensors can be put on ``device``, or it is None (the default device)."""
+    try:
+        if device is not None and not torch.compiler.is_compiling():
+            torch.empty(0, device=device)
+    except Exception as error:  # RuntimeError, TypeError, AssertionError: each device has its own
+        what = f"{shown(device)} ({shown(str(error))})"
+        raise ValueError(f"{name} must be a device that PyTorch finds here, such as 'cpu', got {what}") from None
+    return device
 
 
 def require_finite(name, x, largest=float("inf")):

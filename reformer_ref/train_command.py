@@ -161,7 +161,10 @@ def model_config(args):
 
     length = require_int("--length", args.length, 2)
     if args.config is not None:
-        config = ReformerConfig.from_json(_read_config(args.config))
+        try:
+            config = ReformerConfig.from_json(_read_config(args.config))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"--config {args.config}: {error}") from None
         if config.vocab_size < VOCAB_SIZE or config.max_length < length or not config.causal:
             raise ValueError(
                 f"--config {args.config} must have vocab_size 256 or more, max_length of at least --length ({length}) "
@@ -188,7 +191,7 @@ def _read_config(path):
         with open_regular(path, 1 << 20) as file:
             return file.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ValueError(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _build(config):

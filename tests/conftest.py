@@ -5,6 +5,8 @@ from importlib.util import find_spec
 
 from hypothesis import settings
 
+from tests.fuzz.conftest import pytest_terminal_summary  # noqa: F401 the counts of fuzz cases, at the end of all tests
+
 settings.register_profile("house", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 settings.load_profile("house")
 

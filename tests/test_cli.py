@@ -136,7 +136,7 @@ WRONG = [
     ("train --text text.txt --length 64 --timeout 0", "--timeout must be at least 1 second"),
     ("train --text text.txt --length 64 --checkpoint-every -1", "checkpoint_every must be at least 0"),
     ("train --text text.txt --length 64 --checkpoint-minutes inf", "checkpoint_minutes must be finite"),
-    ("train --text text.txt --length 64 --config missing.json", "--config missing.json cannot be read"),
+    ("train --text text.txt --length 64 --config missing.json", "missing.json: it cannot be read: No such file"),
     ("train --text text.txt --length 64 --config text.txt", "not valid JSON"),
     ("train --text text.txt --length 64 --config short.json", "max_length of at least --length (64)"),
     ("train --text text.txt --length 64 --steps 3", "runs/text already holds a run; go on with it (--resume)"),

@@ -8,13 +8,15 @@ from torch.utils.checkpoint import checkpoint
 
 from reformer_ref.tensors import (
     has_values,
+    require_device,
     require_finite,
     require_floating,
+    require_integers,
     require_padding_mask,
     require_same_kind,
     require_tensor,
 )
-from reformer_ref.validate import require_bool, require_float, require_int, require_shape
+from reformer_ref.validate import require_bool, require_float, require_int, require_room, require_shape
 
 
 def normalize_keys(x, norm_eps=1e-6):
@@ -53,11 +55,14 @@ def visible_pairs(query_length, key_length, causal, padding_mask=None, *, device
     device: where the result lies if there is no mask; with a mask it lies where the mask does.
     """
     query_length, key_length = require_int("query_length", query_length), require_int("key_length", key_length)
+    require_room(query_length=query_length, key_length=key_length)
     if require_bool("causal", causal) and query_length != key_length:
         raise ValueError(f"causal attention needs as many queries as keys, got {query_length} and {key_length}")
     if padding_mask is not None:
         device = require_tensor("padding_mask", padding_mask).device
         padding_mask = require_padding_mask(padding_mask, (*padding_mask.shape[:-1], key_length), device)
+    else:
+        require_device("device", device)
     at = torch.arange(max(query_length, key_length), device=device)
     return _visible(at[:query_length], at[:key_length], causal, padding_mask)
 
@@ -166,13 +171,14 @@ def _require_qkv(q, k, v, names=("q", "k")):
 
 def _require_counts(counts, shape=None, device=None):
     """Bool or non-negative int, broadcast to ``shape`` on ``device``; without a shape, (…, L, L)."""
-    if require_tensor("counts", counts).is_floating_point() or counts.is_complex():
-        raise TypeError(f"counts must be boolean or integer, got dtype {counts.dtype}")
+    if require_tensor("counts", counts).dtype != torch.bool:
+        counts = require_integers("counts", counts, "be boolean or integers")
+    elif counts.layout != torch.strided:
+        raise TypeError(f"counts must be dense, got {counts.layout}")
     if device is not None and counts.device != device:
         raise ValueError(f"counts must be on the device of q ({device}), got {counts.device}")
     if shape is None and (counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or 0 in counts.shape):
         raise ValueError(f"counts must have shape (…, L, L) with every size ≥ 1, got {tuple(counts.shape)}")
-    counts = counts if counts.dtype == torch.bool else counts.long()
     if has_values(counts) and bool((counts < 0).any()):
         raise ValueError(f"counts must not be negative, got {int(counts.min())}")
     try:

@@ -9,7 +9,19 @@ Errors, in every function: TypeError for a wrong dtype, ValueError for shapes th
 
 import numpy as np
 
-from reformer_ref.validate import require_bool, require_float, require_int, require_shape
+from reformer_ref.validate import (
+    as_array,
+    as_floats,
+    as_mask,
+    broadcast,
+    require_bool,
+    require_float,
+    require_int,
+    require_room,
+    require_shape,
+)
+
+LARGEST_SCALE = 1e6  # the size of the factor of q·k must be smaller
 
 
 def normalize_keys(x, norm_eps=1e-6):
@@ -38,9 +50,7 @@ def attend(q, k, v, counts, scale=1.0):
     """
     q, k, v = _qkv(q, k, v)
     counts = _counts(counts, (*q.shape[:-1], k.shape[-2]))
-    scores = np.where(
-        counts > 0, require_float("scale", scale) * (q @ np.swapaxes(k, -1, -2)), -np.inf
-    )  # (…, L_q, L_k)
+    scores = np.where(counts > 0, _factor(scale) * (q @ np.swapaxes(k, -1, -2)), -np.inf)  # (…, L_q, L_k)
     top = np.max(scores, axis=-1, keepdims=True)
     weights = counts * np.exp(scores - np.where(np.isfinite(top), top, 0.0))
     total = np.sum(weights, axis=-1, keepdims=True)
@@ -50,8 +60,9 @@ def attend(q, k, v, counts, scale=1.0):
 
 def attend_vjp(q, k, v, counts, d_out, scale=1.0):
     """(d_q, d_k, d_v) of ``attend``'s output: the softmax rule d_s = w ⊙ (d_w − Σ_j w_j d_w_j)."""
+    q, k, v = _qkv(q, k, v)
     out, weights = attend(q, k, v, counts, scale)
-    d_out = _floats("d_out", d_out, out.shape)
+    d_out, scale = _floats("d_out", d_out, out.shape), _factor(scale)
     d_weights = d_out @ np.swapaxes(v, -1, -2)
     d_scores = scale * weights * (d_weights - np.sum(d_out * out, axis=-1, keepdims=True))
     return d_scores @ k, np.swapaxes(d_scores, -1, -2) @ q, np.swapaxes(weights, -1, -2) @ d_out
@@ -69,12 +80,14 @@ def self_as_last_resort(counts):
 def visible_pairs(query_length, key_length, causal, padding_mask=None):
     """Dense counts: int (…, L_q, L_k), 1 where query i may see key j. padding_mask bool (…, L_k), True = real token."""
     shape = require_int("query_length", query_length), require_int("key_length", key_length)
+    require_room(query_length=query_length, key_length=key_length)
     if require_bool("causal", causal) and query_length != key_length:
         raise ValueError(f"causal attention needs as many queries as keys, got {query_length} and {key_length}")
     visible = np.tril(np.ones(shape, dtype=int)) if causal else np.ones(shape, dtype=int)
     if padding_mask is None:
         return visible
-    return visible * _mask(padding_mask, (*np.shape(padding_mask)[:-1], key_length))[..., None, :]
+    padding_mask = as_array("padding_mask", padding_mask)
+    return visible * as_mask(padding_mask, (*padding_mask.shape[:-1], key_length))[..., None, :]
 
 
 def regular_attention(q, k, v, causal=False, padding_mask=None, scale=None, strip=None):
@@ -85,14 +98,14 @@ def regular_attention(q, k, v, causal=False, padding_mask=None, scale=None, stri
     strip: this many queries at a time, the same result in O(L_k·strip) memory.
     """
     q, k, v = _qkv(q, k, v)
-    counts = visible_pairs(q.shape[-2], k.shape[-2], causal, _mask(padding_mask, k.shape[:-1]))
+    counts = visible_pairs(q.shape[-2], k.shape[-2], causal, as_mask(padding_mask, k.shape[:-1]))
     return _by_strips(q, k, v, counts, _scale(scale, q.shape[-1]), strip)
 
 
 def regular_attention_vjp(q, k, v, d_out, causal=False, padding_mask=None, scale=None):
     """(d_q, d_k, d_v) for the cotangent d_out (…, L_q, d_v)."""
     q, k, v = _qkv(q, k, v)
-    counts = visible_pairs(q.shape[-2], k.shape[-2], causal, _mask(padding_mask, k.shape[:-1]))
+    counts = visible_pairs(q.shape[-2], k.shape[-2], causal, as_mask(padding_mask, k.shape[:-1]))
     return attend_vjp(q, k, v, counts, d_out, _scale(scale, q.shape[-1]))
 
 
@@ -117,7 +130,7 @@ def shared_qk_attention_vjp(qk, v, d_out, causal=True, padding_mask=None, scale=
 def _shared(qk, v, causal, padding_mask, norm_eps):
     """(query, key, v, counts) of shared-QK attention."""
     qk, _, v = _qkv(qk, qk, v, names=("qk", "qk"))
-    visible = visible_pairs(qk.shape[-2], qk.shape[-2], causal, _mask(padding_mask, qk.shape[:-1]))
+    visible = visible_pairs(qk.shape[-2], qk.shape[-2], causal, as_mask(padding_mask, qk.shape[:-1]))
     return qk, normalize_keys(qk, norm_eps), v, self_as_last_resort(visible)
 
 
@@ -130,7 +143,11 @@ def _by_strips(q, k, v, counts, scale, strip):
 
 def _scale(scale, d):
     by_dimension = scale is None or (isinstance(scale, str) and scale == "rsqrt_d")
-    return d**-0.5 if by_dimension else require_float("scale", scale)
+    return d**-0.5 if by_dimension else _factor(scale)
+
+
+def _factor(scale):
+    return require_float("scale", scale, minimum=-LARGEST_SCALE, below=LARGEST_SCALE)
 
 
 def _inverse_length(x, norm_eps):
@@ -140,16 +157,12 @@ def _inverse_length(x, norm_eps):
 
 def _floats(name, x, shape=None):
     """``x`` as float64 (…, L, d), or of this very shape; every size ≥ 1, every number finite."""
-    x = np.asarray(x)
-    if x.dtype.kind != "f":
-        raise TypeError(f"{name} must hold floating-point numbers, got dtype {x.dtype}")
+    x = as_floats(name, x)
     if shape is not None:
         require_shape(name, x, shape, "(…, L, d)")
     if x.ndim < 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape (…, L, d) with every size ≥ 1, got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return x.astype(np.float64)
+    return x
 
 
 def _qkv(q, k, v, names=("q", "k")):
@@ -162,27 +175,11 @@ def _qkv(q, k, v, names=("q", "k")):
 
 def _counts(counts, shape=None):
     """Bool or non-negative int, broadcast to ``shape``; without one, (…, L, L)."""
-    counts = np.asarray(counts)
+    counts = as_array("counts", counts)
     if counts.dtype.kind not in "biu":
         raise TypeError(f"counts must be boolean or integer, got dtype {counts.dtype}")
     if shape is None and (counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or 0 in counts.shape):
         raise ValueError(f"counts must have shape (…, L, L) with every size ≥ 1, got {counts.shape}")
     if (counts < 0).any():
         raise ValueError(f"counts must not be negative, got {counts.min()}")
-    return counts if shape is None else _broadcast("counts", counts, shape, "(…, L_q, L_k)")
-
-
-def _mask(padding_mask, shape):
-    if padding_mask is None:
-        return None
-    padding_mask = np.asarray(padding_mask)
-    if padding_mask.dtype != bool:
-        raise TypeError(f"padding_mask must be boolean (True = real token), got {padding_mask.dtype}")
-    return _broadcast("padding_mask", padding_mask, shape, "(…, L)")
-
-
-def _broadcast(name, array, shape, meaning):
-    try:
-        return np.broadcast_to(array, shape)
-    except ValueError:
-        raise ValueError(f"{name} must broadcast to {shape} = {meaning}, got {array.shape}") from None
+    return counts if shape is None else broadcast("counts", counts, shape, "(…, L_q, L_k)")

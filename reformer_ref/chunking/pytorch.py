@@ -2,8 +2,8 @@
 
 import torch
 
-from reformer_ref.tensors import has_values, require_padding_mask, require_tensor
-from reformer_ref.validate import require_bool, require_float, require_int
+from reformer_ref.tensors import has_values, require_floating, require_integers, require_padding_mask, require_tensor
+from reformer_ref.validate import require_bool, require_float, require_int, require_room
 
 
 @torch.no_grad()
@@ -45,6 +45,8 @@ def split_chunks(order, chunk_length):
     order = _integers("order", order, 1, "(…, L)")
     chunk_length = require_int("chunk_length", chunk_length)
     n_chunks = -(-order.shape[-1] // chunk_length)
+    if has_values(order):
+        require_room(orders=order.numel() // order.shape[-1], n_chunks=n_chunks, chunk_length=chunk_length)
     padded = torch.nn.functional.pad(order, (0, n_chunks * chunk_length - order.shape[-1]), value=-1)
     return padded.unflatten(-1, (n_chunks, chunk_length))  # (…, n_chunks, chunk_length)
 
@@ -55,18 +57,22 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
     chunks: (…, n_chunks, chunk_length, d). At the ends ``wrap`` goes round; otherwise ``fill`` stands there,
     a number that the dtype of chunks can hold. Differentiable.
     """
-    if require_tensor("chunks", chunks).is_complex() or chunks.dtype == torch.bool:
-        raise TypeError(f"chunks must hold integers or floats, got dtype {chunks.dtype}")
+    floating = require_tensor("chunks", chunks).is_floating_point()
+    require_floating("chunks", chunks) if floating else require_integers("chunks", chunks, "hold integers or floats")
+    if chunks.dtype in (torch.uint16, torch.uint32):  # PyTorch can fill neither
+        raise TypeError(f"chunks must be signed integers, uint8 or floats, got {chunks.dtype}")
     if chunks.ndim < 3 or 0 in chunks.shape:
         shape = tuple(chunks.shape)
         raise ValueError(f"chunks must have shape (…, n_chunks, chunk_length, d), every size ≥ 1, got {shape}")
-    if chunks.is_floating_point():
+    if floating:
         limit = torch.finfo(chunks.dtype).max
-        require_float("fill", fill, -limit, limit)
+        fill = require_float("fill", fill, -limit, limit)
     else:
         require_int("fill", fill, torch.iinfo(chunks.dtype).min, torch.iinfo(chunks.dtype).max)
     before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)
     require_bool("wrap", wrap)
+    if has_values(chunks):
+        require_room(numbers=chunks.numel(), chunks_before_and_after=before + 1 + after)
     at = torch.arange(chunks.shape[-3], device=chunks.device)
     looks = []
     for offset in range(-before, after + 1):
@@ -80,8 +86,7 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
 
 def _integers(name, x, ndim, meaning):
     """``x`` as int64."""
-    if require_tensor(name, x).is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, got dtype {x.dtype}")
+    x = require_integers(name, x, "hold integers")
     if x.ndim < ndim or 0 in x.shape:
         raise ValueError(f"{name} must have shape {meaning} with every size ≥ 1, got {tuple(x.shape)}")
-    return x.long()
+    return x

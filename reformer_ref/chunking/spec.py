@@ -9,7 +9,7 @@ Errors, in every function: TypeError for a wrong dtype, ValueError for shapes th
 
 import numpy as np
 
-from reformer_ref.validate import require_bool, require_float, require_int
+from reformer_ref.validate import as_array, as_integers, as_mask, require_bool, require_float, require_int, require_room
 
 
 def sort_by_bucket(buckets, padding_mask=None):
@@ -21,7 +21,7 @@ def sort_by_bucket(buckets, padding_mask=None):
     """
     buckets = _integers("buckets", buckets, 2, "(…, n_hashes, L)")
     if padding_mask is not None:
-        real = _mask(padding_mask, (*buckets.shape[:-2], buckets.shape[-1]))
+        real = as_mask(padding_mask, (*buckets.shape[:-2], buckets.shape[-1]))
         buckets = np.where(real[..., None, :], buckets, np.iinfo(np.int64).max)
     return np.argsort(buckets, axis=-1, kind="stable")
 
@@ -48,6 +48,7 @@ def split_chunks(order, chunk_length):
     order = _integers("order", order, 1, "(…, L)")
     chunk_length = require_int("chunk_length", chunk_length)
     n_chunks = -(-order.shape[-1] // chunk_length)
+    require_room(orders=order.size // order.shape[-1], n_chunks=n_chunks, chunk_length=chunk_length)
     padded = np.full((*order.shape[:-1], n_chunks * chunk_length), -1, dtype=np.int64)
     padded[..., : order.shape[-1]] = order
     return padded.reshape(*order.shape[:-1], n_chunks, chunk_length)
@@ -60,7 +61,7 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
     round (the first chunk's predecessor is the last chunk, as in the authors' code); otherwise ``fill`` stands there,
     a number that the dtype of chunks can hold.
     """
-    chunks = np.asarray(chunks)
+    chunks = as_array("chunks", chunks)
     if chunks.dtype.kind not in "iuf":
         raise TypeError(f"chunks must hold integers or floats, got dtype {chunks.dtype}")
     if chunks.ndim < 3 or 0 in chunks.shape:
@@ -71,7 +72,7 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
     else:
         require_int("fill", fill, np.iinfo(chunks.dtype).min, np.iinfo(chunks.dtype).max)
     before, after = require_int("chunks_before", chunks_before, 0), require_int("chunks_after", chunks_after, 0)
-    require_bool("wrap", wrap)
+    require_bool("wrap", wrap), require_room(numbers=chunks.size, chunks_before_and_after=before + 1 + after)
     n_chunks, looks = chunks.shape[-3], []
     for offset in range(-before, after + 1):
         neighbour = np.roll(chunks, -offset, axis=-3)
@@ -81,19 +82,7 @@ def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
 
 
 def _integers(name, array, ndim, meaning):
-    array = np.asarray(array)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must hold integers, got dtype {array.dtype}")
+    array = as_integers(name, array, "hold integers")
     if array.ndim < ndim or 0 in array.shape:
         raise ValueError(f"{name} must have shape {meaning} with every size ≥ 1, got {array.shape}")
-    return array.astype(np.int64)
-
-
-def _mask(padding_mask, shape):
-    padding_mask = np.asarray(padding_mask)
-    if padding_mask.dtype != bool:
-        raise TypeError(f"padding_mask must be boolean (True = real token), got {padding_mask.dtype}")
-    try:
-        return np.broadcast_to(padding_mask, shape)
-    except ValueError:
-        raise ValueError(f"padding_mask must broadcast to {shape} = (…, L), got {padding_mask.shape}") from None
+    return array

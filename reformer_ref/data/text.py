@@ -6,13 +6,14 @@ byte can be compared with any other compressor of the same bytes.
 
 import importlib.util
 import math
+import os
 import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from reformer_ref.validate import require_float, require_int
+from reformer_ref.validate import require_float, require_int, require_room, shown
 
 VOCAB_SIZE = 256
 N_PLAYS = 38
@@ -22,9 +23,14 @@ _MARKDOWN = re.compile(rb"^#+ |[*_\\]|[ \t]+$", re.MULTILINE)
 def read_text(path):
     """The bytes of a file as a uint8 array of shape (n,). Any file will do: nothing is decoded.
 
-    Raises ValueError if there is no such file, it is a directory, it is empty or it may not be read.
+    Raises ValueError if there is no such file, it is a directory, a pipe or a device (which could block, or never
+    end), it is empty or it may not be read.
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be that of a text file, got {type(path).__name__}")
     path = Path(path)
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ValueError(f"text file {path} is a pipe or a device; give a file")
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except FileNotFoundError:
@@ -33,6 +39,8 @@ def read_text(path):
         raise ValueError(f"text file {path} is a directory; give one file") from None
     except OSError as error:
         raise ValueError(f"text file {path} cannot be read: {error.strerror or error}") from None
+    except ValueError:  # a zero byte, or what this system cannot encode
+        raise ValueError(f"path must be a name that this system can have, got {shown(str(path))}") from None
     if data.size == 0:
         raise ValueError(f"text file {path} is empty; training needs some bytes")
     return data
@@ -92,6 +100,7 @@ def batches(data, length, batch, seed, step):
     data = as_bytes("data", data)
     length, batch = require_int("length", length), require_int("batch", batch)
     seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
+    require_room(batch=batch, length=length)
     last = _last_start(data, length, "training")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
     starts = rng.integers(0, last + 1, size=batch)

@@ -7,10 +7,12 @@ from reformer_ref.drawing import Range, controls
 from reformer_ref.positions import spec
 from reformer_ref.positions.plots import grid_and_parameters
 from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions
+from reformer_ref.validate import clear_errors
 
 DIMS = (32, 32)  # widths of the two tables of the explorer
 
 
+@clear_errors
 def rows_in_use(shape, length):
     """The row of each table that positions 0 … length − 1 take, (length, number of axes) integers.
 
@@ -20,6 +22,7 @@ def rows_in_use(shape, length):
     return spec.axial_positions(tables, np.arange(length)).astype(int)
 
 
+@clear_errors
 def learned_numbers(shape, dims):
     """How many numbers a module of this shape learns; one axis: the ordinary table. Counted, nothing is allocated."""
     with torch.device("meta"):
@@ -27,6 +30,7 @@ def learned_numbers(shape, dims):
     return sum(p.numel() for p in module.parameters())
 
 
+@clear_errors
 def cosine_similarity(vectors):
     """vectors (L, d) -> (L, L): the cosine of the angle between every two of them."""
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -16,11 +16,13 @@ from reformer_ref.hashing.spec import hash_vectors, random_rotations
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
 from reformer_ref.tensors import evaluating
+from reformer_ref.validate import clear_errors
 
 SENTENCE = "She hashes words; her hashed word hashing worked: these words were hashed, the worker sorted sorting words."
 D_HEAD, LINE, LONGEST = 64, 104, 120  # size of a vector; characters of a line of the picture; bytes of a text
 
 
+@clear_errors
 def split(text, by):
     """The tokens of a text: "words" (and single marks) or "characters"."""
     if by not in ("words", "characters"):
@@ -31,6 +33,7 @@ def split(text, by):
     return tokens
 
 
+@clear_errors
 def n_grams(tokens, by):
     """The pieces of spelling that stand for each token: a list of lists of strings.
 
@@ -45,6 +48,7 @@ def n_grams(tokens, by):
     return [[c, c, f"{before}|{c}", f"{c}|{after}"] for before, c, after in threes]
 
 
+@clear_errors
 def embed(tokens, by="words"):
     """A vector for each token: float64 (L, 64), the sum of one Gaussian vector per piece of spelling.
 
@@ -73,6 +77,7 @@ def spelling(text, split_by, n_buckets, rounds, seed):
     return bucket_lists(tokens, hash_vectors(embed(tokens, split_by), rotations, n_buckets), n_buckets)
 
 
+@clear_errors
 def strips(text, split_by="words", n_buckets=4, seed=0, chunk_length=4):
     """One round of causal LSH attention on the first 24 tokens of ``text``, as the strips of the paper's figure 2."""
     tokens = split(text, split_by)[:24]
@@ -84,6 +89,7 @@ def strips(text, split_by="words", n_buckets=4, seed=0, chunk_length=4):
     return five_strips(tokens, buckets[0], order, undo_sort(order), chunks, visible)
 
 
+@clear_errors
 def buckets_of_model(model, text):
     """Buckets of the first 120 bytes of ``text`` in a model's first LSH layer: int (n_heads, n_hashes, L).
 
@@ -104,6 +110,7 @@ def buckets_of_model(model, text):
     return layer.hash(q, range(n_heads))[0].numpy().astype(np.int64)
 
 
+@clear_errors
 def queries(model, n_buckets, start="To sort the words by what they say, the layer hashes what it asks."):
     """A function with controls, for ``explore``: the buckets of a text's bytes in ``model``, head by head."""
 
@@ -120,6 +127,7 @@ def _bytes(text):
     return text.encode("utf-8", "replace")[:LONGEST]
 
 
+@clear_errors
 def shared(buckets, alike):
     """(P(same bucket | alike), P(same bucket | not alike)) over pairs i < j and all rounds, floats.
 

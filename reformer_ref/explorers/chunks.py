@@ -9,11 +9,13 @@ from reformer_ref.drawing import Choice, Range, controls
 from reformer_ref.hashing.spec import hash_vectors, random_rotations
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
+from reformer_ref.validate import clear_errors
 
 SENTENCE = "the cat saw the dog and the dog saw the cat but the bird saw both"
 D, N_BUCKETS, SEED = 16, 4, 9
 
 
+@clear_errors
 def sentence_vectors(seed=SEED):
     """(tokens, qk (16, d), buckets (1, 16)) of ``SENTENCE``: a random direction for each word, noise at each place.
 
@@ -27,6 +29,7 @@ def sentence_vectors(seed=SEED):
     return tokens, qk, hash_vectors(qk, random_rotations(rng, 1, D, N_BUCKETS), N_BUCKETS)
 
 
+@clear_errors
 def strips(tokens, buckets, chunk_length=4, chunks_before=1):
     """What ``five_strips`` draws, by name, for one round of causal attention within buckets; buckets int (1, L)."""
     order = sort_by_bucket(buckets)
@@ -42,9 +45,12 @@ def strips(tokens, buckets, chunk_length=4, chunks_before=1):
     }
 
 
+@clear_errors
 def matrices(qk, buckets, chunk_length=4, chunks_before=1):
     """What ``four_matrices`` draws, by name: attention in both directions; qk (L, d), buckets int (1, L)."""
     length = len(qk)
+    if np.shape(buckets) != (1, length):
+        raise ValueError(f"buckets must have shape (1, {length}), one for each row of qk, got {np.shape(buckets)}")
     everyone = self_as_last_resort(visible_pairs(length, length, causal=False))
     bucket = LSHOptions(n_hashes=1, chunk_length=length, chunks_before=0, causal=False)
     window = LSHOptions(n_hashes=1, chunk_length=chunk_length, chunks_before=chunks_before, causal=False)
@@ -61,6 +67,7 @@ def matrices(qk, buckets, chunk_length=4, chunks_before=1):
     }
 
 
+@clear_errors
 def reached(buckets, chunk_length, chunks_back):
     """Share of the causal pairs of one bucket that a window reaches, for each number of chunks back; buckets (1, L)."""
     earlier = np.tril(buckets[0][:, None] == buckets[0], -1)

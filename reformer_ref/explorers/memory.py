@@ -17,7 +17,7 @@ from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.measured_plots import memory_parts
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.planner import PARTS, SLICE, format_bytes
-from reformer_ref.validate import require_int
+from reformer_ref.validate import clear_errors, require_int
 
 POINTS = Path(__file__).resolve().parents[2] / "figures" / "data" / "memory_points.json"
 BUDGET = 16 * 10**9
@@ -25,6 +25,7 @@ LENGTHS, DEPTHS = tuple(2**k for k in range(12, 20)), (2, 3)  # predicted; all e
 HEADS, ROUNDS = (1, 2, 4, 8), (1, 2, 4)
 
 
+@clear_errors
 def config_of(length, layers, heads, rounds, reversible):
     """The model that the explorer asks about, which is that of ``python -m reformer_ref memory``: a ReformerConfig."""
     return ReformerConfig(
@@ -33,6 +34,7 @@ def config_of(length, layers, heads, rounds, reversible):
     )  # fmt: skip
 
 
+@clear_errors
 def peak_parts(length, layers, heads, rounds, reversible):
     """{part: bytes} at the peak of a training step on one sequence, as on CUDA, in float32 with Adam.
 
@@ -78,6 +80,7 @@ def memory(length, layers, heads, rounds, reversible):
     )  # fmt: skip
 
 
+@clear_errors
 def train_steps(config, length, steps=2):
     """Make a model and train it for some steps of Adam on zeros: the work that memory is counted of.
 

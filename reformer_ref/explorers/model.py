@@ -8,6 +8,7 @@ from reformer_ref.generation.spec import token_probabilities
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.plots import parameter_bars, token_bars
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.validate import clear_errors
 
 PARTS = {  # what a parameter's name holds: the part that it belongs to
     "embedding": "embedding", "positions": "positions", "halves.0": "attention F", "halves.1": "feed-forward G",
@@ -17,6 +18,7 @@ LETTERS = ("e", "a", "i", "␣", "o", "r", "u", "y")
 LOGITS = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
 
 
+@clear_errors
 def parts_of(config):
     """{part: how many numbers} of a model of this configuration, which is never given values."""
     with torch.device("meta"):

@@ -12,12 +12,14 @@ from reformer_ref.hashing.spec import hash_vectors, random_rotations
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.plots import who_sees_whom
 from reformer_ref.lsh_attention.spec import visible_counts
+from reformer_ref.validate import clear_errors
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat")
 SIX = np.array([[1.0, 0.5], [2.0, 1.5], [-0.5, 2.0], [0.5, -1.75], [1.5, 0.0], [1.5, 2.0]])  # two numbers per word
 LENGTH, ROUNDS, N_BUCKETS, N_GROUPS = 12, 4, 4, 3
 
 
+@clear_errors
 def tokens(seed=90):
     """Twelve vectors in three groups, (12, 8), and their buckets in four rounds of four, (4, 12)."""
     rng = np.random.default_rng(seed)
@@ -58,6 +60,7 @@ def pattern(rounds, chunk_length, within_bucket, count_once, causal, query):
     return who_sees_whom(weights, dense, query, sort_by_bucket(buckets), buckets, seen, reasons, borders)
 
 
+@clear_errors
 def why(query, buckets, options):
     """(seen, reasons): seen bool (n_hashes, L), whom the query attends to in each round; reasons, n_hashes lists of L.
 

@@ -18,9 +18,11 @@ from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
 from reformer_ref.memory import count_peak
 from reformer_ref.reversible import plots
 from reformer_ref.reversible.pytorch import ReversibleStack, reversible_stack, reversible_stack_inverse
+from reformer_ref.validate import clear_errors, require_bool, require_choice, require_int
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 HALVES = ("bounded", "linear")
+DEEPEST = 1 << 10  # blocks
 WIDTH = 32  # d_model of the stacks whose reconstruction is measured
 
 
@@ -39,8 +41,10 @@ class StretchHalf(nn.Module):
         return u / (1 + u.abs()) if self.bounded else u
 
 
+@clear_errors
 def stretching_blocks(depth, gain, halves="bounded", seed=0):
     """``depth`` blocks of two ``StretchHalf``; halves: "bounded" or "linear"."""
+    require_int("depth", depth, 1, DEEPEST), require_choice("halves", halves, HALVES)
     rng = np.random.default_rng(seed)
     signs = torch.from_numpy(rng.choice([-1.0, 1.0], (2 * depth, WIDTH)))
     shifts = rng.integers(1, WIDTH, 2 * depth).tolist()
@@ -48,6 +52,7 @@ def stretching_blocks(depth, gain, halves="bounded", seed=0):
     return list(zip(both[::2], both[1::2], strict=True))
 
 
+@clear_errors
 @torch.no_grad()
 def up_and_down(depth, dtype="float32", gain=0.5, halves="bounded", length=64):
     """The pairs of streams (length, WIDTH) before every block and after the last, and the same found from the last.
@@ -65,6 +70,7 @@ def up_and_down(depth, dtype="float32", gain=0.5, halves="bounded", length=64):
     return up, down
 
 
+@clear_errors
 def reconstruction_errors(depth, dtype="float32", gain=0.5, halves="bounded"):
     """(errors, sizes), each (depth + 1,): the relative error of the streams found again after every block, and their
     root mean square."""
@@ -74,6 +80,7 @@ def reconstruction_errors(depth, dtype="float32", gain=0.5, halves="bounded"):
     return errors, np.sqrt(np.mean(up**2, axis=(1, 2, 3)))
 
 
+@clear_errors
 def growth_per_half(gain):
     """Predicted growth of the streams' length in one linear half, if what is added points anywhere.
 
@@ -101,6 +108,7 @@ def reconstruction(depth, dtype, gain, halves):
     return plots.error_by_layer(errors, torch.finfo(DTYPES[dtype]).eps / 2, dtype, **numbers)
 
 
+@clear_errors
 def buckets_up_and_down(depth, dtype, gain, halves="bounded", length=64, n_hashes=4, n_buckets=8):
     """Buckets (n_hashes, length) of stream 2 at the input, and of the same found again from the output.
 
@@ -112,16 +120,20 @@ def buckets_up_and_down(depth, dtype, gain, halves="bounded", length=64, n_hashe
     return tuple(hash_vectors(way[0][1].double(), rotations, n_buckets).numpy() for way in (up, down))
 
 
+@clear_errors
 def feed_forward_stack(depth, reversible, d_model=16, d_ff=64):
     """A stack of blocks whose halves are layer norm and a feed-forward layer, in float32."""
+    require_int("depth", depth, 1, DEEPEST)
     generator = torch.Generator().manual_seed(0)
     layers = [FeedForward(d_model, d_ff, generator=generator) for _ in range(2 * depth)]
     halves = [nn.Sequential(nn.LayerNorm(d_model), layer) for layer in layers]
     return ReversibleStack(list(zip(halves[::2], halves[1::2], strict=True)), reversible)
 
 
+@clear_errors
 def training_step(depth, reversible, length=2048, d_model=16, backward=True):
     """A function without arguments that runs such a stack forward on (length, d_model), and backward."""
+    require_bool("backward", backward)
     stack = feed_forward_stack(depth, reversible, d_model)
     x1, x2 = (torch.zeros(length, d_model, requires_grad=True) for _ in range(2))
 
@@ -133,6 +145,7 @@ def training_step(depth, reversible, length=2048, d_model=16, backward=True):
     return step
 
 
+@clear_errors
 def step_bytes(depth, reversible):
     """Counted peak of ``training_step`` in bytes."""
     return count_peak(training_step(depth, reversible)).above_start_bytes
@@ -150,6 +163,7 @@ class ProductCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@clear_errors
 def step_operations(depth, reversible, backward=True):
     """Counted multiplications and additions of all matrix products in ``training_step``."""
     step = training_step(depth, reversible, backward=backward)

@@ -8,22 +8,28 @@ from reformer_ref.counting import MetaCounter
 from reformer_ref.drawing import Choice, Range, controls
 from reformer_ref.feed_forward.plots import slices_and_peaks
 from reformer_ref.feed_forward.pytorch import cross_entropy, feed_forward, sliced, total_nats
+from reformer_ref.validate import clear_errors, require_int
 
+MOST = 1 << 20  # positions
 WHOLE, FORWARD_ONLY, BOTH = "whole", "sliced in forward only", "sliced in forward and backward"
 
 
+@clear_errors
 def slice_sizes(length, slice_length):
     """The number of positions in each slice, as ``sliced`` hands them to the function that it is given."""
     sizes = []
+    require_int("length", length, 1, MOST)
     sliced(lambda piece: sizes.append(piece.shape[-2]) or piece, torch.empty(length, 1), (), slice_length)
     return sizes
 
 
+@clear_errors
 def feed_forward_ways(length, slice_length, d_model=64, d_ff=256, device="cpu"):
     """Three ways through one feed-forward layer and back: {name: function without arguments, for ``count_peak``}.
 
     Each returns the gradients of x (length, d_model) and of the four weights, float32.
     """
+    require_int("length", length, 1, MOST), require_int("slice_length", slice_length, 1, MOST)
     tensors = x, *weights = _draw(device, (length, d_model), (d_model, d_ff), (d_ff,), (d_ff, d_model), (d_model,))
 
     def piece_by_piece():
@@ -37,8 +43,10 @@ def feed_forward_ways(length, slice_length, d_model=64, d_ff=256, device="cpu"):
     )
 
 
+@clear_errors
 def loss_ways(length, slice_length, d_model=64, vocabulary=8192, device="cpu"):
     """The same three ways for the cross-entropy over a vocabulary: hidden (length, d_model), weight, bias, float32."""
+    require_int("length", length, 1, MOST), require_int("slice_length", slice_length, 1, MOST)
     tensors = hidden, weight, bias = _draw(device, (length, d_model), (d_model, vocabulary), (vocabulary,))
     targets = torch.arange(length, device=device) % vocabulary
 
@@ -54,6 +62,7 @@ def loss_ways(length, slice_length, d_model=64, vocabulary=8192, device="cpu"):
     )
 
 
+@clear_errors
 def count_without_data(ways):
     """{name: peak in bytes} of ``ways("meta")``: counted like ``count_peak``, on tensors that have shapes only."""
     peaks = {}

@@ -13,10 +13,25 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from reformer_ref.replay import Replay
-from reformer_ref.tensors import has_values, require_floating, require_same_kind, require_tensor
-from reformer_ref.validate import require_bool, require_choice, require_float, require_int, require_shape
+from reformer_ref.tensors import (
+    has_values,
+    require_floating,
+    require_generator,
+    require_integers,
+    require_same_kind,
+    require_tensor,
+)
+from reformer_ref.validate import (
+    require_bool,
+    require_choice,
+    require_float,
+    require_int,
+    require_room,
+    require_shape,
+)
 
 IGNORED = -100  # a target with this value takes no part in the loss
+SMALLEST_EPS = 1e-30  # of a layer norm; less is zero in float32, which a row of equal numbers is divided by
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
 
@@ -25,11 +40,13 @@ def layer_norm(x, scale, bias, eps=1e-5):
 
     x (…, d), scale (d), bias (d) -> (…, d). ValueError on other shapes, TypeError if not floating point.
     """
-    _require_same("x", x, scale=scale, bias=bias)
-    require_float("eps", eps, minimum=0.0)
+    _require_same("x", x, {}, scale=scale, bias=bias)
+    eps = require_float("eps", eps, minimum=0.0)
     _require_positions("x", x, at_least=1)
     for name, tensor in (("scale", scale), ("bias", bias)):
         require_shape(name, tensor, x.shape[-1:], "(d)")
+    if eps < SMALLEST_EPS and has_values(x) and not bool(x.var(-1, correction=0).all()):
+        raise ValueError("eps must be above 0 (and above 1e-30 in float32) where a row of x holds equal numbers")
     return F.layer_norm(x, x.shape[-1:], scale, bias, eps)
 
 
@@ -42,8 +59,8 @@ def feed_forward(x, w1, b1, w2, b2, activation="relu", slice_length=None, dropou
     (pass 0 in evaluation). ValueError on other shapes or an empty sequence, TypeError on mixed dtypes outside autocast.
     """
     require_choice("activation", activation, tuple(ACTIVATIONS))
-    require_float("dropout", dropout, minimum=0.0, below=1.0)
-    _require_same("x", x, w1=w1, b1=b1, w2=w2, b2=b2)
+    dropout = require_float("dropout", dropout, minimum=0.0, below=1.0)
+    _require_same("x", x, {"b1": b1, "b2": b2}, w1=w1, w2=w2)
     _require_positions("x", x, at_least=2)
     d_model, d_ff = x.shape[-1], w1.shape[-1] if w1.ndim else 0
     require_shape("w1", w1, (d_model, d_ff), "(d_model, d_ff)")
@@ -64,7 +81,7 @@ def cross_entropy(hidden, weight, bias, targets, slice_length=None):
     positions at a time, in forward and in backward. ValueError on other shapes, targets out of range, or when no
     position counts (looking at the targets waits for the device once); TypeError on other dtypes.
     """
-    _require_same("hidden", hidden, weight=weight, bias=bias)
+    _require_same("hidden", hidden, {"bias": bias}, weight=weight)
     _require_positions("hidden", hidden, at_least=1)
     vocabulary = weight.shape[-1] if weight.ndim else 0
     require_shape("weight", weight, (hidden.shape[-1], vocabulary), "(d, V)")
@@ -104,11 +121,13 @@ def sliced(fn, x, params=(), slice_length=None, dim=-2, total=False, rng=True):
     ValueError on an empty sequence or a slice length below 1.
     """
     xs, params = x if isinstance(x, tuple) else (x,), tuple(params)
-    length = xs[0].shape[dim]
+    for t in (*xs, *(p for p in params if p is not None)):
+        require_tensor("x and params", t)
+    length = xs[0].shape[dim] if xs and all(-t.ndim <= dim < t.ndim for t in xs) else 0
     if length == 0 or any(t.shape[dim] != length for t in xs):
         shapes = ", ".join(str(tuple(t.shape)) for t in xs)
         raise ValueError(f"x must hold at least one position along dim {dim}, the same number everywhere, got {shapes}")
-    require_bool("total", total)
+    require_bool("total", total), require_bool("rng", rng)
     if slice_length is None:
         return fn(*xs, *params)
     step = require_int("slice_length", slice_length)
@@ -197,6 +216,9 @@ class FeedForward(nn.Module):
         self.dropout = require_float("dropout", dropout, minimum=0.0, below=1.0)
         self.slice_length = None if slice_length is None else require_int("slice_length", slice_length)
         with_bias = require_bool("bias", bias)
+        require_room(d_model=d_model, d_ff=d_ff)
+        if generator is not None:
+            require_generator("generator", generator)
         self.w1 = nn.Parameter(torch.randn(d_model, d_ff, generator=generator) * d_model**-0.5)
         self.b1 = nn.Parameter(torch.zeros(d_ff)) if with_bias else None
         self.w2 = nn.Parameter(torch.randn(d_ff, d_model, generator=generator) * d_ff**-0.5)
@@ -219,9 +241,9 @@ def _sum_dtype(tensor):
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
 
 
-def _require_same(first_name, first, **others):
-    """Floating-point tensors on one device and, outside autocast, of one dtype; None passes."""
-    others = {name: t for name, t in others.items() if t is not None}
+def _require_same(first_name, first, optional, **others):
+    """Floating-point tensors on one device and, outside autocast, of one dtype; None passes among ``optional``."""
+    others |= {name: t for name, t in optional.items() if t is not None}
     for name, tensor in {first_name: first, **others}.items():
         require_floating(name, tensor)
     device = first.device.type
@@ -238,13 +260,10 @@ def _require_positions(name, tensor, at_least):
 
 def require_targets(targets, shape, vocabulary, device):
     """``targets`` as int64 of ``shape``; their values are looked at where there are any: ValueError, TypeError."""
-    require_tensor("targets", targets)
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise TypeError(f"targets must be integers, got {targets.dtype}")
+    targets = require_integers("targets", targets)
     if targets.device != device:
         raise ValueError(f"targets must be on the device of hidden ({device}), got {targets.device}")
     require_shape("targets", targets, shape, "hidden without its last axis")
-    targets = targets.long()
     if not has_values(targets):
         return targets
     outside = (targets != IGNORED) & ((targets < 0) | (targets >= vocabulary))

@@ -9,10 +9,11 @@ import math
 
 import numpy as np
 
-from reformer_ref.validate import require_choice, require_float, require_int, require_shape
+from reformer_ref.validate import as_floats, as_integers, require_choice, require_float, require_int, require_shape
 
 IGNORED = -100  # a target with this value takes no part in the loss
 
+as_in_pytorch = np.errstate(over="ignore", invalid="ignore")  # NaN and infinity go through without a warning
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -30,19 +31,21 @@ ACTIVATIONS = {
 }
 
 
+@as_in_pytorch
 def layer_norm(x, scale, bias, eps=1e-5):
     """scale · (x - mean) / √(variance + eps) + bias, over the last axis (Ba et al. 2016, arXiv:1607.06450).
 
     x (…, d), scale (d), bias (d) -> (…, d). ValueError on other shapes, TypeError if not floating point.
     """
-    normal, _ = _normalised(x, scale, bias, eps)
+    normal, _, scale, bias = _normalised(x, scale, bias, eps)
     return scale * normal + bias
 
 
+@as_in_pytorch
 def layer_norm_vjp(x, scale, bias, d_out, eps=1e-5):
     """Gradients (d_x, d_scale, d_bias) of Σ d_out · layer_norm(x, scale, bias)."""
-    normal, deviation = _normalised(x, scale, bias, eps)
-    d_out = _floats(d_out=d_out)[0]
+    normal, deviation, scale, _ = _normalised(x, scale, bias, eps)
+    d_out = _floats("d_out", d_out)
     require_shape("d_out", d_out, normal.shape, "(…, d)")
     d_normal = d_out * scale
     # Mean and deviation take away the parts of d_normal along 1 and along the normalised row.
@@ -52,6 +55,7 @@ def layer_norm_vjp(x, scale, bias, d_out, eps=1e-5):
     return (d_normal - along_one - along_row) / deviation, (d_out * normal).sum(leading), d_out.sum(leading)
 
 
+@as_in_pytorch
 def feed_forward(x, w1, b1, w2, b2, activation="relu", slice_length=None):
     """activation(x w1 + b1) w2 + b2 at every position, ``slice_length`` positions at a time.
 
@@ -67,6 +71,7 @@ def feed_forward(x, w1, b1, w2, b2, activation="relu", slice_length=None):
     return out
 
 
+@as_in_pytorch
 def feed_forward_vjp(x, w1, b1, w2, b2, d_out, activation="relu", slice_length=None):
     """Gradients (d_x, d_w1, d_b1, d_w2, d_b2) of Σ d_out · feed_forward(…); each slice is recomputed by itself.
 
@@ -74,7 +79,7 @@ def feed_forward_vjp(x, w1, b1, w2, b2, d_out, activation="relu", slice_length=N
     """
     given_b1, given_b2 = b1 is not None, b2 is not None
     x, w1, b1, w2, b2, act, slope = _feed_forward_arguments(x, w1, b1, w2, b2, activation)
-    d_out = _floats(d_out=d_out)[0]
+    d_out = _floats("d_out", d_out)
     require_shape("d_out", d_out, x.shape, "(…, L, d_model)")
     d_x, d_w1, d_b1, d_w2, d_b2 = (np.zeros_like(a) for a in (x, w1, b1, w2, b2))
     for s in _slices(x.shape[-2], slice_length):
@@ -89,6 +94,7 @@ def feed_forward_vjp(x, w1, b1, w2, b2, d_out, activation="relu", slice_length=N
     return d_x, d_w1, d_b1 if given_b1 else None, d_w2, d_b2 if given_b2 else None
 
 
+@as_in_pytorch
 def cross_entropy(hidden, weight, bias, targets, slice_length=None):
     """Mean over the counted positions of log Σ_v exp(z_v) - z_target in nats, with logits z = hidden · weight + bias.
 
@@ -106,11 +112,13 @@ def cross_entropy(hidden, weight, bias, targets, slice_length=None):
     return total / counted.sum()
 
 
+@as_in_pytorch
 def cross_entropy_vjp(hidden, weight, bias, targets, d_loss=1.0, slice_length=None):
     """Gradients (d_hidden, d_weight, d_bias) of d_loss · cross_entropy(…): d_logits = (softmax - one-hot) / count."""
-    shape, given_bias = np.shape(hidden), bias is not None
+    given_bias = bias is not None
+    shape = _floats("hidden", hidden).shape
     hidden, weight, bias, targets = _cross_entropy_arguments(hidden, weight, bias, targets)
-    counted = targets != IGNORED
+    d_loss, counted = require_float("d_loss", d_loss), targets != IGNORED
     d_hidden, d_weight, d_bias = (np.zeros_like(a) for a in (hidden, weight, bias))
     for s in _slices(len(hidden), slice_length):
         logits = hidden[s] @ weight + bias  # (slice, V)
@@ -139,22 +147,24 @@ def _log_sum_exp(logits):
 
 
 def _normalised(x, scale, bias, eps):
-    x, scale, bias = _floats(x=x, scale=scale, bias=bias)
-    require_float("eps", eps, minimum=0.0)
+    x, scale, bias = _floats("x", x), _floats("scale", scale), _floats("bias", bias)
+    eps = require_float("eps", eps, minimum=0.0)
     _require_positions("x", x, at_least=1)
     for name, array in (("scale", scale), ("bias", bias)):
         require_shape(name, array, x.shape[-1:], "(d)")
     deviation = np.sqrt(x.var(-1, keepdims=True) + eps)
-    return (x - x.mean(-1, keepdims=True)) / deviation, deviation
+    if not deviation.all():
+        raise ValueError("eps must be above 0 where a row of x holds equal numbers")
+    return (x - x.mean(-1, keepdims=True)) / deviation, deviation, scale, bias
 
 
 def _feed_forward_arguments(x, w1, b1, w2, b2, activation):
     require_choice("activation", activation, tuple(ACTIVATIONS))
-    x, w1, b1, w2, b2 = _floats(x=x, w1=w1, b1=b1, w2=w2, b2=b2)
+    x, w1, w2 = _floats("x", x), _floats("w1", w1), _floats("w2", w2)
     _require_positions("x", x, at_least=2)
     d_model, d_ff = x.shape[-1], w1.shape[-1] if w1.ndim else 0
-    b1 = np.zeros(d_ff) if b1 is None else b1
-    b2 = np.zeros(d_model) if b2 is None else b2
+    b1 = np.zeros(d_ff) if b1 is None else _floats("b1", b1)
+    b2 = np.zeros(d_model) if b2 is None else _floats("b2", b2)
     require_shape("w1", w1, (d_model, d_ff), "(d_model, d_ff)")
     require_shape("b1", b1, (d_ff,), "(d_ff)")
     require_shape("w2", w2, (d_ff, d_model), "(d_ff, d_model)")
@@ -163,13 +173,10 @@ def _feed_forward_arguments(x, w1, b1, w2, b2, activation):
 
 
 def _cross_entropy_arguments(hidden, weight, bias, targets):
-    hidden, weight, bias = _floats(hidden=hidden, weight=weight, bias=bias)
-    targets = np.asarray(targets)
-    if targets.dtype.kind not in "iu":
-        raise TypeError(f"targets must be integers, got {targets.dtype}")
+    hidden, weight, targets = _floats("hidden", hidden), _floats("weight", weight), as_integers("targets", targets)
     _require_positions("hidden", hidden, at_least=1)
     vocabulary = weight.shape[-1] if weight.ndim else 0
-    bias = np.zeros(vocabulary) if bias is None else bias
+    bias = np.zeros(vocabulary) if bias is None else _floats("bias", bias)
     require_shape("weight", weight, (hidden.shape[-1], vocabulary), "(d, V)")
     require_shape("bias", bias, (vocabulary,), "(V)")
     require_shape("targets", targets, hidden.shape[:-1], "hidden without its last axis")
@@ -183,13 +190,8 @@ def _cross_entropy_arguments(hidden, weight, bias, targets):
     return _rows(hidden), weight, bias, targets.reshape(-1)
 
 
-def _floats(**arrays):
-    """The arrays as float64 (None stays None); TypeError for anything that is not floating point."""
-    arrays = {name: None if a is None else np.asarray(a) for name, a in arrays.items()}
-    for name, array in arrays.items():
-        if array is not None and array.dtype.kind != "f":
-            raise TypeError(f"{name} must be floating point, got {array.dtype}")
-    return [None if a is None else a.astype(np.float64, copy=False) for a in arrays.values()]
+def _floats(name, value):
+    return as_floats(name, value, bounded=False, must="be floating point")  # a loss that is not finite is told as it is
 
 
 def _require_positions(name, array, at_least):

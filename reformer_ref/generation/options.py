@@ -24,12 +24,12 @@ def require_strict(options):
 
 def require_decodable(options):
     """TypeError or ValueError unless these are local options under which a prefix says all that a query sees."""
-    if not isinstance(options, LocalOptions):
-        raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
-    if not options.causal or depends_on_length(options):
+    if depends_on_length(options) or not options.causal:
         raise ValueError("options must be causal, and without wrap if chunks_before > 1 or chunks_after > 0")
 
 
 def depends_on_length(options):
     """Whether a ring shows a causal local layer more, or the same more often, in shorter sequences."""
+    if not isinstance(options, LocalOptions):
+        raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
     return options.wrap and (options.chunks_before > 1 or options.chunks_after > 0)

@@ -11,10 +11,19 @@ import torch
 
 from reformer_ref.generation.caches import DenseCache, LocalCache, StrictCache
 from reformer_ref.generation.options import check_sampling, depends_on_length, require_decodable, require_strict
-from reformer_ref.model.config import n_buckets_for
-from reformer_ref.model.pytorch import check_tokens, count_positions, read_out
-from reformer_ref.tensors import evaluating
-from reformer_ref.validate import bucket_factors, require_int
+from reformer_ref.model.config import n_buckets_for, require_config
+from reformer_ref.model.pytorch import ReformerLM, check_tokens, count_positions, read_out
+from reformer_ref.tensors import (
+    evaluating,
+    has_values,
+    require_finite,
+    require_floating,
+    require_integers,
+    require_same_kind,
+)
+from reformer_ref.validate import bucket_factors, require_bool, require_choice, require_int, require_shape, shown
+
+MOST_ROWS = 1 << 16  # continuations of one prompt
 
 
 @torch.no_grad()
@@ -25,11 +34,14 @@ def lsh_decode(qk, v, buckets, options):
     kept but the last chunk_length members of every bucket.
     """
     require_strict(options)
-    (rows, heads, length, d), lead = _rows_and_heads(qk), qk.shape[:-2]
+    (rows, heads, length, d), lead = _rows_and_heads(qk=qk, v=v), qk.shape[:-2]
     q, values = qk.reshape(rows, heads, length, d), v.reshape(rows, heads, length, -1)
-    buckets = buckets.reshape(rows, heads, options.n_hashes, length)
-    n_buckets = int(buckets.max()) + 1
-    cache, out = StrictCache(rows, heads, options, n_buckets, d, values.shape[-1], length, q), torch.empty_like(values)
+    require_shape(
+        "buckets", require_integers("buckets", buckets), (*lead, options.n_hashes, length), "(…, n_hashes, L)"
+    )
+    numbers, buckets = buckets.reshape(rows, heads, options.n_hashes, length).unique(return_inverse=True)
+    sizes = len(numbers), d, values.shape[-1], length  # a ring for each bucket that occurs
+    cache, out = StrictCache(rows, heads, options, *sizes, q), torch.empty_like(values)
     for i in range(length):
         position = torch.full((rows,), i, device=q.device)
         out[:, :, i] = cache.attend(q[:, :, i], values[:, :, i], buckets[..., i])
@@ -41,7 +53,8 @@ def lsh_decode(qk, v, buckets, options):
 def local_decode(q, k, v, options):
     """Causal local attention, one token after the other from the last chunks: (…, L, d_v), as ``local_attention``."""
     require_decodable(options)
-    (rows, heads, length, d), lead = _rows_and_heads(q), q.shape[:-2]
+    (rows, heads, length, d), lead = _rows_and_heads(q=q, k=k, v=v), q.shape[:-2]
+    require_shape("k", k, q.shape, "(…, L, d)")
     q, k, v = (x.reshape(rows, heads, length, x.shape[-1]) for x in (q, k, v))
     cache, out = LocalCache(rows, heads, options, d, v.shape[-1], length, q), torch.empty_like(v)
     for i in range(length):
@@ -58,7 +71,7 @@ def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     k likeliest tokens, then ``top_p`` the fewest of the likeliest that together reach top_p. What is left sums to 1.
     """
     check_sampling(temperature, top_k, top_p)
-    logits = logits.double()
+    logits, temperature = _require_logits(logits).double(), float(temperature)
     if temperature == 0.0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
     best = logits.amax(-1, keepdim=True)
@@ -94,7 +107,7 @@ class Decoder:
     """
 
     def __init__(self, model, capacity=None):
-        reason = why_not(model.config)
+        reason = why_not(_require_model(model).config)
         if reason:
             raise ValueError(f"model cannot be decoded from a cache: {reason}")
         limit = model.config.max_length
@@ -130,10 +143,7 @@ class Decoder:
         """Read one more token in every row, int (rows,); logits (rows, vocab_size) for the next one."""
         if self.positions is None:
             raise ValueError("step needs a prompt: call prefill first, with at least one token in every row")
-        if not isinstance(tokens, torch.Tensor) or tokens.shape != self.positions.shape:
-            given = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-            raise ValueError(f"tokens must be a tensor ({len(self.positions)},), one token per row, got {given}")
-        check_tokens(self.model.config, tokens[:, None], None, device=self.trunk.embedding.weight.device)
+        _require_one_each(self.model, tokens, len(self.positions))
         if self._longest >= self.capacity:
             raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")
         with evaluating(self.model):
@@ -149,8 +159,9 @@ class Decoder:
         """Every row n times, one copy after the other: several continuations that share what was read so far."""
         if self.positions is None:
             raise ValueError("repeat needs a prompt: call prefill first")
+        n = require_int("n", n, 1, MOST_ROWS)
         for cache in self.caches:
-            cache.repeat(require_int("n", n))
+            cache.repeat(n)
         self.positions = self.positions.repeat_interleave(n)
 
     def tensors(self):
@@ -208,7 +219,7 @@ class Recomputer:
     """The same as ``Decoder`` for every causal model, by a full forward pass over each row for every token."""
 
     def __init__(self, model):
-        _require_causal(model.config)
+        _require_causal(_require_model(model).config)
         self.model, self.rows = model, None
 
     def prefill(self, tokens, padding_mask=None):
@@ -221,11 +232,17 @@ class Recomputer:
 
     def step(self, tokens):
         """As ``Decoder.step``."""
+        if self.rows is None:
+            raise ValueError("step needs a prompt: call prefill first, with at least one token in every row")
+        _require_one_each(self.model, tokens, len(self.rows))
         self.rows = [torch.cat([row, token[None]]) for row, token in zip(self.rows, tokens, strict=True)]
         return self._logits()
 
     def repeat(self, n):
         """As ``Decoder.repeat``."""
+        if self.rows is None:
+            raise ValueError("repeat needs a prompt: call prefill first")
+        n = require_int("n", n, 1, MOST_ROWS)
         self.rows = [row for row in self.rows for _ in range(n)]
 
     def _logits(self):
@@ -267,9 +284,9 @@ def generate(
     rows). Ctrl-C ends the generation and returns what there is. Prompt and continuation must fit ``config.max_length``.
     """
     check_sampling(temperature, top_k, top_p)
-    config, many = model.config, isinstance(prompt, (list, tuple))
+    config, many = _require_model(model).config, isinstance(prompt, (list, tuple))
     max_new_tokens = require_int("max_new_tokens", max_new_tokens, minimum=0)
-    each = 1 if samples is None else require_int("samples", samples)
+    each = 1 if samples is None else require_int("samples", samples, 1, MOST_ROWS)
     prompts = [_prompt_tokens(p, config.vocab_size) for p in (prompt if many else [prompt])]
     longest = max(map(len, prompts), default=0) + max_new_tokens
     if not prompts or longest > config.max_length:
@@ -278,8 +295,9 @@ def generate(
             if prompts
             else "prompt must not be an empty list"
         )
-    if cache not in (True, False, None):
-        raise ValueError(f"cache must be True, False or None, got {cache!r}")
+    require_choice("cache", cache, (True, False, None)), require_bool("progress", progress)
+    if on_token is not None and not callable(on_token):
+        raise TypeError(f"on_token must be a function of the new token or None, got {shown(on_token)}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     reason = why_not(config)
     if cache and reason:
@@ -333,13 +351,41 @@ def _prompt_tokens(prompt, vocab_size):
 
 
 def _require_causal(config):
-    if not config.causal:
+    if not require_config(config).causal:
         raise ValueError("model must be causal to continue a prompt, got one with config.causal=False")
 
 
-def _rows_and_heads(x):
-    """(rows, heads, L, d) for x (…, L, d)."""
-    if x.ndim < 2 or 0 in x.shape:
-        raise ValueError(f"queries must have shape (…, L, d) with every size ≥ 1, got {tuple(x.shape)}")
+def _require_model(model):
+    if not isinstance(model, ReformerLM):
+        raise TypeError(f"model must be a ReformerLM, got {type(model).__name__}")
+    return model
+
+
+def _require_one_each(model, tokens, rows):
+    """TypeError or ValueError unless ``tokens`` (rows,) holds a token for every row."""
+    if not isinstance(tokens, torch.Tensor) or tokens.shape != (rows,):
+        given = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens must be a tensor ({rows},), one token per row, got {given}")
+    check_tokens(model.config, tokens[:, None], None, device=model.trunk.embedding.weight.device)
+
+
+def _require_logits(logits):
+    """``logits`` (…, V), V ≥ 1, numbers below infinity, −∞ where something else is left; TypeError or ValueError."""
+    if require_floating("logits", logits).ndim < 1 or 0 in logits.shape:
+        raise ValueError(f"logits must have shape (…, V) with every size ≥ 1, got {tuple(logits.shape)}")
+    if has_values(logits) and not bool(logits.amax(-1).isfinite().all()):  # NaN, +∞, or nothing but −∞
+        raise ValueError("logits must be numbers below infinity, with a finite one among those of each token")
+    return logits
+
+
+def _rows_and_heads(**tensors):
+    """(rows, heads, L, d) for the first of ``tensors``, queries (…, L, d); the others are (…, L, their own size)."""
+    first, x = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if require_floating(name, tensor).ndim < 2 or 0 in tensor.shape:
+            raise ValueError(f"{name} must have shape (…, L, d) with every size ≥ 1, got {tuple(tensor.shape)}")
+        require_shape(name, tensor, (*x.shape[:-1], tensor.shape[-1]), f"(…, L, its size) as {first}")
+        require_finite(name, tensor)
+    require_same_kind(first, x, **tensors)
     heads = x.shape[-3] if x.ndim > 2 else 1
     return x.numel() // (heads * x.shape[-2] * x.shape[-1]), heads, x.shape[-2], x.shape[-1]

@@ -9,7 +9,7 @@ import numpy as np
 
 from reformer_ref.attention.spec import attend, normalize_keys
 from reformer_ref.generation.options import check_sampling, require_decodable, require_strict
-from reformer_ref.validate import require_shape
+from reformer_ref.validate import as_array, as_floats, as_integers, require_shape
 
 
 def lsh_decode(qk, v, buckets, options):
@@ -19,7 +19,8 @@ def lsh_decode(qk, v, buckets, options):
     ValueError unless ``options.window`` is "rank". Source: DESIGN, "Strict causality".
     """
     require_strict(options)
-    qk, v, buckets = np.asarray(qk, np.float64), np.asarray(v, np.float64), np.asarray(buckets)
+    qk, v, buckets = as_floats("qk", qk), as_floats("v", v), as_integers("buckets", buckets)
+    _require_rows(qk=qk, v=v)
     require_shape("v", v, (*qk.shape[:-1], v.shape[-1]), "(…, L, d_v)")
     require_shape("buckets", buckets, (*qk.shape[:-2], options.n_hashes, qk.shape[-2]), "(…, n_hashes, L)")
     k, out = normalize_keys(qk, options.norm_eps), np.empty_like(v)
@@ -44,7 +45,8 @@ def local_decode(q, k, v, options):
     ValueError for options that are not causal.
     """
     require_decodable(options)
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    q, k, v = as_floats("q", q), as_floats("k", k), as_floats("v", v)
+    _require_rows(q=q, v=v)
     require_shape("k", k, q.shape, "(…, L, d)")
     require_shape("v", v, (*q.shape[:-1], v.shape[-1]), "(…, L, d_v)")
     out = np.empty_like(v)
@@ -68,17 +70,34 @@ def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     What is left sums to 1. TypeError or ValueError unless temperature ≥ 0, top_k ≥ 1 or None, 0 < top_p ≤ 1 or None.
     """
     check_sampling(temperature, top_k, top_p)
-    logits = np.asarray(logits, np.float64)
+    logits, temperature = _logits(logits), float(temperature)
     out = np.zeros_like(logits)
     for at in np.ndindex(logits.shape[:-1]):
         likeliest = np.argsort(-logits[at], kind="stable")
         if temperature == 0:
             out[at][likeliest[0]] = 1.0
             continue
-        p = np.exp((logits[at] - logits[at].max()) / temperature)
+        with np.errstate(over="ignore"):  # a temperature near 0 makes −∞ of what is below the largest
+            p = np.exp((logits[at] - logits[at].max()) / temperature)
         p = p[likeliest][:top_k] / p[likeliest][:top_k].sum()
         if top_p is not None:
             likelier = np.cumsum(p) - p  # together; below top_p, so the first token always stays
             p = p[likelier < top_p]
         out[at][likeliest[: len(p)]] = p / p.sum()
     return out
+
+
+def _logits(logits):
+    """Logits as float64: −∞, what must not be drawn, is allowed where something else is left."""
+    logits = as_array("logits", logits)
+    if logits.dtype.kind != "f" or logits.ndim < 1 or 0 in logits.shape:
+        raise TypeError(f"logits must be floating-point numbers (…, V), V ≥ 1, got {logits.dtype} {logits.shape}")
+    if not np.isfinite(logits.max(-1)).all():  # NaN, +∞, or nothing but −∞
+        raise ValueError("logits must be numbers below infinity, with a finite one among those of each token")
+    return logits.astype(np.float64)
+
+
+def _require_rows(**arrays):
+    for name, x in arrays.items():
+        if x.ndim < 2 or 0 in x.shape:
+            raise ValueError(f"{name} must have shape (…, L, d) with every size ≥ 1, got {x.shape}")

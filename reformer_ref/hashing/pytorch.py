@@ -1,10 +1,19 @@
 """Angular locality-sensitive hashing, in PyTorch: same functions as the spec, on any device, slice by slice."""
 
+import math
+
 import torch
 
 from reformer_ref.hashing.spec import default_n_buckets
-from reformer_ref.tensors import Scratch, require_finite, require_floating
-from reformer_ref.validate import bucket_factors, require_int, require_shape
+from reformer_ref.tensors import (
+    Scratch,
+    require_device,
+    require_dtype,
+    require_finite,
+    require_floating,
+    require_generator,
+)
+from reformer_ref.validate import bucket_factors, require_int, require_room, require_shape
 
 __all__ = ["default_n_buckets", "hash_vectors", "random_rotations"]
 
@@ -17,14 +26,10 @@ def random_rotations(generator, n_hashes, d, n_buckets, n_heads=None, *, dtype=t
     generator: a ``torch.Generator``; the numbers are drawn on its device and then moved to ``device``, so a CPU
     generator gives the same rotations everywhere. n_heads: if given, one set per head, shape (n_heads, n_hashes, d, …).
     """
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be a torch.Generator, got {type(generator).__name__}; try torch.Generator().manual_seed(0)"
-        )
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating torch.dtype, got {dtype!r}")
+    require_generator("generator", generator), require_dtype("dtype", dtype), require_device("device", device)
     shape = (require_int("n_hashes", n_hashes), require_int("d", d), sum(bucket_factors(n_buckets)) // 2)
     heads = () if n_heads is None else (require_int("n_heads", n_heads),)
+    require_room(n_heads=math.prod(heads), n_hashes=n_hashes, d=d, n_buckets=shape[-1])
     drawn = torch.randn(heads + shape, generator=generator, dtype=dtype, device=generator.device)
     return drawn.to(device) if device is not None else drawn
 

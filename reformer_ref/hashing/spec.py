@@ -5,9 +5,11 @@ A vector is multiplied with a random matrix R of b/2 columns; its bucket is the 
 directions that lie close together (paper section 2, "Locality sensitive hashing"; Andoni et al. 2015).
 """
 
+import math
+
 import numpy as np
 
-from reformer_ref.validate import bucket_factors, require_int, require_shape
+from reformer_ref.validate import as_floats, bucket_factors, require_int, require_room, require_shape
 
 
 def default_n_buckets(length, chunk_length):
@@ -41,6 +43,7 @@ def random_rotations(rng, n_hashes, d, n_buckets, n_heads=None):
         )
     shape = (require_int("n_hashes", n_hashes), require_int("d", d), sum(bucket_factors(n_buckets)) // 2)
     heads = () if n_heads is None else (require_int("n_heads", n_heads),)
+    require_room(n_heads=math.prod(heads), n_hashes=n_hashes, d=d, n_buckets=shape[-1])
     return rng.standard_normal(heads + shape)
 
 
@@ -61,7 +64,7 @@ def hash_vectors(x, rotations, n_buckets):
     require_shape("rotations", rotations, shape, "(…, n_hashes, d, Σfactors/2)")
     try:
         np.broadcast_shapes(x.shape[:-2], rotations.shape[:-3])
-    except ValueError:
+    except (ValueError, RuntimeError):  # the latter for more than 32 dimensions
         raise ValueError(
             f"rotations {rotations.shape} must broadcast over the leading dimensions of x {x.shape}"
         ) from None
@@ -75,11 +78,7 @@ def hash_vectors(x, rotations, n_buckets):
 
 
 def _floats(name, x, ndim, meaning):
-    x = np.asarray(x)
-    if x.dtype.kind != "f":
-        raise TypeError(f"{name} must hold floating-point numbers, got dtype {x.dtype}")
+    x = as_floats(name, x)
     if x.ndim < ndim or 0 in x.shape:
         raise ValueError(f"{name} must have shape {meaning} with every size ≥ 1, got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return x.astype(np.float64)
+    return x

@@ -5,7 +5,7 @@ import numpy as np
 from reformer_ref.attention.spec import attend, attend_vjp
 from reformer_ref.chunking.spec import look_adjacent, split_chunks
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.validate import require_shape
+from reformer_ref.validate import as_array, as_floats, as_mask, require_shape
 
 
 def local_attention(q, k, v, options, padding_mask=None):
@@ -24,13 +24,17 @@ def local_attention(q, k, v, options, padding_mask=None):
 def local_attention_vjp(q, k, v, options, d_out, padding_mask=None):
     """(d_q, d_k, d_v) for the cotangent d_out (…, L, d_v)."""
     q, k, v, counts = _prepare(q, k, v, options, padding_mask)
-    d_out = _floats("d_out", d_out)
+    d_out = as_floats("d_out", d_out)
     require_shape("d_out", d_out, v.shape, "(…, L, d_v), the shape of the output")
     return attend_vjp(q, k, v, counts, d_out, options.scale_for(q.shape[-1]))
 
 
 def local_counts(real, options):
     """How often each query sees each key: int (L, L) for one sequence; real bool (L,), True = real token."""
+    _require_options(options)
+    real = as_array("real", real)
+    if real.dtype != bool or real.ndim != 1 or real.size == 0:
+        raise TypeError(f"real must be booleans of shape (L,), L ≥ 1, got {real.dtype} {real.shape}")
     length = len(real)
     real_first = np.argsort(~real, kind="stable")
     chunks = split_chunks(real_first, min(options.chunk_length, length))[..., None]  # longer chunks are the sequence
@@ -44,30 +48,19 @@ def local_counts(real, options):
 
 
 def _prepare(q, k, v, options, padding_mask):
-    if not isinstance(options, LocalOptions):
-        raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
-    q, k, v = _floats("q", q), _floats("k", k), _floats("v", v)
+    _require_options(options)
+    q, k, v = as_floats("q", q), as_floats("k", k), as_floats("v", v)
     if q.ndim < 2 or 0 in q.shape or 0 in v.shape or q.shape != k.shape or v.shape[:-1] != q.shape[:-1]:
         raise ValueError(
             f"q, k (…, L, d) and v (…, L, d_v) must agree, every size ≥ 1; got {q.shape}, {k.shape} and {v.shape}"
         )
-    real = np.asarray(True if padding_mask is None else padding_mask)
-    if real.dtype != bool:
-        raise TypeError(f"padding_mask must be boolean (True = real token), got dtype {real.dtype}")
-    try:
-        real = np.broadcast_to(real, q.shape[:-1])
-    except ValueError:
-        raise ValueError(f"padding_mask must broadcast to {q.shape[:-1]} = (…, L), got {real.shape}") from None
+    real = as_mask(True if padding_mask is None else padding_mask, q.shape[:-1])
     counts = np.zeros((*q.shape[:-1], q.shape[-2]), dtype=np.int64)
     for index in np.ndindex(q.shape[:-2]):
         counts[index] = local_counts(real[index], options)
     return q, k, v, counts
 
 
-def _floats(name, x):
-    x = np.asarray(x)
-    if x.dtype.kind != "f":
-        raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return x.astype(np.float64)
+def _require_options(options):
+    if not isinstance(options, LocalOptions):
+        raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")

@@ -17,7 +17,7 @@ from reformer_ref.tensors import (
     require_same_kind,
     require_tensor,
 )
-from reformer_ref.validate import require_int
+from reformer_ref.validate import require_bool, require_int
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None, *, return_record=False, block_size=None):
@@ -33,6 +33,7 @@ def lsh_attention(qk, v, buckets, options, padding_mask=None, *, return_record=F
     Errors: ValueError for shapes that do not fit, TypeError for wrong dtypes. Source: paper section 2.
     """
     padding_mask = _check(qk, v, buckets, options, padding_mask)
+    require_bool("return_record", return_record)
     if block_size is not None:
         require_int("block_size", block_size)
     (q, v), heads = as_rows(qk, v)
@@ -129,8 +130,8 @@ def _check(qk, v, buckets, options, padding_mask):
         )
     if v.shape[:-1] != qk.shape[:-1]:
         raise ValueError(f"v must have shape {tuple(qk.shape[:-1])} + (d_v,) to go with qk, got {tuple(v.shape)}")
-    if buckets.dtype not in (torch.int64, torch.int32, torch.int16):
-        raise TypeError(f"buckets must be int64, int32 or int16, got {buckets.dtype}")
+    if buckets.dtype not in (torch.int64, torch.int32, torch.int16) or buckets.layout != torch.strided:
+        raise TypeError(f"buckets must be int64, int32 or int16, and dense, got {buckets.dtype}, {buckets.layout}")
     if buckets.device != qk.device:
         raise ValueError(f"buckets must be on the device of qk ({qk.device}), got {buckets.device}")
     want = (*qk.shape[:-2], options.n_hashes, qk.shape[-2])

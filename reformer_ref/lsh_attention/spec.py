@@ -13,7 +13,7 @@ import numpy as np
 from reformer_ref.attention.spec import attend, attend_vjp, normalize_keys, normalize_keys_vjp, self_as_last_resort
 from reformer_ref.chunking.spec import look_adjacent, sort_by_bucket, split_chunks, undo_sort
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.validate import require_shape
+from reformer_ref.validate import as_array, as_floats, as_mask, require_shape
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None):
@@ -32,7 +32,7 @@ def lsh_attention(qk, v, buckets, options, padding_mask=None):
 def lsh_attention_vjp(qk, v, buckets, options, d_out, padding_mask=None):
     """(d_qk, d_v) for the cotangent d_out (…, L, d_v). Nothing flows through buckets, sort, masks or counts."""
     qk, v, counts = _prepare(qk, v, buckets, options, padding_mask)
-    d_out = _floats("d_out", d_out)
+    d_out = as_floats("d_out", d_out)
     require_shape("d_out", d_out, v.shape, "(…, L, d_v), the shape of the output")
     scale = options.scale_for(qk.shape[-1])
     d_q, d_k, d_v = attend_vjp(qk, normalize_keys(qk, options.norm_eps), v, counts, d_out, scale)
@@ -43,7 +43,7 @@ def visible_counts(buckets, options, padding_mask=None):
     """How often each query may see each key: int (…, L, L), the self rule applied, 0 = not at all."""
     buckets = _bucket_numbers(buckets, options)
     lead, length = buckets.shape[:-2], buckets.shape[-1]
-    real = _real_tokens(padding_mask, (*lead, length))
+    real = as_mask(True if padding_mask is None else padding_mask, (*lead, length))
     counts = np.zeros((*lead, length, length), dtype=np.int64)
     for index in np.ndindex(lead):
         counts[index] = _counts_of_one(buckets[index], options, real[index])
@@ -88,7 +88,7 @@ def _windows(order, options):
 
 
 def _prepare(qk, v, buckets, options, padding_mask):
-    qk, v = _floats("qk", qk), _floats("v", v)
+    qk, v = as_floats("qk", qk), as_floats("v", v)
     if qk.ndim < 2 or 0 in qk.shape or v.ndim < 2 or 0 in v.shape:
         raise ValueError(f"qk and v must have shape (…, L, d) with every size ≥ 1, got {qk.shape} and {v.shape}")
     if v.shape[:-1] != qk.shape[:-1]:
@@ -98,19 +98,10 @@ def _prepare(qk, v, buckets, options, padding_mask):
     return qk, v, visible_counts(buckets, options, padding_mask)
 
 
-def _floats(name, x):
-    x = np.asarray(x)
-    if x.dtype.kind != "f":
-        raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return x.astype(np.float64)
-
-
 def _bucket_numbers(buckets, options):
     if not isinstance(options, LSHOptions):
         raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
-    buckets = np.asarray(buckets)
+    buckets = as_array("buckets", buckets)
     if buckets.dtype.kind not in "iu":
         raise TypeError(f"buckets must hold integers, got dtype {buckets.dtype}")
     if buckets.ndim < 2 or 0 in buckets.shape or buckets.shape[-2] != options.n_hashes:
@@ -120,13 +111,3 @@ def _bucket_numbers(buckets, options):
     if buckets.min() < 0 or buckets.max() >= 2**63 - 1:  # the largest int64 is where padding sorts
         raise ValueError(f"buckets must lie in [0, 2⁶³ − 1), got {buckets.min()} to {buckets.max()}")
     return buckets
-
-
-def _real_tokens(padding_mask, shape):
-    real = np.asarray(True if padding_mask is None else padding_mask)
-    if real.dtype != bool:
-        raise TypeError(f"padding_mask must be boolean (True = real token), got dtype {real.dtype}")
-    try:
-        return np.broadcast_to(real, shape)
-    except ValueError:
-        raise ValueError(f"padding_mask must broadcast to {shape} = (…, L), got {real.shape}") from None

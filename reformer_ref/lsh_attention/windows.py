@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from reformer_ref.chunking.pytorch import sort_by_bucket, split_chunks, undo_sort
+from reformer_ref.validate import require_room
 
 EXACT_FLOAT32 = 1 << 22  # places up to here, and their halves, are exact in float32
 
@@ -48,6 +49,9 @@ class Windows:
         chunk_length): nobody or, on a ring, another round; and the round of each, (n_hashes, n_chunks + width − 1).
         """
         o, n = self.options, self.n_chunks
+        in_a_round = {"n_chunks + chunks_before + chunks_after": n + o.width - 1, "chunk_length": o.chunk_length}
+        if not torch.compiler.is_compiling():
+            require_room(sequences=self.batch, n_hashes=o.n_hashes, **in_a_round)
         chunk = torch.arange(-o.chunks_before, n + o.chunks_after, device=rows.device)
         number = chunk + n * torch.arange(o.n_hashes, device=rows.device)[:, None]
         number = number % (o.n_hashes * n) if o.wrap else number.masked_fill((chunk < 0) | (chunk >= n), o.n_hashes * n)

@@ -7,6 +7,7 @@ from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model import spec
 from reformer_ref.model.config import ReformerConfig, rotation_width
+from reformer_ref.validate import clear_errors
 
 # (fields of the configuration, preset of LSH attention and its overrides, length, padding)
 CASES = (
@@ -65,6 +66,7 @@ def check_next_tokens(fn, seed=0):
     print(f"check_next_tokens: {n} cases, equal")
 
 
+@clear_errors
 def small_config(preset="paper", options=None, **fields):
     """A small ReformerConfig whose chunks are 4 long, so that 20 tokens already fill several."""
     causal = fields.get("causal", True)
@@ -76,6 +78,7 @@ def small_config(preset="paper", options=None, **fields):
     )
 
 
+@clear_errors
 def random_params(rng, config):
     """Weights of a language model by name, as ``model.spec`` reads them: normal, none of them zero, norms near 1."""
     d, h = config.d_model, config.n_heads

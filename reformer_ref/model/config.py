@@ -7,9 +7,18 @@ from dataclasses import asdict, dataclass, fields
 from reformer_ref.hashing.spec import default_n_buckets
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.validate import bucket_factors, require_bool, require_choice, require_float, require_int
+from reformer_ref.validate import (
+    LARGEST_ARRAY,
+    bucket_factors,
+    require_bool,
+    require_choice,
+    require_float,
+    require_int,
+    shown,
+)
 
 LAYER_KINDS = ("lsh", "local", "dense", "regular")
+MOST_LAYERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class ReformerConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "max_length", "length_multiple"):
-            self._set(name, require_int(name, getattr(self, name)))
+            most = MOST_LAYERS if name == "n_layers" else LARGEST_ARRAY
+            self._set(name, require_int(name, getattr(self, name), 1, most))
         self._set("seed", require_int("seed", self.seed, 0, 2**63 - 1))
         for name in ("causal", "tie_head", "reversible"):
             require_bool(name, getattr(self, name))
@@ -85,12 +95,14 @@ class ReformerConfig:
     @classmethod
     def from_json(cls, text):
         """Read ``to_json``'s text. ValueError for text that is no JSON object or has unknown fields."""
+        if not isinstance(text, (str, bytes, bytearray)):
+            raise TypeError(f"text must be the JSON text of a configuration, got {type(text).__name__}")
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the configuration is not valid JSON: {error}") from None
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number too long, brackets too deep
+            raise ValueError(f"the text of the configuration is not valid JSON: {error}") from None
         if not isinstance(values, dict):
-            raise ValueError(f"the configuration must be a JSON object, got {type(values).__name__}")
+            raise ValueError(f"the text of the configuration must be a JSON object, got {type(values).__name__}")
         _only_known("configuration", values, cls)
         for name, options in (("lsh", LSHOptions), ("local", LocalOptions)):
             if isinstance(values.get(name), dict):
@@ -111,12 +123,14 @@ class ReformerConfig:
         self._set("d_v", self.d_head if self.d_v is None else self.d_v)
         self._set("d_ff", 4 * self.d_model if self.d_ff is None else self.d_ff)
         for name in ("d_head", "d_v", "d_ff"):
-            self._set(name, require_int(name, getattr(self, name)))
+            self._set(name, require_int(name, getattr(self, name), 1, LARGEST_ARRAY))
 
     def _fill_pattern(self):
         pattern = (self.pattern,) if isinstance(self.pattern, str) else self.pattern
         if not isinstance(pattern, (tuple, list)) or not pattern:
-            raise ValueError(f"pattern must be a tuple of layer kinds such as ('local', 'lsh'), got {self.pattern!r}")
+            raise ValueError(
+                f"pattern must be a tuple of layer kinds such as ('local', 'lsh'), got {shown(self.pattern)}"
+            )
         for kind in pattern:
             require_choice("pattern", kind, LAYER_KINDS)
         self._set("pattern", tuple(pattern))
@@ -137,10 +151,13 @@ class ReformerConfig:
             self._set("axial_dims", (*[each] * (len(shape) - 1), self.d_model - each * (len(shape) - 1)))
         dims = tuple(require_int("axial_dims", n) for n in _sequence("axial_dims", self.axial_dims))
         if math.prod(shape) < self.max_length:
-            raise ValueError(f"axial_shape {shape} holds {math.prod(shape)} positions, max_length is {self.max_length}")
+            raise ValueError(
+                f"axial_shape {shown(shape)} holds {shown(math.prod(shape))} positions, max_length is {self.max_length}"
+            )
         if len(dims) != len(shape) or sum(dims) != self.d_model:
             raise ValueError(
-                f"axial_dims {dims} must have one width per axis of {shape} and sum to d_model {self.d_model}"
+                f"axial_dims {shown(dims)} must have one width per axis of {shown(shape)} and sum to d_model "
+                f"{self.d_model}"
             )
         self._set("axial_shape", shape)
         self._set("axial_dims", dims)
@@ -159,11 +176,19 @@ class ReformerConfig:
                 )
 
 
+def require_config(config, name="config"):
+    """``config`` if it is a ReformerConfig; TypeError otherwise."""
+    if not isinstance(config, ReformerConfig):
+        raise TypeError(f"{name} must be a ReformerConfig, got {type(config).__name__}")
+    return config
+
+
 def n_buckets_for(config, length):
     """The number of buckets for a sequence of this length: ``lsh.n_buckets``, or a pure function of the length.
 
     With the strict window the longest length stands for every length, else cutting a sequence would change its prefix.
     """
+    require_config(config)
     if config.lsh.n_buckets is not None:
         return config.lsh.n_buckets
     length = config.max_length if config.lsh.window == "rank" else length
@@ -172,25 +197,28 @@ def n_buckets_for(config, length):
 
 def rotation_width(config):
     """Columns that the stored rotations need so that every length up to ``max_length`` finds enough."""
-    if config.lsh.n_buckets is not None or config.lsh.window == "rank":
+    if require_config(config).lsh.n_buckets is not None or config.lsh.window == "rank":
         return sum(bucket_factors(n_buckets_for(config, config.max_length))) // 2
     chunk, longest = config.lsh.chunk_length, config.max_length + config.length_multiple - 1
-    return max(sum(bucket_factors(default_n_buckets(n, chunk))) // 2 for n in range(chunk, longest + chunk, chunk))
+    most = -(-longest // chunk)
+    counts = (most, *(1 << k for k in range(most.bit_length())))  # of chunks: the width falls after powers of 2 only
+    return max(sum(bucket_factors(default_n_buckets(n * chunk, chunk))) // 2 for n in counts)
 
 
 def padding_to_multiple(config, length):
     """Padding added inside the model: up to ``length_multiple``, but none to a sequence that fits in one chunk."""
+    require_config(config), require_int("length", length, 0)
     chunks = [getattr(config, kind).chunk_length for kind in ("lsh", "local") if kind in config.layers]
     return 0 if length <= min(chunks, default=length) else -length % config.length_multiple
 
 
 def _sequence(name, value):
     if not isinstance(value, (tuple, list)) or not value:
-        raise ValueError(f"{name} must be a tuple of integers, got {value!r}")
+        raise ValueError(f"{name} must be a tuple of integers, got {shown(value)}")
     return value
 
 
 def _only_known(what, values, cls):
     unknown = sorted(set(values) - {f.name for f in fields(cls)})
     if unknown:
-        raise ValueError(f"unknown fields in {what}: {', '.join(unknown)}")
+        raise ValueError(f"unknown fields in {what}: {', '.join(unknown)[:300]}")

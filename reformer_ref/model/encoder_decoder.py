@@ -7,7 +7,7 @@ turn. All of them are undone in backward, and the gradient of what the encoder s
 import torch
 from torch import nn
 
-from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.config import require_config
 from reformer_ref.model.pytorch import Trunk, check_tokens, initialize, next_tokens, read_out
 from reformer_ref.tensors import require_floating, require_padding_mask
 from reformer_ref.validate import require_shape
@@ -72,6 +72,9 @@ class ReformerEncoderDecoder(nn.Module):
             raise ValueError(f"memory must have shape (B, L_s, 2·d_model), got {tuple(memory.shape)}")
         shape = (target.shape[0], memory.shape[1], 2 * self.decoder_config.d_model)
         require_shape("memory", memory, shape, "(batch of target, L_s, 2·d_model)")
+        weight = self.decoder.embedding.weight
+        if memory.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise TypeError(f"memory must have the dtype of the decoder ({weight.dtype}), got {memory.dtype}")
         return require_padding_mask(source_padding_mask, shape[:2], memory.device)
 
     def _check(self, name, tokens, mask, generator):
@@ -82,9 +85,7 @@ class ReformerEncoderDecoder(nn.Module):
 
 def _require_pair(encoder_config, decoder_config):
     for name, config, causal in (("encoder_config", encoder_config, False), ("decoder_config", decoder_config, True)):
-        if not isinstance(config, ReformerConfig):
-            raise TypeError(f"{name} must be a ReformerConfig, got {type(config).__name__}")
-        if config.causal != causal:
+        if require_config(config, name).causal != causal:
             raise ValueError(f"{name} must have causal={causal}, got causal={config.causal}")
     if encoder_config.d_model != decoder_config.d_model:
         raise ValueError(

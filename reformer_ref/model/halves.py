@@ -14,9 +14,9 @@ from reformer_ref.feed_forward.pytorch import FeedForward, feed_forward
 from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
 from reformer_ref.local_attention.pytorch import local_attention
 from reformer_ref.lsh_attention.pytorch import lsh_attention
-from reformer_ref.model.config import n_buckets_for, rotation_width
+from reformer_ref.model.config import LAYER_KINDS, n_buckets_for, require_config, rotation_width
 from reformer_ref.tensors import has_values
-from reformer_ref.validate import bucket_factors
+from reformer_ref.validate import bucket_factors, require_choice, require_int
 
 ROWS_AT_A_TIME = 1 << 16  # tokens times heads that attention works on together, where it may choose
 
@@ -33,7 +33,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config, kind, index):
         super().__init__()
-        self.config, self.kind, self.index = config, kind, index
+        self.config, self.kind = require_config(config), require_choice("kind", kind, LAYER_KINDS)
+        self.index = require_int("index", index, 0, 2**62)
         width_qk, width_v = config.n_heads * config.d_head, config.n_heads * config.d_v
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.q = nn.Linear(config.d_model, width_qk, bias=False)
@@ -175,7 +176,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config = require_config(config)
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.q = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=False)
         self.k = nn.Linear(2 * config.d_model, config.n_heads * config.d_head, bias=False)
@@ -198,7 +199,7 @@ class FeedForwardHalf(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config = require_config(config)
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.inner = FeedForward(config.d_model, config.d_ff, config.activation, slice_length=config.ff_slice)
         self.dropout = nn.Dropout(config.dropout)

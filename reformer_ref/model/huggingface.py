@@ -9,14 +9,16 @@ import torch
 
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.config import ReformerConfig, require_config
 from reformer_ref.model.huggingface_files import read_pretrained
+from reformer_ref.validate import clear_errors, require_bool, shown
 
 # Not weights, but early versions of transformers saved these constants among them.
 CONSTANTS = re.compile(r"reformer\.encoder\.layers\.\d+\.attention\.self_attention\.(self_)?mask_value_float(16|32)")
 TRANSPOSED = re.compile(r"reformer\.encoder\.layers\.\d+\.feed_forward\.(dense|output)\.dense\.weight")
 
 
+@clear_errors
 def config_from_huggingface(hf_config):
     """The ReformerConfig of the same function as a ``transformers.ReformerConfig`` (any object with its attributes).
 
@@ -78,6 +80,9 @@ def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=F
 
     One ValueError lists all weights that are missing, unknown, of another shape or dtype. Source: transformers 5.23.
     """
+    require_bool("add_head_bias", add_head_bias)
+    if not (isinstance(model_class, type) and issubclass(model_class, torch.nn.Module)):
+        raise TypeError(f"model_class must be ReformerLM or a subclass, got {shown(model_class)}")
     source, hf_config = model_or_state_dict, None
     if isinstance(source, (str, Path)):
         source, hf_config = read_pretrained(source)
@@ -90,8 +95,7 @@ def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=F
         source = source.state_dict()
     if not isinstance(source, Mapping):
         raise TypeError(f"model_or_state_dict must be a model or a dict of tensors, got {type(source).__name__}")
-    if not isinstance(config, ReformerConfig):
-        raise TypeError(f"config must be a ReformerConfig, got {type(config).__name__}")
+    require_config(config)
     hash_seed = None if hf_config is None else hf_config.hash_seed
     _require_carriable(config, hash_seed)
     model, names = model_class(config), weight_names(config)
@@ -114,6 +118,8 @@ def to_huggingface(model):
     ``lm_head.bias`` and ``lm_head.decoder.bias`` are both our head's bias. transformers 5 adds neither to its logits.
     ValueError for a model that transformers has no counterpart of: other kinds of layers or positions, a tied head.
     """
+    if not (isinstance(model, torch.nn.Module) and isinstance(getattr(model, "config", None), ReformerConfig)):
+        raise TypeError(f"model must be a ReformerLM, got {type(model).__name__}")
     _require_carriable(model.config, None)
     ours, out = model.state_dict(), {}
     names = weight_names(model.config)
@@ -128,7 +134,7 @@ def to_huggingface(model):
 def weight_names(config):
     """{name in transformers: name in ReformerLM} for all weights but the bias of the head, which is a choice."""
     names = {"reformer.embeddings.word_embeddings.weight": "trunk.embedding.weight"}
-    if config.positions == "axial":
+    if require_config(config).positions == "axial":
         for i in range(len(config.axial_shape)):
             names[f"reformer.embeddings.position_embeddings.weights.{i}"] = f"trunk.positions.tables.{i}"
     else:

@@ -1,10 +1,13 @@
 """Reading a Reformer of transformers from a folder, or by its name on the hub; transformers itself is not needed."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+
+from reformer_ref.validate import shown
 
 # What transformers assumes where config.json is silent (its ReformerConfig, release 5.23).
 DEFAULTS = {
@@ -27,8 +30,10 @@ def read_pretrained(source):
     nothing but tensors is read. A name that is no folder is fetched by ``huggingface_hub``, if that is installed. One
     ValueError says what is missing, damaged or not a Reformer; nothing is half-loaded.
     """
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"source must be a folder or a name on the hub, got {type(source).__name__}")
     folder = Path(source)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # of which too long a name is none
         folder = _fetch(str(source))
     config = _read_json(folder / "config.json")
     if config.get("model_type") != "reformer":
@@ -40,7 +45,10 @@ def read_pretrained(source):
         raise ValueError(f"no weights in {folder}: none of {', '.join(WEIGHTS)}")
     parts = [found]
     if found.suffix == ".json":
-        parts = [_inside(folder, name) for name in sorted(set(_read_json(found).get("weight_map", {}).values()))]
+        listed = _read_json(found).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise ValueError(f"{found} must list the parts of the weights under weight_map, got {shown(listed)}")
+        parts = sorted({_inside(folder, name) for name in listed.values()})
     weights = {}
     for part in parts:
         weights |= _read_tensors(part)
@@ -66,7 +74,7 @@ def _read_tensors(path):
 def _read_json(path):
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
@@ -85,10 +93,10 @@ def _fetch(name):
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise ValueError(
-            f"{name!r} is no folder here; to fetch a name from the hub: pip install 'reformer_ref[hub]'"
+            f"source {shown(name)} is no folder here; to fetch a name from the hub: pip install 'reformer_ref[hub]'"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=["config.json", *WEIGHTS, "*.safetensors"]))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name!r} is no folder here and could not be fetched from the hub: {reason}") from None
+        raise ValueError(f"source {shown(name)} is no folder here, nor to be had from the hub: {reason}") from None

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from reformer_ref.feed_forward.pytorch import IGNORED, require_targets, sliced, total_nats
-from reformer_ref.model.config import ReformerConfig, padding_to_multiple
+from reformer_ref.model.config import padding_to_multiple, require_config
 from reformer_ref.model.halves import CrossAttention, FeedForwardHalf, SelfAttention
 from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_loss
-from reformer_ref.tensors import has_values, require_padding_mask, require_tensor
-from reformer_ref.validate import require_shape
+from reformer_ref.tensors import has_values, require_floating, require_padding_mask, require_tensor
+from reformer_ref.validate import require_bool, require_int, require_shape
 
 
 class Trunk(nn.Module):
@@ -21,7 +21,8 @@ class Trunk(nn.Module):
 
     def __init__(self, config, cross_attention=False):
         super().__init__()
-        self.config = config
+        self.config = require_config(config)
+        require_bool("cross_attention", cross_attention)
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = {
             "axial": lambda: AxialPositions(config.axial_shape, config.axial_dims),
@@ -122,7 +123,7 @@ class ReformerLM(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = _require_config(config)
+        self.config = require_config(config)
         with torch.random.fork_rng(devices=[]):
             self.trunk = Trunk(config)
             self.head = None if config.tie_head else nn.Linear(2 * config.d_model, config.vocab_size)
@@ -184,7 +185,13 @@ def read_out(hidden, weight, bias=None):
     weight (vocab_size, 2·d_model) and bias of a head; or the embedding (vocab_size, d_model) alone, tied: it reads both
     streams, scaled to logits of variance about 1.
     """
+    if require_floating("weight", weight).ndim != 2:
+        raise ValueError(f"weight must have shape (vocab_size, width), got {tuple(weight.shape)}")
+    width = (1 if bias is not None else 2) * weight.shape[1]
+    if require_floating("hidden", hidden).ndim < 1 or hidden.shape[-1] != width:
+        raise ValueError(f"hidden must have shape (…, {width}), as weight wants it, got {tuple(hidden.shape)}")
     if bias is not None:
+        require_shape("bias", require_floating("bias", bias), weight.shape[:1], "(vocab_size)")
         return hidden, weight.t(), bias
     first, second = hidden.chunk(2, dim=-1)
     return (first + second) * (2 * weight.shape[1]) ** -0.5, weight.t(), weight.new_zeros(weight.shape[0])
@@ -192,6 +199,7 @@ def read_out(hidden, weight, bias=None):
 
 def count_positions(tokens, padding_mask=None):
     """Position of each token among the real tokens: int64 (L,), or (B, L) with a mask."""
+    padding_mask = _require_rows(tokens, padding_mask)
     if padding_mask is None:
         return torch.arange(tokens.shape[1], device=tokens.device)
     return (padding_mask.long().cumsum(1) - 1).clamp(min=0)
@@ -199,6 +207,8 @@ def count_positions(tokens, padding_mask=None):
 
 def next_tokens(tokens, padding_mask=None):
     """Targets of a causal model: the next real token, −100 at the end, for padding, and where none follows."""
+    padding_mask = _require_rows(tokens, padding_mask)
+    _require_integers("tokens", tokens, None)
     targets = torch.full_like(tokens, IGNORED, dtype=torch.int64)
     if padding_mask is None:
         targets[:, :-1] = tokens[:, 1:]
@@ -215,7 +225,9 @@ def initialize(model, seed):
 
     Embeddings and positions N(0, 1), weight matrices N(0, 1 / inputs), biases 0, norms 1.
     """
-    generator = torch.Generator().manual_seed(seed)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    generator = torch.Generator().manual_seed(require_int("seed", seed, 0, 2**63 - 1))
     norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     for name, p in model.named_parameters():
@@ -234,6 +246,7 @@ def initialize(model, seed):
 
 def check_tokens(config, tokens, padding_mask, generator=None, *, name="tokens", device=None):
     """The mask expanded to tokens' shape; TypeError or ValueError if tokens, mask or generator do not fit."""
+    require_config(config)
     _require_integers(name, tokens, device)
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"{name} must have shape (batch, length) with both ≥ 1, got {tuple(tokens.shape)}")
@@ -251,13 +264,14 @@ def check_tokens(config, tokens, padding_mask, generator=None, *, name="tokens",
 
 def _require_integers(name, tokens, device):
     """TypeError or ValueError unless ``tokens`` is int64 or int32, on ``device`` if one is given."""
-    if require_tensor(name, tokens).dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} must be int64 or int32, got {tokens.dtype}")
+    if require_tensor(name, tokens).dtype not in (torch.int64, torch.int32) or tokens.layout != torch.strided:
+        raise TypeError(f"{name} must be int64 or int32, dense, got {tokens.dtype}, {tokens.layout}")
     if device is not None and tokens.device != device:
         raise ValueError(f"{name} must be on {device}, got {tokens.device}")
 
 
-def _require_config(config):
-    if not isinstance(config, ReformerConfig):
-        raise TypeError(f"config must be a ReformerConfig, got {type(config).__name__}")
-    return config
+def _require_rows(tokens, padding_mask):
+    """The mask expanded to the shape of ``tokens`` (B, L); TypeError or ValueError if the two do not fit."""
+    if require_tensor("tokens", tokens).ndim != 2:
+        raise ValueError(f"tokens must have shape (batch, length), got {tuple(tokens.shape)}")
+    return require_padding_mask(padding_mask, tokens.shape, tokens.device)

@@ -16,11 +16,12 @@ from reformer_ref.feed_forward.spec import IGNORED, cross_entropy, feed_forward,
 from reformer_ref.hashing.spec import hash_vectors
 from reformer_ref.local_attention.spec import local_attention
 from reformer_ref.lsh_attention.spec import lsh_attention
-from reformer_ref.model.config import ReformerConfig, n_buckets_for, padding_to_multiple
+from reformer_ref.model.config import n_buckets_for, padding_to_multiple, require_config
 from reformer_ref.positions.spec import axial_positions, learned_positions, sinusoidal_positions
-from reformer_ref.validate import bucket_factors, require_shape
+from reformer_ref.validate import as_integers, as_mask, bucket_factors, clear_errors
 
 
+@clear_errors
 def reformer_lm(params, config, tokens, padding_mask=None):
     """Logits of a language model: float64 (B, L, vocab_size).
 
@@ -31,6 +32,7 @@ def reformer_lm(params, config, tokens, padding_mask=None):
     return hidden @ weight + bias
 
 
+@clear_errors
 def reformer_lm_loss(params, config, tokens, targets=None, padding_mask=None):
     """Mean cross-entropy in nats over the predicted tokens: float.
 
@@ -47,6 +49,7 @@ def reformer_lm_loss(params, config, tokens, targets=None, padding_mask=None):
     return cross_entropy(hidden, weight, bias, targets)
 
 
+@clear_errors
 def encoder_decoder(
     params, encoder_config, decoder_config, source, target, source_padding_mask=None, target_padding_mask=None
 ):
@@ -65,18 +68,26 @@ def encoder_decoder(
 
 def count_positions(tokens, padding_mask=None):
     """Position of each token among the real tokens: int64 (L,), or (B, L) with a mask."""
-    if padding_mask is None:
-        return np.arange(np.shape(tokens)[1])
-    return np.maximum(np.cumsum(padding_mask, axis=1) - 1, 0)
+    tokens, mask = _rows(tokens, padding_mask)
+    return np.arange(tokens.shape[1]) if mask is None else np.maximum(np.cumsum(mask, axis=1) - 1, 0)
 
 
 def next_tokens(tokens, padding_mask=None):
     """Targets of a causal model: the next real token, −100 at the end, for padding, and where none follows."""
-    targets = np.full(np.shape(tokens), IGNORED)
+    tokens, padding_mask = _rows(tokens, padding_mask)
+    targets = np.full(tokens.shape, IGNORED)
     for row, real in enumerate(np.broadcast_to(True if padding_mask is None else padding_mask, targets.shape)):
         at = np.flatnonzero(real)
         targets[row, at[:-1]] = tokens[row][at[1:]]
     return targets
+
+
+def _rows(tokens, padding_mask, name="tokens"):
+    """Tokens int64 (B, L) and the mask of their shape, or None."""
+    tokens = as_integers(name, tokens)
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"{name} must be (B, L), both at least 1, got {tokens.shape}")
+    return tokens, as_mask(padding_mask, tokens.shape)
 
 
 def _hidden_and_head(params, config, tokens, padding_mask):
@@ -108,9 +119,8 @@ def _halves(p, config, real, memory, memory_real):
         yield lambda x, p=first, kind=kind: _self_attention(p, config, kind, _norm(p, config, x), real)
         for q in middle:
             yield lambda x, p=q: _cross_attention(p, config, _norm(p, config, x), memory, memory_real)
-        yield lambda x, p=last: feed_forward(
-            _norm(p, config, x), *(p[f"inner.{name}"] for name in ("w1", "b1", "w2", "b2")), config.activation
-        )
+        weights = [last[f"inner.{name}"] for name in ("w1", "b1", "w2", "b2")]
+        yield lambda x, p=last, weights=weights: feed_forward(_norm(p, config, x), *weights, config.activation)
 
 
 def _self_attention(p, config, kind, x, real):
@@ -121,9 +131,8 @@ def _self_attention(p, config, kind, x, real):
     if kind == "lsh":
         length = x.shape[1] if real is None else max(1, int(real.sum(-1).max()))  # padding has no part in it
         n_buckets = n_buckets_for(config, length)
-        rotations = p["rotations"][
-            ..., : sum(bucket_factors(n_buckets)) // 2
-        ]  # (n_heads, n_hashes, d_head, Σfactors/2)
+        width = sum(bucket_factors(n_buckets)) // 2
+        rotations = p["rotations"][..., :width]  # (n_heads, n_hashes, d_head, Σfactors/2)
         out = lsh_attention(q, v, hash_vectors(q, rotations, n_buckets), config.lsh, mask)
     elif kind == "local":
         out = local_attention(q, k, v, config.local, mask)
@@ -182,18 +191,9 @@ def _part(params, name):
 
 
 def _check_tokens(name, config, tokens, padding_mask):
-    if not isinstance(config, ReformerConfig):
-        raise TypeError(f"config must be a ReformerConfig, got {type(config).__name__}")
-    tokens = np.asarray(tokens)
-    if tokens.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got {tokens.dtype}")
-    if tokens.ndim != 2 or 0 in tokens.shape or tokens.shape[1] > config.max_length:
+    tokens, padding_mask = _rows(tokens, padding_mask, name)
+    if tokens.shape[1] > require_config(config).max_length:
         raise ValueError(f"{name} must be (B, L) with 1 ≤ L ≤ max_length = {config.max_length}, got {tokens.shape}")
     if tokens.min() < 0 or tokens.max() >= config.vocab_size:
         raise ValueError(f"{name} must lie in [0, {config.vocab_size}), got {tokens.min()} … {tokens.max()}")
-    if padding_mask is None:
-        return tokens, None
-    if np.asarray(padding_mask).dtype != bool:
-        raise TypeError(f"padding_mask must be boolean (True = real token), got {np.asarray(padding_mask).dtype}")
-    require_shape("padding_mask", np.asarray(padding_mask), tokens.shape, "the shape of tokens")
-    return tokens, np.asarray(padding_mask)
+    return tokens, padding_mask

@@ -6,8 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reformer_ref.tensors import has_values, require_floating, require_same_kind, require_tensor
-from reformer_ref.validate import require_int
+from reformer_ref.tensors import (
+    has_values,
+    require_dtype,
+    require_floating,
+    require_generator,
+    require_integers,
+    require_same_kind,
+)
+from reformer_ref.validate import require_int, require_room, shown
 
 
 def axial_positions(tables, positions):
@@ -41,10 +48,12 @@ def sinusoidal_positions(positions, d_model, dtype=None):
     """
     if require_int("d_model", d_model, minimum=2) % 2:
         raise ValueError(f"d_model must be even (a sine and a cosine per frequency), got {d_model}")
+    dtype = torch.get_default_dtype() if dtype is None else require_dtype("dtype", dtype)
     positions = _integers(positions, math.inf)
+    require_room(d_model=d_model)
     even = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
     angle = positions[..., None] * 10000.0 ** -(even / d_model)  # (…, d_model / 2)
-    out = angle.new_empty(*positions.shape, d_model, dtype=dtype or torch.get_default_dtype())
+    out = angle.new_empty(*positions.shape, d_model, dtype=dtype)
     out[..., 1::2] = angle.cos()
     out[..., 0::2] = angle.sin_()
     return out
@@ -60,7 +69,9 @@ class AxialPositions(nn.Module):
     def __init__(self, shape, dims, generator=None):
         super().__init__()
         if not isinstance(shape, (list, tuple)) or not isinstance(dims, (list, tuple)) or len(shape) != len(dims):
-            raise ValueError(f"shape and dims must be tuples with one entry per axis, got {shape!r} and {dims!r}")
+            raise ValueError(
+                f"shape and dims must be tuples with one entry per axis, got {shown(shape)} and {shown(dims)}"
+            )
         if not shape:
             raise ValueError("shape must have at least one axis, got an empty tuple")
         self.shape = tuple(require_int("shape", n) for n in shape)
@@ -68,7 +79,7 @@ class AxialPositions(nn.Module):
         self.max_length = math.prod(self.shape)
         self.d_model = sum(self.dims)
         self.tables = nn.ParameterList(
-            nn.Parameter(torch.randn(n, d, generator=generator)) for n, d in zip(self.shape, self.dims, strict=True)
+            nn.Parameter(_normal(generator, shape=n, dims=d)) for n, d in zip(self.shape, self.dims, strict=True)
         )
 
     def forward(self, positions):
@@ -86,7 +97,7 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.max_length = require_int("max_length", max_length)
         self.d_model = require_int("d_model", d_model)
-        self.table = nn.Parameter(torch.randn(self.max_length, self.d_model, generator=generator))
+        self.table = nn.Parameter(_normal(generator, max_length=self.max_length, d_model=self.d_model))
 
     def forward(self, positions):
         """positions (…) integers in [0, max_length) -> (…, d_model)."""
@@ -116,14 +127,17 @@ class SinusoidalPositions(nn.Module):
         return f"d_model={self.d_model}"
 
 
+def _normal(generator, **sizes):
+    require_room(**sizes)
+    generator = None if generator is None else require_generator("generator", generator)
+    return torch.randn(*sizes.values(), generator=generator)
+
+
 def _integers(positions, end):
     """``positions`` as int64; TypeError if not integers, ValueError if empty or, where it has values, out of range."""
-    require_tensor("positions", positions)
-    if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
-        raise TypeError(f"positions must be integers, got {positions.dtype}")
+    positions = require_integers("positions", positions)
     if positions.numel() == 0:
         raise ValueError(f"positions must hold at least one position, got shape {tuple(positions.shape)}")
-    positions = positions.long()
     if has_values(positions):
         low, high = (int(value) for value in positions.aminmax())
         if low < 0 or high >= end:

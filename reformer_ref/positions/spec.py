@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from reformer_ref.validate import require_int, require_shape
+from reformer_ref.validate import as_floats, as_integers, require_int, require_room, require_shape
 
 
 def axial_positions(tables, positions):
@@ -29,8 +29,8 @@ def axial_positions_vjp(tables, positions, d_out):
     tables = _tables(tables)
     coordinates = _coordinates([len(table) for table in tables], positions)
     widths = [table.shape[1] for table in tables]
-    d_out = _floats("d_out", d_out)
-    require_shape("d_out", d_out, (*np.shape(positions), sum(widths)), "(…, Σ d_i)")
+    d_out = as_floats("d_out", d_out)
+    require_shape("d_out", d_out, (*coordinates[0].shape, sum(widths)), "(…, Σ d_i)")
     d_tables = [np.zeros_like(table) for table in tables]
     pieces = np.split(d_out, np.cumsum(widths)[:-1], axis=-1)  # each (…, d_i)
     for d_table, c, piece in zip(d_tables, coordinates, pieces, strict=True):
@@ -56,8 +56,10 @@ def sinusoidal_positions(positions, d_model):
     """
     if require_int("d_model", d_model, minimum=2) % 2:
         raise ValueError(f"d_model must be even (a sine and a cosine per frequency), got {d_model}")
+    positions = _integers(positions, math.inf)
+    require_room(positions=positions.size, d_model=d_model)
     frequency = 10000.0 ** -(np.arange(0, d_model, 2) / d_model)  # (d_model / 2), from 1 down to almost 1 / 10000
-    angle = _integers(positions, math.inf)[..., None] * frequency  # (…, d_model / 2)
+    angle = positions[..., None] * frequency  # (…, d_model / 2)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(*angle.shape[:-1], d_model)
 
 
@@ -72,9 +74,7 @@ def _coordinates(shape, positions):
 
 
 def _integers(positions, end):
-    positions = np.asarray(positions)
-    if positions.dtype.kind not in "iu":
-        raise TypeError(f"positions must be integers, got {positions.dtype}")
+    positions = as_integers("positions", positions)
     if positions.size == 0:
         raise ValueError(f"positions must hold at least one position, got shape {positions.shape}")
     if positions.min() < 0 or positions.max() >= end:
@@ -88,15 +88,8 @@ def _integers(positions, end):
 def _tables(tables):
     if not isinstance(tables, (list, tuple)) or not tables:
         raise ValueError("tables must be a list with one (n_i, d_i) array per axis, got none")
-    tables = [_floats("tables", table) for table in tables]
+    tables = [as_floats("tables", table) for table in tables]
     for table in tables:
         if table.ndim != 2 or table.size == 0:
             raise ValueError(f"tables must be non-empty (n_i, d_i) arrays, got shape {table.shape}")
     return tables
-
-
-def _floats(name, array):
-    array = np.asarray(array)
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name} must be floating point, got {array.dtype}")
-    return array.astype(np.float64, copy=False)

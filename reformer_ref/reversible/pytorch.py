@@ -21,8 +21,8 @@ from torch import nn
 from torch.func import functional_call
 
 from ..replay import Replay
-from ..tensors import has_values
-from ..validate import require_bool
+from ..tensors import has_values, require_floating, require_tensor
+from ..validate import require_bool, shown
 
 
 def reversible_stack(x1, x2, blocks, *extras, reversible=True):
@@ -76,13 +76,14 @@ def reversible_loss(head, x1, x2, blocks, *extras, head_tensors=(), reversible=T
 
     Backward consumes the streams, so it runs once: RuntimeError if it is asked for again (``retain_graph=True``).
     """
+    _check_streams(("x1", x1), ("x2", x2))
+    _check_extras(extras)
+    _check_head(head, head_tensors), require_bool("reversible", reversible)
     halves, tensors = _halves(blocks), (x1, x2, *extras, *head_tensors)
     params = list(dict.fromkeys(p for half in halves for p in half.parameters()))
     needed = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *params) if t is not None)
     if not (reversible and needed) or torch.compiler.is_compiling():
         return head(*reversible_stack(x1, x2, blocks, *extras, reversible=reversible), *head_tensors)
-    _check_streams(("x1", x1), ("x2", x2))
-    _check_extras(extras)
     return _apply(halves, head, len(extras), len(head_tensors), *tensors, *params)
 
 
@@ -315,14 +316,24 @@ def _block_halves(block):
         raise ValueError("blocks: each block must hold at least one half, got an empty one")
     for half in halves:
         if not isinstance(half, nn.Module):
-            raise TypeError(f"blocks: each half must be an nn.Module, got {half!r} ({type(half).__name__})")
+            raise TypeError(f"blocks: each half must be an nn.Module, got {shown(half)} ({type(half).__name__})")
     return halves
 
 
 def _check_extras(extras):
     for extra in extras:
         if extra is not None and not isinstance(extra, torch.Tensor):
-            raise TypeError(f"extras must be tensors or None, got {extra!r} ({type(extra).__name__})")
+            raise TypeError(f"extras must be tensors or None, got {shown(extra)} ({type(extra).__name__})")
+
+
+def _check_head(head, head_tensors):
+    if not callable(head):
+        raise TypeError(f"head must be a function of two streams and the head_tensors, got {shown(head)}")
+    if not isinstance(head_tensors, (list, tuple)):
+        raise TypeError(f"head_tensors must be a list or tuple, got {type(head_tensors).__name__}")
+    for tensor in head_tensors:
+        if tensor is not None:
+            require_tensor("each of head_tensors", tensor)
 
 
 def _check_streams(first, second):
@@ -332,6 +343,7 @@ def _check_streams(first, second):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if not value.is_floating_point():
             raise TypeError(f"{name} must have a floating-point dtype, got {value.dtype}")
+        require_floating(name, value)
     (name1, a), (name2, b) = first, second
     for what in ("shape", "dtype", "device"):
         if getattr(a, what) != getattr(b, what):

@@ -13,7 +13,7 @@ A half is a callable ``h(x) -> array like x`` with a method ``h.vjp(x, d_out) ->
 is a dict from parameter name to gradient.
 """
 
-import numpy as np
+from ..validate import as_floats, shown
 
 
 def reversible_stack(x1, x2, blocks):
@@ -27,7 +27,8 @@ def reversible_stack(x1, x2, blocks):
         (y1, y2), each (..., d_model): the streams in their original roles.
 
     Raises:
-        ValueError: shapes differ, no blocks or a block without halves, a half that returns another shape.
+        ValueError: shapes differ, NaN or infinity, no blocks or a block without halves, a half that returns another
+            shape.
         TypeError: not real floating-point arrays, or a half that is not a callable with a ``vjp`` method.
     """
     streams = _streams(("x1", x1), ("x2", x2))
@@ -75,7 +76,7 @@ def reversible_stack_vjp(y1, y2, blocks, d_y1, d_y2):
         target, source = k % 2, 1 - k % 2
         x = streams[source]
         streams[target] = streams[target] - _call(half, x)
-        d_x, d_halves[k] = half.vjp(x, d_streams[target])
+        d_x, d_halves[k] = _call_vjp(half, x, d_streams[target])
         d_streams[source] = d_streams[source] + d_x
     remaining = iter(d_halves)
     d_params = [tuple(next(remaining) for _ in block) for block in blocks]
@@ -85,29 +86,38 @@ def reversible_stack_vjp(y1, y2, blocks, d_y1, d_y2):
 def _halves(blocks):
     """All halves of all blocks, in the order in which they are applied."""
     if not isinstance(blocks, (list, tuple)) or not all(isinstance(block, (list, tuple)) for block in blocks):
-        raise TypeError(f"blocks must be a sequence of pairs (f, g) or of longer sequences of halves, got {blocks!r}")
+        what = "a sequence of pairs (f, g) or of longer sequences of halves"
+        raise TypeError(f"blocks must be {what}, got {shown(blocks)}")
     if not blocks or not all(blocks):
         raise ValueError("blocks must hold at least one block, and each block at least one half")
     halves = [half for block in blocks for half in block]
     for half in halves:
-        if not callable(half) or not callable(getattr(half, "vjp", None)):
-            raise TypeError(f"blocks must hold callables with a vjp method, got {half!r}")
+        if isinstance(half, type) or not callable(half) or not callable(getattr(half, "vjp", None)):
+            raise TypeError(f"blocks must hold callables with a vjp method, got {shown(half)}")
     return halves
 
 
 def _call(half, x):
-    out = half(x)
-    if np.shape(out) != x.shape:
-        raise ValueError(f"blocks: a half must return the shape of its input, {x.shape}, got {np.shape(out)}")
+    out = as_floats("blocks: what a half returns", half(x))
+    if out.shape != x.shape:
+        raise ValueError(f"blocks: a half must return the shape of its input, {x.shape}, got {out.shape}")
     return out
+
+
+def _call_vjp(half, x, d_out):
+    """(d_x, d_params) of a half."""
+    found = half.vjp(x, d_out)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise TypeError(f"blocks: vjp must return (d_x, d_params), got {shown(found)}")
+    d_x, d_params = as_floats("blocks: the d_x that vjp returns", found[0]), found[1]
+    if d_x.shape != x.shape:
+        raise ValueError(f"blocks: vjp must return a d_x of the shape of x, {x.shape}, got {d_x.shape}")
+    return d_x, d_params
 
 
 def _streams(first, second):
     """The two streams as a list of float64 arrays; ``first`` and ``second`` are (name, array)."""
-    for name, value in (first, second):
-        if not np.issubdtype(np.asarray(value).dtype, np.floating):
-            raise TypeError(f"{name} must be a floating-point array, got {np.asarray(value).dtype}")
-    (name1, a), (name2, b) = first, second
-    if np.shape(a) != np.shape(b):
-        raise ValueError(f"{name1} and {name2} must have the same shape, got {np.shape(a)} and {np.shape(b)}")
-    return [np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)]
+    a, b = (as_floats(name, x, must="be a floating-point array") for name, x in (first, second))
+    if a.shape != b.shape:
+        raise ValueError(f"{first[0]} and {second[0]} must have the same shape, got {a.shape} and {b.shape}")
+    return [a, b]
