@@ -32,7 +32,10 @@ def main(argv=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         return _fail(error, getattr(error, "exit_code", 2))
-    except (FloatingPointError, RuntimeError) as error:
+    except (FloatingPointError, RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            first = str(error).partition("\n")[0]
+            return _fail(f"out of memory: {first} (`reformer-ref memory` says what fits)", 1)
         if isinstance(error, RuntimeError) and not hasattr(error, "exit_code"):
             raise
         return _fail(error, 1)

@@ -20,17 +20,32 @@ def optimizer_tensors(model, optimizer):
 
 def load_optimizer(model, optimizer, found):
     """Give the optimiser the state in a `Checkpoint`; CheckpointError if it is not of this model and optimiser."""
-    tensors, state, kinds = dict(found.training or {}), {}, set()
+    tensors, state = dict(found.training or {}), {}
     for index, (name, p) in enumerate(model.named_parameters()):
-        mine = {key.rpartition(":")[2]: t for key, t in tensors.items() if key.rpartition(":")[0] == name}
-        for key, t in mine.items():
-            fits = t.ndim == 0 or (t.ndim == p.ndim and all(a in (1, b) for a, b in zip(t.shape, p.shape, strict=True)))
-            if not fits or not t.is_floating_point() or not torch.isfinite(t).all():
+        mine = {key.rpartition(":")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(":")[0] == name}
+        expected = _fresh_state(optimizer, p) if found.step and p.requires_grad else {}
+        if mine.keys() != expected.keys():
+            raise CheckpointError(f"{found.path} holds the state of another optimiser, or of none, for {name}")
+        for key, want in expected.items():
+            t = mine[key]
+            if (
+                t.shape != want.shape
+                or t.dtype != want.dtype
+                or not torch.isfinite(t).all()
+                or (key == "step" and t < 1)
+            ):
                 raise CheckpointError(f"{found.path}: the optimiser's {key} of {name} does not fit, or is no number")
-        tensors = {key: t for key, t in tensors.items() if key.rpartition(":")[0] != name}
         if mine:
             state[index] = mine
-            kinds.add(frozenset(mine))
-    if tensors or (found.step and len(state) == 0):
+    if tensors:
         raise CheckpointError(f"{found.path} holds the state of another optimiser: {sorted(tensors)[:3]}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _fresh_state(optimizer, p):
+    """What the optimiser keeps for a parameter after its first step: {what: tensor}; only shapes and dtypes matter."""
+    like = torch.nn.Parameter(torch.zeros(p.shape, dtype=p.dtype))
+    like.grad = torch.zeros_like(like)
+    fresh = type(optimizer)([like], lr=0.1)
+    fresh.step()
+    return {key: torch.as_tensor(t) for key, t in fresh.state[like].items()}

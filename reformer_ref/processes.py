@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from datetime import timedelta
 
 import torch
@@ -37,6 +38,8 @@ def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
     if processes not in (1, here):
         raise ValueError(f"torchrun has started {here} processes here, but {processes} are asked for; leave that to it")
     device = torch.device(device)
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision fp16 needs a GPU (--device cuda), got {device.type}; take bf16 on a CPU")
     how = {"accelerator": device.type, "precision": FABRIC_PRECISION[precision]}
     if here * hosts == 1:
         return Fabric(devices=[device.index or 0] if device.type == "cuda" else 1, **how)
@@ -57,20 +60,20 @@ def naming_lost_processes(fabric):
         if fabric.world_size == 1 or not distributed:
             raise
         raise LostProcess(
-            f"another process of this run has ended or does not answer (this is {fabric.global_rank} of "
-            f"{fabric.world_size}); start all of them again with --resume to go on from the last checkpoint"
+            f"another process of this run has ended or does not answer (there were {fabric.world_size}); start all of "
+            "them again with --resume to go on from the last checkpoint"
         ) from error
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM ask for an orderly end: a context manager, called to learn whether one was asked for.
+    """Ctrl-C, SIGTERM and SIGHUP ask for an orderly end: a context manager, called to learn whether one did.
 
-    The first signal is remembered, and told to ``say``; a second one interrupts at once. ``exit_code`` is 128 plus the
-    number of the signal, as shells have it.
+    The first signal is remembered, and told to ``say``; one more, a second later or more, interrupts at once.
+    ``exit_code`` is 128 plus the number of the signal, as shells have it.
     """
 
     def __init__(self, say):
-        self.say, self.number, self._before = say, None, {}
+        self.say, self.number, self._since, self._before = say, None, 0.0, {}
 
     def __call__(self):
         return self.number is not None
@@ -80,7 +83,7 @@ class StopRequest:
         return 128 + (self.number or signal.SIGINT)
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -90,6 +93,8 @@ class StopRequest:
 
     def _handle(self, number, frame):
         if self.number is not None:
-            raise KeyboardInterrupt
-        self.number = number
+            if time.monotonic() - self._since > 1.0:  # torchrun and Slurm each send one: together they are one
+                raise KeyboardInterrupt
+            return
+        self.number, self._since = number, time.monotonic()
         self.say("stopping after this step, with a checkpoint; once more to drop what came after the last one")

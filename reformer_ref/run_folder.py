@@ -7,6 +7,7 @@ failed/         the batch at which a loss was no number, if ever one was
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import safetensors.torch
 
 from reformer_ref import checkpoint
-from reformer_ref.files import write_atomically, write_json
+from reformer_ref.files import left_over, sync_folder, write_atomically, write_json
 
 METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", ".lock"
 
@@ -37,12 +38,18 @@ class RunFolder:
         with contextlib.ExitStack() as held:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock = held.enter_context(open(self.path / LOCK, "a+", encoding="utf-8"))
+                self._lock = held.enter_context(open(self.path / LOCK, "a+", encoding="utf-8"))
+                _lock(self._lock, self.path)
+                self.checkpoints.mkdir(exist_ok=True)
+                for folder in (self.path, self.path.parent):
+                    sync_folder(folder)
+                for path in filter(left_over, self.path.iterdir()):
+                    path.unlink()
+                metrics = self.path / METRICS
+                there = checkpoint.manifests(self.checkpoints) or (metrics.exists() and metrics.stat().st_size)
             except OSError as error:
                 raise ValueError(f"cannot write to --out {self.path}: {error.strerror or error}") from None
-            _lock(lock, self.path)
-            metrics = self.path / METRICS
-            if not self.resume and (self.checkpoints.exists() or (metrics.exists() and metrics.stat().st_size)):
+            if there and not self.resume:
                 raise ValueError(
                     f"{self.path} already holds a run; go on with it (--resume), or give another folder (--out)"
                 )
@@ -51,6 +58,17 @@ class RunFolder:
 
     def __exit__(self, *error):
         self._held.close()
+
+    def require_here(self):
+        """CheckpointNotWritten if the folder, or the metrics in it, were moved or removed meanwhile."""
+        for file, name in ((self._lock, LOCK), (self._journal.file, METRICS)):
+            try:
+                same = os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / name))
+            except OSError:
+                same = False
+            if not same:
+                reason = "the folder of this run, or a file in it, was moved or removed while it trained"
+                raise checkpoint.CheckpointNotWritten(errno.ENOENT, reason, str(self.path / name))
 
     def newest(self, report):
         """The newest good `Checkpoint`, or None if none was written yet. What is damaged is set aside and reported."""
@@ -64,7 +82,10 @@ class RunFolder:
 
     def journal(self, mark=None, step=0):
         """Open metrics and timings, cut back to where they stood in the checkpoint ``mark`` was taken for."""
-        journal = self._held.enter_context(contextlib.closing(Journal(self.path, mark, step)))
+        try:
+            self._journal = journal = self._held.enter_context(contextlib.closing(Journal(self.path, mark, step)))
+        except OSError as error:
+            raise ValueError(f"cannot write metrics to {self.path}: {error.strerror or error}") from None
         if self.tensorboard:
             journal.board = self._held.enter_context(_board(self.path / "tensorboard", step))
         return journal
@@ -91,17 +112,17 @@ class Journal:
         self.digest, self.bytes, self.board = hashlib.sha256(kept), len(kept), None
         write_atomically(metrics, kept)
         write_atomically(timings, b"".join(map(_line, times)))
-        self._metrics, self._timings = open(metrics, "ab", 0), open(timings, "ab", 0)  # noqa: SIM115 see close()
+        self.file, self._timings = open(metrics, "ab", 0), open(timings, "ab", 0)  # noqa: SIM115 see close()
 
     def metrics(self, **values):
         """One line of what can be repeated; to TensorBoard too, if it is on."""
         line = _line(values)
-        self._append(self._metrics, line)
+        self._append(self.file, line)
         self.digest.update(line)
         self.bytes += len(line)
         if self.board is not None:
             for name, value in values.items():
-                if name not in ("step", "windows"):
+                if value is not None and name not in ("step", "windows"):
                     self.board.add_scalar(name, value, values["step"])
 
     def timing(self, **values):
@@ -117,12 +138,12 @@ class Journal:
 
     def mark(self):
         """Where the metrics stand, for a checkpoint: all before it is on the disk."""
-        os.fsync(self._metrics.fileno())
+        os.fsync(self.file.fileno())
         return {"bytes": self.bytes, "sha256": self.digest.hexdigest()}
 
     def close(self):
         """Close both files."""
-        self._metrics.close()
+        self.file.close()
         self._timings.close()
 
 
@@ -150,7 +171,7 @@ def _lines(path):
     for line in lines:
         with contextlib.suppress(ValueError, TypeError):
             value = json.loads(line)
-            if isinstance(value, dict) and isinstance(value.get("step"), int):
+            if isinstance(value, dict) and type(value.get("step")) is int and type(value.get("seconds")) is float:
                 found.append(value)
     return found
 
@@ -183,11 +204,11 @@ def differences(stored, asked, prefix=""):
     """[(name, "name: 128 in the checkpoint, 256 now"), …] of two JSON objects, nested names joined by dots."""
     found = []
     for name in sorted(stored.keys() | asked.keys()):
-        path, a, b = f"{prefix}{name}", stored.get(name), asked.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{path}.")
-        elif _as_json(a) != _as_json(b):
-            found.append((path, f"{path} is {a!r} in the checkpoint and {b!r} now"))
+        path, then, now = f"{prefix}{name}", stored.get(name), asked.get(name)
+        if isinstance(then, dict) and isinstance(now, dict):
+            found += differences(then, now, f"{path}.")
+        elif _as_json(then) != _as_json(now):
+            found.append((path, f"{path} is {then!r} in the checkpoint and {now!r} now"))
     return found
 
 

@@ -71,13 +71,17 @@ def require_device(name, device):
     return device
 
 
+class NotFinite(ValueError, FloatingPointError):
+    """Numbers that overflowed, or none: a mistake in an argument, or training that diverged."""
+
+
 def require_finite(name, x, largest=float("inf")):
-    """ValueError if ``x`` holds NaN, infinity, or anything of size ``largest`` or more (one pass over the data)."""
+    """NotFinite, a ValueError, if ``x`` holds NaN, infinity, or anything of size ``largest`` or more (one pass)."""
     if has_values(x) and x.numel():
         low, high = (float(end) for end in x.detach().aminmax())
         if not -largest < low <= high < largest:
             what = "finite" if largest == float("inf") else f"finite and smaller than {largest:g} in size"
-            raise ValueError(f"{name} must be {what}, got values from {low:g} to {high:g} (NaN if there is any)")
+            raise NotFinite(f"{name} must be {what}, got values from {low:g} to {high:g} (NaN if there is any)")
     return x
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -68,16 +70,17 @@ def run_train(args):
     started = time.perf_counter()
     import torch
 
-    from reformer_ref.processes import StopRequest, make_fabric
+    from reformer_ref.processes import StopRequest, make_fabric, naming_lost_processes
     from reformer_ref.training import train
 
     options, data = training_options(args), Data(args)
     config = model_config(args)
     device = usable_device(args.device)
-    set_threads(args.threads)
     fabric = make_fabric(device, _processes(args), options.precision, _timeout(args))
-    fabric.launch()
-    say = print if fabric.is_global_zero else lambda *lines, **how: None
+    with naming_lost_processes(fabric):
+        fabric.launch()
+    set_threads(args.threads)
+    say = _say if fabric.is_global_zero else lambda *lines, **how: None
     model = _build(config).to(fabric.device)
     metrics = data.describe(args.text)
     _describe(args, config, sum(p.numel() for p in model.parameters()), metrics, say)
@@ -93,6 +96,14 @@ def run_train(args):
 
     write_json(args.out / "metrics.json", metrics | _metrics(args, config, options, model, result, torch))
     return _report(args, metrics, result, stop.exit_code)
+
+
+def _say(*lines, **how):
+    """Print; when the reader has gone (`| head`, a `tee` that Ctrl-C ended), train on without one."""
+    try:
+        print(*lines, **how)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def training_options(args):
@@ -283,19 +294,15 @@ def _metrics(args, config, options, model, result, torch):
 def _report(args, metrics, result, exit_code):
     first, last = result.evaluations[0], result.evaluations[-1]
     speed = result.tokens / max(result.curve[-1]["seconds"] if result.curve else math.inf, 1e-9)
-    print(
+    _say(
         f"held out  {first['bits']:.3f} bits per byte before, {last['bits']:.3f} after "
         f"{last['step']} steps ({last['windows']} windows); {result.seconds:.0f} s, {speed:,.0f} tokens/s"
     )
     if result.replanned:
-        print(
-            "          (the speed changed, and the number of steps with it: --steps will not repeat this run exactly)"
-        )
-    print(f"written   {args.out}: checkpoints, metrics.jsonl, metrics.json", flush=True)
+        _say("          (the speed changed, and the number of steps with it: --steps will not repeat this run exactly)")
+    _say(f"written   {args.out}: checkpoints, metrics.jsonl, metrics.json", flush=True)
     if result.interrupted:
-        import sys
-
         print(f"reformer-ref: interrupted after {result.steps} steps; go on with --resume", file=sys.stderr)
         return exit_code
-    print(f'try       reformer-ref generate --checkpoint {args.out} --prompt "ROMEO"')
+    _say(f'try       reformer-ref generate --checkpoint {args.out} --prompt "ROMEO"')
     return 0

@@ -6,6 +6,7 @@ bit, and PyTorch's global random state is as before when `train` returns.
 """
 
 import contextlib
+import json
 import math
 import sys
 import time
@@ -23,10 +24,21 @@ from reformer_ref.processes import make_fabric, naming_lost_processes
 from reformer_ref.record import peak_rss
 from reformer_ref.run_folder import RunFolder, differences
 from reformer_ref.schedule import Plan, learning_rate_at
-from reformer_ref.tensors import evaluating
+from reformer_ref.tensors import NotFinite, evaluating
 
 FREE = ("checkpoint_every", "checkpoint_minutes")  # options that change no result: a resumed run may have others
-STATE = {"about", "where", "metrics", "tokens", "seconds", "evaluation_seconds", "total", "replanned", "finished"}
+STATE = {  # of a run in a checkpoint: what every value must be; "scaler" is there with fp16 only
+    "about": lambda v: isinstance(v, dict),
+    "where": lambda v: isinstance(v, dict),
+    "metrics": lambda v: isinstance(v, dict) and type(v.get("bytes")) is int and isinstance(v.get("sha256"), str),
+    "tokens": lambda v: type(v) is int and v >= 0,
+    "seconds": lambda v: type(v) in (int, float) and v >= 0,
+    "evaluation_seconds": lambda v: type(v) in (int, float) and v > 0,
+    "total": lambda v: v is None or (type(v) is int and v > 0),
+    "skipped": lambda v: type(v) is int and v >= 0,
+    "replanned": lambda v: isinstance(v, bool),
+    "finished": lambda v: isinstance(v, bool),
+}
 MOST_SKIPPED = 25  # steps in a row that fp16's loss scaling may leave out before this counts as divergence
 
 
@@ -71,8 +83,11 @@ def held_out_bits(model, windows):
 
 def _held_out_nats(model, windows):
     device = next(model.parameters()).device
-    with evaluating(model):
-        return [model.loss(*(t[None].to(device) for t in _tuple(window))).item() for window in windows]
+    try:
+        with evaluating(model):
+            return [model.loss(*(t[None].to(device) for t in _tuple(window))).item() for window in windows]
+    except NotFinite:
+        return [math.nan]
 
 
 def train(
@@ -81,7 +96,8 @@ def train(
 ):  # fmt: skip
     """Train ``model`` in place and return a `TrainingResult`.
 
-    model        has ``loss(*batch, generator=…)``: mean cross-entropy in nats per predicted token
+    model        has ``loss(*batch, generator=…)``: mean cross-entropy in nats per predicted token; every parameter that
+                 requires a gradient gets one in every step
     batch_at     step -> the batch of all processes together: int64 tokens (batch, L), or a tuple of tensors with
                  ``batch`` rows each; always the same for the same step
     held_out     int64 windows (n, L), or a list of tuples of tensors without the batch dimension; all are used at the
@@ -94,7 +110,7 @@ def train(
     weight_of    the tensors of a part of a batch -> the number of tokens predicted in it, for parts that hold more and
                  less; by default all rows count the same
     tensorboard  write events for TensorBoard too
-    should_stop  called before every step; true in any process: stop all now, with a checkpoint
+    should_stop  called before every step in every process; true in one of them: all stop now, with a checkpoint
     report       called with a line of text where something is decided or found
     started      `time.perf_counter()` at which the time budget began; now, by default
 
@@ -107,13 +123,16 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(naming_lost_processes(fabric))
         stack.enter_context(torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []))
-        if folder is not None and fabric.is_global_zero:
-            folder = stack.enter_context(RunFolder(folder, resume, tensorboard))
+        if folder is not None:
+            folder = RunFolder(folder, resume, tensorboard)
+            _together(fabric, lambda: stack.enter_context(folder) and None)
         report = report if fabric.is_global_zero else _say_nothing
         run = _Run(model, batch_at, held_out, options, fabric, folder, about, weight_of, report, started)
         run.begin(resume)
-        often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
-        hidden = not progress or not fabric.is_global_zero
+        often = (
+            0.5 if sys.stderr is not None and sys.stderr.isatty() else 20.0
+        )  # seconds; a log file needs fewer lines than a terminal
+        hidden = not progress or not fabric.is_global_zero or sys.stderr is None
         bar = tqdm(total=run.plan.total, initial=run.step, unit="step", disable=hidden, mininterval=often)
         with contextlib.closing(bar):
             while not run.finished and not run.stopped(should_stop):
@@ -133,7 +152,7 @@ class _Run:
         self.started = time.perf_counter() if started is None else started
         self.about = {"options": asdict(options), **({} if about is None else about)}
         self.model = model.double() if options.precision == "64" else model
-        self.result, self.journal, self.saved = TrainingResult(), None, None
+        self.result, self.journal = TrainingResult(), None
         self.skipped = 0  # steps in a row that loss scaling left out
 
     @property
@@ -147,12 +166,11 @@ class _Run:
     def begin(self, resume):
         """Find out where to begin; wrap model and optimiser; evaluate untrained weights."""
         _parts(_tuple(self.batch_at(0)), 0, self.fabric.world_size, self.options.accumulate)  # or ValueError, early
-        found = self.folder.newest(self.report) if resume and self._writes else None
+        asked = json.dumps(self._asked(), sort_keys=True)
+        if self._sum(float(asked != self.fabric.broadcast(asked))):
+            raise ValueError("the processes of this run were started with different options or data")
+        found = _together(self.fabric, self._find) if resume and self.folder is not None else None
         if found is not None:
-            self._require_same(found)
-        found = self.fabric.broadcast(found)
-        if found is not None:
-            checkpoint.check_tensors(found.path, found.weights, self.model.state_dict())
             self.model.load_state_dict(found.weights)
         self.optimizer = make_optimizer(self.model, self.options)
         if found is not None:
@@ -167,7 +185,7 @@ class _Run:
         known, quick = state.get("evaluation_seconds"), self.held_out[: self.options.quick_windows]
         self.evaluation_seconds = self._evaluate(quick) if known is None else known
         self.plan = Plan(self.options, self.started, self.evaluation_seconds, len(self.held_out), self.report, state)
-        self.saved = time.perf_counter()
+        self.saved_at = time.perf_counter()
 
     @property
     def _writes(self):
@@ -178,13 +196,24 @@ class _Run:
         """The loss scaler of fp16, None otherwise."""
         return getattr(self.fabric.strategy.precision, "scaler", None)
 
-    def _require_same(self, found):
-        """ValueError with every difference between the run in the checkpoint and the one that is asked for."""
-        missing = sorted(STATE - found.state.keys())
-        if missing or not isinstance(found.state["about"], dict):
-            raise CheckpointError(f"{found.path} holds a model but no run to go on with: it lacks {', '.join(missing)}")
+    def _asked(self):
+        """What the run is, as JSON values: all processes must have the same, and whoever goes on with it."""
         kind, config = checkpoint.described(self.model)
-        asked = {"reformer_ref": __version__, "model": kind, "config": config, **self.about}
+        return {"reformer_ref": __version__, "model": kind, "config": config, **self.about}
+
+    def _find(self):
+        """The checkpoint to go on from, or None; ValueError if it is not of this run, with every difference."""
+        found = self.folder.newest(self.report)
+        if found is not None:
+            self._require_same(found)
+            checkpoint.check_tensors(found.path, found.weights, self.model.state_dict())
+        return found
+
+    def _require_same(self, found):
+        wrong = sorted(name for name, fits in STATE.items() if not fits(found.state.get(name)))
+        if wrong:
+            raise CheckpointError(f"{found.path} holds no run to go on with: {', '.join(wrong)} are missing or wrong")
+        asked = self._asked()
         stored = {"reformer_ref": found.version, "model": found.model, "config": found.config, **found.state["about"]}
         free = [f"options.{name}" for name in FREE]
         if self.options.schedule != "cosine" and (self.options.steps or 0) >= found.step:
@@ -193,7 +222,7 @@ class _Run:
         if lines:
             raise ValueError(f"{found.path} is of another run, which cannot go on as this one: {'; '.join(lines)}")
         for _, line in differences(found.state["where"], self._where()):
-            self.report(f"the last bits may come out otherwise: {line}")
+            self.report(f"the last bits, and dropout masks, may come out otherwise: {line}")
 
     def _where(self):
         """What may change the rounding, and nothing else."""
@@ -217,7 +246,9 @@ class _Run:
                 target.append({**line, "seconds": seconds.get(line["step"], 0.0)})
         if found is not None:
             curve = self.result.curve if self._writes else [{}] * found.step  # elsewhere only its length counts
-            self.result.curve, self.result.tokens = curve, state["tokens"]
+            if len(curve) != found.step:
+                raise CheckpointError(f"{found.path}: the metrics hold {len(curve)} steps instead of {found.step}")
+            self.result.curve, self.result.tokens, self.skipped = curve, state["tokens"], state["skipped"]
             self.started -= state["seconds"]
             self.report(f"going on after step {found.step} ({found.path.name})")
 
@@ -248,11 +279,12 @@ class _Run:
         self.wrapped_optimizer.step()
         now, tokens = time.perf_counter(), batch[0].numel()
         self.result.tokens += tokens
+        norm = norm if math.isfinite(norm) else None  # the loss scaler has left this step out
         line = {"step": self.step + 1, "bits": bits(loss), "learning_rate": rate, "gradient_norm": norm}
         self.result.curve.append({**line, "seconds": now - self.started})
         self.speed = tokens / (now - begun)
         if self.journal is not None:
-            self.journal.metrics(**{name: value if math.isfinite(value) else None for name, value in line.items()})
+            self.journal.metrics(**line)
             speed = round(self.speed, 1)
             self.journal.timing(step=self.step, seconds=now - self.started, tokens_per_second=speed, peak_bytes=_peak())
         if options.evaluate_every and self.step % options.evaluate_every == 0 and not self.finished:
@@ -272,13 +304,23 @@ class _Run:
             torch.manual_seed(_number(options.seed, self.step, 2, fabric.global_rank, k))  # for dropout
             with fabric.no_backward_sync(self.wrapped, enabled=k + 1 < len(parts)):
                 part = tuple(t.to(fabric.device) for t in part)
-                loss = self.wrapped.loss(*part, generator=step_generator(options.seed, self.step))
+                loss = self._loss(part)
+                everywhere = self._sum(loss.item())
+                if not math.isfinite(everywhere):  # in one process or more: all turn back here
+                    return everywhere, math.nan
                 value += share * loss.item()
                 fabric.backward(loss * (share * fabric.world_size))  # processes are averaged, rows are to be summed
         norm = fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=options.clip, error_if_nonfinite=False
         )
         return self._sum(value), float(norm)
+
+    def _loss(self, part):
+        """The loss of a part of a batch, a scalar tensor; no number if numbers overflowed on the way."""
+        try:
+            return self.wrapped.loss(*part, generator=step_generator(self.options.seed, self.step))
+        except NotFinite:
+            return torch.tensor(math.nan)
 
     def _require_finite(self, loss, norm, rate, batch):
         """NonFiniteLoss unless both are numbers; before that, the state and the batch are written down."""
@@ -288,13 +330,14 @@ class _Run:
             return
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
         message = (
-            f"{what} at step {self.step + 1} (learning rate {rate:.3g}, clip {self.options.clip:g}); try a lower "
-            "learning rate or a longer warm-up"
+            f"{what} at step {self.step + 1} (learning rate {rate:.3g}, clip {self.options.clip:g}); begin again with "
+            "a lower learning rate or a longer warm-up"
         )
         if self._writes:
             self.save()
             path = self.folder.keep_batch(self.step + 1, batch, message)
             message += f"; state and batch are kept in {path.parent.parent} ({path.name})"
+        self.fabric.barrier()  # a process that ends earlier takes process 0 with it, in the middle of writing
         raise NonFiniteLoss(message)
 
     def _evaluate(self, windows):
@@ -304,6 +347,9 @@ class _Run:
         with fabric.autocast():
             value = bits(self._sum(sum(_held_out_nats(self.model, mine))) / len(windows))
         if not math.isfinite(value):
+            if self.step:
+                self.save()
+            fabric.barrier()
             raise NonFiniteLoss(f"the held-out loss is {value} after {self.step} steps; try a lower learning rate")
         now = time.perf_counter()
         line = {"step": self.step, "windows": len(windows)}
@@ -322,22 +368,23 @@ class _Run:
 
     def _due(self):
         every, minutes = self.options.checkpoint_every, self.options.checkpoint_minutes
-        by_time = minutes and time.perf_counter() - self.saved >= 60.0 * minutes
+        by_time = minutes and time.perf_counter() - self.saved_at >= 60.0 * minutes
         return not self.finished and (by_time or (every and self.step % every == 0))
 
     def save(self, finished=False):
         """Write a checkpoint of this moment, if this process is the one that writes."""
         if not self._writes:
             return
+        self.folder.require_here()
         state = {
             "about": self.about, "where": self._where(), "metrics": self.journal.mark(), "tokens": self.result.tokens,
             "seconds": round(time.perf_counter() - self.started, 3), "evaluation_seconds": self.evaluation_seconds,
             "total": self.plan.total, "replanned": self.plan.replanned, "finished": finished,
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "skipped": self.skipped, "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }  # fmt: skip
         tensors = optimizer_tensors(self.model, self.optimizer)
         checkpoint.save(self.folder.checkpoints, self.model, step=self.step, training=tensors, state=state)
-        self.saved = time.perf_counter()
+        self.saved_at = time.perf_counter()
 
     def end(self):
         """The last evaluation, on everything held out, and the last checkpoint; all processes part together."""
@@ -392,6 +439,20 @@ def _peak():
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return peak_rss()
+
+
+def _together(fabric, function):
+    """What ``function`` gives in process 0, in all of them; its ValueError too, so that nobody waits for the others."""
+    outcome = None, None
+    if fabric.is_global_zero:
+        try:
+            outcome = function(), None
+        except ValueError as error:
+            outcome = None, error
+    value, error = fabric.broadcast(outcome)
+    if error is not None:
+        raise error
+    return value
 
 
 def _say_nothing(line):

@@ -342,7 +342,7 @@ def test_metrics_that_are_not_those_of_the_checkpoint_are_refused(tmp_path):
 
 def test_a_plain_checkpoint_is_no_run_to_go_on_with(tmp_path):
     checkpoint.save(tmp_path / "run/checkpoints", ReformerLM(CONFIG), step=3)
-    with pytest.raises(checkpoint.CheckpointError, match="holds a model but no run to go on with"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"holds no run to go on with: about, .* are missing or wrong"):
         run_in(tmp_path / "run")
 
 
@@ -361,8 +361,52 @@ def test_a_loss_that_is_no_number_keeps_state_and_batch(tmp_path):
     assert np.array_equal(kept["0"].numpy(), batch_at(7))
     note = json.loads((tmp_path / "run/failed/batch-000000008.json").read_text())
     assert note["step"] == 8
-    assert "try a lower learning rate" in note["what"]
+    assert "begin again with a lower learning rate" in note["what"]
     assert checkpoint.manifests(tmp_path / "run/checkpoints")[0].name == "step-000000007.json"
+
+
+def test_numbers_that_overflow_on_the_way_count_as_a_diverged_loss(tmp_path):
+    def diverging(step):
+        if step == 5:
+            with torch.no_grad():
+                model.trunk.embedding.weight.fill_(math.inf)
+        return batch_at(step)
+
+    model = ReformerLM(replace(CONFIG, dropout=0.2))
+    with pytest.raises(NonFiniteLoss, match="the loss is nan at step 6"):
+        run_in(tmp_path / "run", model=model, at=diverging, evaluate_every=0)
+    assert (tmp_path / "run/failed/batch-000000006.safetensors").exists()
+
+
+def test_a_folder_that_is_moved_while_it_trains_is_noticed(tmp_path):
+    def moving(step):
+        if step == 4:
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+        return batch_at(step)
+
+    with pytest.raises(checkpoint.CheckpointNotWritten, match="moved or removed while it trained"):
+        run_in(tmp_path / "run", at=moving)
+    assert not (tmp_path / "run").exists()
+    assert checkpoint.newest(tmp_path / "elsewhere")[0].step == 3
+    assert run_in(tmp_path / "elsewhere")[0].steps == 12
+
+
+@pytest.mark.parametrize("state", ["where", "metrics", "tokens", "seconds", "evaluation_seconds", "total", "finished"])
+@pytest.mark.parametrize("value", [None, {}, -3, "x"], ids=str)
+def test_states_with_wrong_values_are_refused(tmp_path, state, value):
+    run_in(tmp_path / "run", stop_after=4)
+    found, _ = checkpoint.newest(tmp_path / "run")
+    if (state, value) in (("total", None), ("where", {})):
+        return  # these are what they may be
+    new = {**found.state, state: value}
+    checkpoint.save(tmp_path / "run/checkpoints", checkpoint.build(found), step=4, training=found.training, state=new)
+    with pytest.raises(checkpoint.CheckpointError, match=f"holds no run to go on with: {state} are missing or wrong"):
+        run_in(tmp_path / "run")
+
+
+def test_fp16_is_not_silently_something_else_on_a_cpu():
+    with pytest.raises(ValueError, match="precision fp16 needs a GPU"):
+        run(precision="fp16")
 
 
 def test_batches_of_several_tensors_count_by_weight(tmp_path):

@@ -39,7 +39,7 @@ def attend(q, k, v, counts, scale=1.0):
     """
     _require_qkv(q, k, v)
     counts = _require_counts(counts, (*q.shape[:-1], k.shape[-2]), q.device)
-    return attend_unchecked(q, k, v, counts, require_float("scale", scale))
+    return attend_unchecked(q, k, v, counts, _require_scale(scale, q.dtype))
 
 
 def self_as_last_resort(counts):
@@ -78,7 +78,7 @@ def regular_attention(q, k, v, causal=False, padding_mask=None, scale=None, stri
     if require_bool("causal", causal) and q.shape[-2] != k.shape[-2]:
         raise ValueError(f"causal attention needs as many queries as keys, got {q.shape[-2]} and {k.shape[-2]}")
     padding_mask = require_padding_mask(padding_mask, k.shape[:-1], k.device)
-    at_key, scale = torch.arange(k.shape[-2], device=k.device), _scale(scale, q.shape[-1])
+    at_key, scale = torch.arange(k.shape[-2], device=k.device), _scale(scale, q)
 
     def strip_of(start, q, k, v):
         at_query = torch.arange(start, start + q.shape[-2], device=q.device)
@@ -97,7 +97,7 @@ def shared_qk_attention(qk, v, causal=True, padding_mask=None, scale=1.0, norm_e
     _require_qkv(qk, qk, v, names=("qk", "qk"))
     require_bool("causal", causal)
     padding_mask = require_padding_mask(padding_mask, qk.shape[:-1], qk.device)
-    at_key, scale = torch.arange(qk.shape[-2], device=qk.device), _scale(scale, qk.shape[-1])
+    at_key, scale = torch.arange(qk.shape[-2], device=qk.device), _scale(scale, qk)
 
     def strip_of(start, q, k, v):
         at_query = torch.arange(start, start + q.shape[-2], device=q.device)
@@ -147,9 +147,15 @@ def _by_strips(strip_of, q, k, v, strip):
     return torch.cat(parts, dim=-2)
 
 
-def _scale(scale, d):
+def _scale(scale, q):
     by_dimension = scale is None or (isinstance(scale, str) and scale == "rsqrt_d")
-    return d**-0.5 if by_dimension else require_float("scale", scale)
+    return q.shape[-1] ** -0.5 if by_dimension else _require_scale(scale, q.dtype)
+
+
+def _require_scale(scale, dtype):
+    """A number that queries can be multiplied by in their own dtype: below 256 in float16, below 1e6 elsewhere."""
+    largest = min(torch.finfo(dtype).max ** 0.5, 1e6)
+    return require_float("scale", scale, minimum=-largest, below=largest)
 
 
 def _require_rows(name, x):

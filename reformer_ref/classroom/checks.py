@@ -43,12 +43,13 @@ def _check(name, fn, variant):
 
 def written(name, fn, variant):
     """One line if the function of an exercise is no longer the stub, AssertionError if it is; results do not count."""
-    with contextlib.suppress(Exception):
-        args, _ = cases.visible(name, variant)[0]
-        try:
-            exercise(name).run(fn, args)
-        except NotImplementedError:
-            fn = None
+    args, _ = cases.visible(name, variant)[0]
+    try:
+        exercise(name).run(fn, args)
+    except NotImplementedError:
+        raise NotYet(f"{name}: this part is not written yet.") from None
+    except Exception:  # whatever is wrong with it, it is written
+        pass
     if not callable(fn):
         raise NotYet(f"{name}: this part is not written yet.")
     print(f"{name}: written. Further tests run when this is graded.")

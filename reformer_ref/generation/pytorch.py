@@ -21,7 +21,15 @@ from reformer_ref.tensors import (
     require_integers,
     require_same_kind,
 )
-from reformer_ref.validate import bucket_factors, require_bool, require_choice, require_int, require_shape, shown
+from reformer_ref.validate import (
+    LARGEST_ARRAY,
+    bucket_factors,
+    require_bool,
+    require_choice,
+    require_int,
+    require_shape,
+    shown,
+)
 
 MOST_ROWS = 1 << 16  # continuations of one prompt
 
@@ -285,7 +293,7 @@ def generate(
     """
     check_sampling(temperature, top_k, top_p)
     config, many = _require_model(model).config, isinstance(prompt, (list, tuple))
-    max_new_tokens = require_int("max_new_tokens", max_new_tokens, minimum=0)
+    max_new_tokens = require_int("max_new_tokens", max_new_tokens, 0, LARGEST_ARRAY)
     each = 1 if samples is None else require_int("samples", samples, 1, MOST_ROWS)
     prompts = [_prompt_tokens(p, config.vocab_size) for p in (prompt if many else [prompt])]
     longest = max(map(len, prompts), default=0) + max_new_tokens

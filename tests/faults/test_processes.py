@@ -82,7 +82,7 @@ def test_when_one_process_dies_the_other_ends_and_the_run_goes_on(dies, tmp_path
     train(tmp_path, "whole", processes=2)
     process = start(tmp_path, *arguments("run", processes=2, steps=150), **port())
     wait_for(process, "baselines")
-    while not (tmp_path / "run/checkpoints").exists():
+    while not checkpoint.manifests(tmp_path / "run/checkpoints"):
         time.sleep(0.01)
     second = children(process)[0]
     os.kill(process.pid if dies == "the first" else second, signal.SIGKILL)
@@ -128,6 +128,46 @@ def test_signals_reach_all_processes(tmp_path):
     assert got == 143, err
     assert "another process" not in err
     assert checkpoint.newest(tmp_path / "run")[0].step > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signals_count_although_nobody_reads_the_output_any_more(number, tmp_path):
+    process = start(tmp_path, *arguments("run", steps=100_000))
+    wait_for(process, "baselines")
+    time.sleep(0.5)
+    process.stdout.close()  # as when Ctrl-C ends `| tee` too
+    process.send_signal(number)
+    time.sleep(0.001)
+    process.send_signal(number)  # torchrun sends its own as well: together they are one
+    code = process.wait(timeout=60)
+    assert code == 128 + number, process.stderr.read()
+    assert checkpoint.newest(tmp_path / "run")[0].step > 0
+
+
+@pytest.mark.slow
+def test_processes_with_different_texts_are_refused(tmp_path):
+    processes, address = [], free_port()
+    for rank in range(2):
+        folder = tmp_path / f"host{rank}"
+        folder.mkdir()
+        (folder / "text.txt").write_bytes(b"one text or another. " * (100 + rank))
+        words = ["--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1, "--master-addr", "127.0.0.1"]
+        words += ["--master-port", address, "-m", "reformer_ref", *arguments("run", dropout=0.0)]
+        processes.append(start(folder, *words, program=TORCHRUN))
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert all(process.returncode for process in processes)
+    assert all("started with different options or data" in err for err in errors)
+
+
+@pytest.mark.slow
+def test_out_of_memory_is_said_in_one_line(tmp_path):
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)); "
+    program = ("-c", limit + "from reformer_ref import cli; sys.exit(cli.main(sys.argv[1:]))")
+    code, _, err = finish(start(tmp_path, *arguments("run", batch=400_000, steps=2), program=program))
+    assert code == 1
+    assert err.startswith("reformer-ref: out of memory")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -165,7 +165,8 @@ OPTIONS = {
     **{f"model.encoder_decoder.ReformerEncoderDecoder.{f}": MASKS for f in ("forward", "loss", "encode", "decode")},
     "model.config.require_config": NAMED, "counting.as_device": NAMED, "data.text.as_bytes": NAMED,
     "drawing.entries": NAMED, "drawing.Range.check": NAMED, "drawing.Choice.check": NAMED, "drawing.Text.check": NAMED,
-    "record.require_place": NAMED, "planner.parse_bytes": {"words": ("a size",)},
+    "record.require_place": NAMED, "data.text.read_text": {"words": ("text file",)},
+    "planner.parse_bytes": {"words": ("a size",)},
     "model.pytorch.check_tokens": {"keep": ("name", "device")}, "drawing.Choice": {"keep": ("first",)},
     **{f"model.{f}": {"keep": ("model_or_state_dict",)}  # the message lists every weight that is wrong
        for f in ("huggingface.carry_over", "pytorch.ReformerLM.from_huggingface")},

@@ -845,6 +845,7 @@ EXCEPTIONS = {
         (f"tensors.require_{name}" for name in ("integers", "dtype", "generator", "device", "finite", "same_kind")),
         HELPER,
     ),
+    "tensors.NotFinite": "an error",
     **dict.fromkeys((f"tensors.{name}" for name in ("has_values", "autocast_off", "evaluating", "Scratch")), HELPER),
     **dict.fromkeys(
         (f"reversible.adapters.{name}" for name in ("Tanh", "Dropped", "Bucketed", "stack_on_arrays")),
