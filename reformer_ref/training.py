@@ -129,9 +129,8 @@ def train(
         report = report if fabric.is_global_zero else _say_nothing
         run = _Run(model, batch_at, held_out, options, fabric, folder, about, weight_of, report, started)
         run.begin(resume)
-        often = (
-            0.5 if sys.stderr is not None and sys.stderr.isatty() else 20.0
-        )  # seconds; a log file needs fewer lines than a terminal
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        often = 0.5 if terminal else 20.0  # seconds; a log file needs fewer lines than a terminal
         hidden = not progress or not fabric.is_global_zero or sys.stderr is None
         bar = tqdm(total=run.plan.total, initial=run.step, unit="step", disable=hidden, mininterval=often)
         with contextlib.closing(bar):
@@ -226,13 +225,8 @@ class _Run:
 
     def _where(self):
         """What may change the rounding, and nothing else."""
-        threads, processes = torch.get_num_threads(), self.fabric.world_size
-        return {
-            "torch": torch.__version__,
-            "device": self.fabric.device.type,
-            "threads": threads,
-            "processes": processes,
-        }
+        threads, device = torch.get_num_threads(), self.fabric.device.type
+        return {"torch": torch.__version__, "device": device, "threads": threads, "processes": self.fabric.world_size}
 
     def _recall(self, found, state):
         """What happened before the checkpoint, from the lines in the folder."""

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from reformer_ref import checkpoint
 from tests.faults.runs import FULL, STEPS, arguments, finish, outcome, start, train, wait_for
 
 KILLS = range(30 if FULL else 3)
@@ -29,21 +30,31 @@ def killed(process):
     return code == -signal.SIGKILL
 
 
+def steps_in(run):
+    """Steps in the metrics so far."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b'"bits"') if path.exists() else 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", KILLS)
 def test_killed_at_a_random_moment(number, whole, tmp_path):
-    chance, kills = random.Random(number), 0
-    attempts = 1 + number % 3
-    for _ in range(attempts):  # once, twice, three times in one run
+    chance, places = random.Random(number), []
+    for _ in range(1 + number % 3):  # once, twice, three times in one run
+        found = checkpoint.manifests(tmp_path / "run/checkpoints")
         process = start(tmp_path, *arguments("run", resume=True))
-        wait_for(process, "baselines")
-        time.sleep(chance.uniform(0.0, 2.0))
+        wait_for(process, "going on" if found else "baselines")
+        target = chance.randrange(STEPS - 30)
+        while process.poll() is None and steps_in(tmp_path / "run") < target:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.03))  # some steps more, or the middle of one
         process.kill()
-        kills += killed(process)
+        assert killed(process), "it was over before the signal came"
+        places.append(steps_in(tmp_path / "run"))
     printed = train(tmp_path, "run", resume=True)
     assert ("going on after step" in printed) or ("beginning at step 0" in printed)
     assert outcome(tmp_path / "run") == whole
-    print(f"killed {kills} of {attempts} times; {printed.splitlines()[4]}")
+    print(f"killed in step {', '.join(map(str, places))}; {printed.splitlines()[4]}")
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ Round $h$ shows key $j$ to query $i$ if
 
 1. $b_j = b_i$, one bucket,
 2. ${low} \\le c_j \\le {high}$, the query's window,
-3. $j {">" if later else "<"} i$, a {"later" if later else "earlier"} **original position**.
+3. $j {">" if later else "<"} i$, {"a later" if later else "an earlier"} **original position**.
 
 $P_i^{{(h)}}$ is the set of these $j$. No round shows a token to itself."""
 
