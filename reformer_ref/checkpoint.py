@@ -17,13 +17,14 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from reformer_ref import __version__
-from reformer_ref.files import left_over, open_regular, write_atomically, write_json
+from reformer_ref.files import as_path, left_over, open_regular, write_atomically, write_json
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.validate import require_int
+from reformer_ref.validate import require_int, shown
 
 FORMAT = 2
 SUBFOLDER = "checkpoints"  # of the folder of a run
@@ -74,7 +75,14 @@ def save(folder, model, *, step=0, training=None, state=None, extra=None, keep=K
     Raises CheckpointNotWritten (an OSError) if the files cannot be written, ValueError or TypeError for values that are
     no JSON. In both cases all earlier checkpoints are whole.
     """
-    folder, step, keep = Path(folder), require_int("step", step, minimum=0), require_int("keep", keep)
+    folder, step, keep = as_path("folder", folder), require_int("step", step, 0, 10**9 - 1), require_int("keep", keep)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
+    for name, value in (("training", training), ("state", state)):
+        if value is not None and not isinstance(value, dict):
+            raise TypeError(f"{name} must be a dict or None, got {shown(value)}")
+    if training is not None and not all(isinstance(k, str) and torch.is_tensor(t) for k, t in training.items()):
+        raise TypeError("training must have names for keys and tensors for values")
     kind, config = described(model)
     parts = {"model": model.state_dict()} | ({} if training is None else {"training": training})
     content = {part: _packed(tensors) for part, tensors in parts.items()}
@@ -83,7 +91,10 @@ def save(folder, model, *, step=0, training=None, state=None, extra=None, keep=K
         "files": {p: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for p, c in content.items()},
         "state": {} if state is None else state, "extra": extra,
     }  # fmt: skip
-    manifest["sha256"] = _digest(manifest)  # fails for what is no JSON before anything is written
+    try:
+        manifest["sha256"] = _digest(manifest)  # before anything is written
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"state and extra must be JSON values: {error}") from None
     path = folder / f"step-{step:09d}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +186,7 @@ def newest(folder):
 
 
 def _holding(folder):
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     if not folder.exists():
         raise CheckpointError(f"no checkpoint in {folder}: there is no such folder")
     if not folder.is_dir():
@@ -185,7 +196,7 @@ def _holding(folder):
 
 def read(path):
     """The `Checkpoint` of one manifest, all checksums compared; CheckpointError says what is wrong."""
-    path = Path(path)
+    path = as_path("path", path)
     manifest = _read_manifest(path)
     tensors = {part: _read_tensors(path, part, entry) for part, entry in manifest["files"].items()}
     return Checkpoint(
@@ -322,6 +333,8 @@ def load(folder, report=None):
     CheckpointError (a ValueError) if any part of it is damaged. With ``report``, a function of a line of text, an
     older good one is taken instead, and report says so.
     """
+    if report is not None and not callable(report):
+        raise TypeError(f"report must be a function or None, got {shown(report)}")
     checkpoint, skipped = newest(folder)
     if skipped and report is None:
         raise CheckpointError(skipped[0][1])

@@ -8,6 +8,25 @@ import stat
 import tempfile
 from pathlib import Path
 
+from reformer_ref.validate import shown
+
+
+def as_path(name, value):
+    """``value`` as a Path; TypeError if it is no path at all, ValueError if no file can have that name."""
+    if not isinstance(value, (str, Path)):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be a name that a file can have, got {shown(value)}") from None
+    if (
+        "\0" in str(value)
+        or len(os.fsencode(value)) > 4096
+        or any(len(os.fsencode(p)) > 255 for p in Path(value).parts)
+    ):
+        raise ValueError(f"{name} must be a name that a file can have, got {shown(str(value))}")
+    return Path(value)
+
 
 def write_atomically(path, content):
     """Write bytes to ``path`` so that a crash leaves either the old file or the new one, never a part of it.

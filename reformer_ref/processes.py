@@ -9,6 +9,9 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
+from reformer_ref.tensors import require_device
+from reformer_ref.validate import require_choice, require_float, require_int
+
 FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "32-true"}  # "64": model.double()
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "socket", "tcpstore")
 
@@ -32,12 +35,18 @@ def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
         from lightning_fabric.strategies import DDPStrategy
     except ModuleNotFoundError:
         raise ModuleNotFoundError("training needs Lightning Fabric: pip install 'reformer_ref[train]'") from None
+    processes, timeout = require_int("processes", processes, 1, 4096), require_float("timeout", timeout, 0.001, 1e6)
+    require_choice("precision", precision, tuple(FABRIC_PRECISION))
+    if device is None:
+        raise TypeError("device must be 'cpu' or 'cuda', got None")
+    device = torch.device(require_device("device", device))
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device}")
     under_torchrun = torch.distributed.is_torchelastic_launched()
     here = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun else processes
     hosts = int(os.environ["WORLD_SIZE"]) // here if under_torchrun else 1
     if processes not in (1, here):
         raise ValueError(f"torchrun has started {here} processes here, but {processes} are asked for; leave that to it")
-    device = torch.device(device)
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f"precision fp16 needs a GPU (--device cuda), got {device.type}; take bf16 on a CPU")
     how = {"accelerator": device.type, "precision": FABRIC_PRECISION[precision]}

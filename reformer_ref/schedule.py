@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from reformer_ref.validate import require_choice, require_float, require_int
+from reformer_ref.validate import require_choice, require_float, require_int, shown
 
 TIMED_STEPS = 10  # steps that are timed before a time budget becomes a number of steps
 PRECISIONS = ("32", "bf16", "fp16", "64")
@@ -73,9 +73,10 @@ class TrainingOptions:
         ):  # fmt: skip
             require_choice(name, getattr(self, name), choices)
         for name in ("warmup", "quick_windows", "accumulate"):
-            require_int(name, getattr(self, name))
-        for name in ("evaluate_every", "checkpoint_every", "seed"):
-            require_int(name, getattr(self, name), minimum=0)
+            require_int(name, getattr(self, name), 1, 10**9)
+        for name in ("evaluate_every", "checkpoint_every"):
+            require_int(name, getattr(self, name), 0, 10**9)
+        require_int("seed", self.seed, 0, 2**63 - 1)
 
     @classmethod
     def preset(cls, name, **overrides):
@@ -85,6 +86,10 @@ class TrainingOptions:
 
 def learning_rate_at(step, total, options):
     """The learning rate of step 0, 1, …; ``total`` is the number of steps, None while it is not known yet."""
+    step = require_int("step", step, 0, 10**12)
+    total = None if total is None else require_int("total", total, 1, 10**12)
+    if not isinstance(options, TrainingOptions):
+        raise TypeError(f"options must be TrainingOptions, got {shown(options)}")
     if step < options.warmup:
         return options.learning_rate * (step + 1) / options.warmup
     if options.schedule == "rsqrt":

@@ -23,8 +23,9 @@ from reformer_ref.optimizer import load_optimizer, make_optimizer, optimizer_ten
 from reformer_ref.processes import make_fabric, naming_lost_processes
 from reformer_ref.record import peak_rss
 from reformer_ref.run_folder import RunFolder, differences
-from reformer_ref.schedule import Plan, learning_rate_at
+from reformer_ref.schedule import Plan, TrainingOptions, learning_rate_at
 from reformer_ref.tensors import NotFinite, evaluating
+from reformer_ref.validate import require_bool, require_int, shown
 
 FREE = ("checkpoint_every", "checkpoint_minutes")  # options that change no result: a resumed run may have others
 STATE = {  # of a run in a checkpoint: what every value must be; "scaler" is there with fp16 only
@@ -65,6 +66,7 @@ class TrainingResult:
 
 def step_generator(seed, step):
     """The CPU generator from which the LSH layers draw their rotations in one step."""
+    seed, step = require_int("seed", seed, 0, 2**63 - 1), require_int("step", step, 0, 2**63 - 1)
     return torch.Generator().manual_seed(_number(seed, step, 1))
 
 
@@ -78,6 +80,8 @@ def held_out_bits(model, windows):
 
     Each window starts afresh, so its first tokens are predicted with little context; the very first is not counted.
     """
+    _require_model(model)
+    _require_windows("windows", windows)
     return bits(sum(_held_out_nats(model, windows)) / len(windows))
 
 
@@ -118,6 +122,17 @@ def train(
     in ``folder``), LostProcess if another process is gone, CheckpointNotWritten, and ValueError for a folder that
     holds another run, with what differs.
     """
+    _require_model(model)
+    _require_windows("held_out", held_out)
+    if not isinstance(options, TrainingOptions):
+        raise TypeError(f"options must be TrainingOptions, got {shown(options)}")
+    if about is not None and not isinstance(about, dict):
+        raise TypeError(f"about must be a dict of JSON values or None, got {shown(about)}")
+    for name, function in (("batch_at", batch_at), ("report", report)):
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, got {shown(function)}")
+    for name, value in (("resume", resume), ("tensorboard", tensorboard), ("progress", progress)):
+        require_bool(name, value)
     device = next(model.parameters()).device
     fabric = make_fabric(device, 1, options.precision) if fabric is None else fabric
     with contextlib.ExitStack() as stack:
@@ -404,6 +419,27 @@ class _Run:
 
 
 # ---- small things
+
+
+def _require_model(model):
+    if not isinstance(model, torch.nn.Module) or not callable(getattr(model, "loss", None)):
+        raise TypeError(f"model must be a module with a method `loss`, got {shown(model)}")
+    if next(model.parameters(), None) is None:
+        raise ValueError("model must have parameters to train, got none")
+
+
+def _require_windows(name, windows):
+    if isinstance(windows, np.ndarray) and windows.dtype.kind in "iu":
+        windows = torch.as_tensor(windows)
+    whole = isinstance(windows, torch.Tensor) and windows.layout == torch.strided and windows.ndim == 2
+    whole = whole and not windows.is_meta
+    listed = isinstance(windows, (list, tuple)) and all(
+        torch.is_tensor(t) for window in windows for t in (window if isinstance(window, tuple) else (window,))
+    )
+    if not (whole or listed):
+        raise TypeError(f"{name} must be integers (n, L) or a list of tuples of tensors, got {shown(windows)}")
+    if len(windows) == 0:
+        raise ValueError(f"{name} must hold one window at least, got none")
 
 
 def _tuple(batch):
