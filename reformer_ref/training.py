@@ -314,15 +314,14 @@ class _Run:
             with fabric.no_backward_sync(self.wrapped, enabled=k + 1 < len(parts)):
                 part = tuple(t.to(fabric.device) for t in part)
                 loss = self._loss(part)
-                everywhere = self._sum(loss.item())
-                if not math.isfinite(everywhere):  # in one process or more: all turn back here
-                    return everywhere, math.nan
-                value += share * loss.item()
+                value += self._sum(share * loss.item())
+                if not math.isfinite(value):  # in one process or more: all turn back here
+                    return value, math.nan
                 fabric.backward(loss * (share * fabric.world_size))  # processes are averaged, rows are to be summed
         norm = fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=options.clip, error_if_nonfinite=False
         )
-        return self._sum(value), float(norm)
+        return value, float(norm)
 
     def _loss(self, part):
         """The loss of a part of a batch, a scalar tensor; no number if numbers overflowed on the way."""

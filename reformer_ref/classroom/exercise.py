@@ -8,6 +8,12 @@ import numpy as np
 KINDS = {"b": "booleans", "i": "integers", "u": "integers", "f": "floats", "U": "text"}
 
 
+def holds(condition, sentence):
+    """AssertionError with the sentence unless the condition is true; unlike ``assert``, under ``python -O`` too."""
+    if not condition:
+        raise AssertionError(sentence)
+
+
 class NotYet(AssertionError):
     """What a check raises: a notebook shows its sentences alone, not the way through this package."""
 

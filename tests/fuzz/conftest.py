@@ -19,6 +19,12 @@ def counts(request):
 
 
 @pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """A hostile path may be a relative name, and what is written there a real file: not in the project."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
 def _little_memory():
     """Whoever asks for too much gets a MemoryError instead of the machine's swap."""
     if sys.platform != "linux" or torch.cuda.is_available():  # CUDA takes address space by the hundred gigabytes

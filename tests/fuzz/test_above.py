@@ -782,9 +782,8 @@ WHY = {
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    """Whatever is written goes nowhere, and nothing is fetched."""
-    monkeypatch.chdir(tmp_path)
+def _nothing_is_fetched(monkeypatch):
+    """No network, and no notebook that takes a minute."""
     monkeypatch.setattr(huggingface_files, "_fetch", lambda name: FOLDER)
     monkeypatch.setattr(notebooks, "run", lambda *_, **__: notebook())
 

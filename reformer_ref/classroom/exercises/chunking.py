@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reformer_ref.classroom.exercise import Exercise
+from reformer_ref.classroom.exercise import Exercise, holds
 
 
 def sees_later(variant):
@@ -74,25 +74,25 @@ DESCRIBE = {
 def _sort_identities(fn, variant, rng):
     buckets = rng.integers(0, 6, (3, 41))
     order = np.asarray(fn(buckets))
-    assert (np.sort(order) == np.arange(41)).all(), "Every position must occur once per round."
-    assert (np.diff(np.take_along_axis(buckets, order, -1)) >= 0).all(), "Buckets must not fall along the order."
-    assert np.array_equal(fn(7**buckets), order), "Other bucket numbers that rise alike must not change the order."
+    holds((np.sort(order) == np.arange(41)).all(), "Every position must occur once per round.")
+    holds((np.diff(np.take_along_axis(buckets, order, -1)) >= 0).all(), "Buckets must not fall along the order.")
+    holds(np.array_equal(fn(7**buckets), order), "Other bucket numbers that rise alike must not change the order.")
 
 
 def _chunk_identities(fn, variant, rng):
     for length, chunk_length in ((1, 1), (23, 5), (24, 6), (5, 24)):
         order = rng.permutation(length)
         flat = np.asarray(fn(order, chunk_length)).ravel()
-        assert np.array_equal(flat[flat >= 0], order), "Chunk by chunk, without −1, the order must come out again."
-        assert flat.size - length < chunk_length, "No chunk may be free altogether."
+        holds(np.array_equal(flat[flat >= 0], order), "Chunk by chunk, without −1, the order must come out again.")
+        holds(flat.size - length < chunk_length, "No chunk may be free altogether.")
 
 
 def _look_identities(fn, variant, rng):
     chunks, names = rng.permutation(24).reshape(6, 4), rng.permutation(24)
     windows = np.asarray(fn(chunks))
-    assert len(windows) == 6, "There must be one window per chunk."
-    assert all(set(c) <= set(w) for c, w in zip(chunks, windows, strict=True)), "A window must hold its own chunk."
-    assert np.array_equal(fn(names[chunks]), np.where(windows < 0, -1, names[windows])), "Numbers must not matter."
+    holds(len(windows) == 6, "There must be one window per chunk.")
+    holds(all(set(c) <= set(w) for c, w in zip(chunks, windows, strict=True)), "A window must hold its own chunk.")
+    holds(np.array_equal(fn(names[chunks]), np.where(windows < 0, -1, names[windows])), "Numbers must not matter.")
 
 
 def _visible_identities(fn, variant, rng):
@@ -100,17 +100,17 @@ def _visible_identities(fn, variant, rng):
     chunks = np.append(rng.permutation(21), [-1] * 3).reshape(4, 6)
     windows = np.concatenate([chunks[::-1], chunks], axis=1)
     seen = np.asarray(fn(buckets, chunks, windows))
-    assert np.array_equal(seen.any(axis=-1), chunks >= 0), "Every token must see somebody; nobody must see nothing."
-    assert np.array_equal(fn(names[buckets], chunks, windows), seen), "Renaming the buckets must change nothing."
-    assert np.array_equal(fn(buckets, chunks, windows[:, ::-1]), seen[..., ::-1]), "Turn the windows, turn the result."
+    holds(np.array_equal(seen.any(axis=-1), chunks >= 0), "Every token must see somebody; nobody must see nothing.")
+    holds(np.array_equal(fn(names[buckets], chunks, windows), seen), "Renaming the buckets must change nothing.")
+    holds(np.array_equal(fn(buckets, chunks, windows[:, ::-1]), seen[..., ::-1]), "Turn the windows, turn the result.")
 
 
 def _undo_identities(fn, variant, rng):
     v, flat = rng.standard_normal((22, 3)), np.full(25, -1)
     flat[np.sort(rng.permutation(25)[:22])] = rng.permutation(22)
     chunks = flat.reshape(5, 5)
-    assert np.array_equal(fn(v[chunks], chunks), v), "What is sorted and put back must be what it was."
-    assert np.asarray(fn(v.astype("f4")[chunks], chunks)).dtype == "f4", "The result must have the dtype of the rows."
+    holds(np.array_equal(fn(v[chunks], chunks), v), "What is sorted and put back must be what it was.")
+    holds(np.asarray(fn(v.astype("f4")[chunks], chunks)).dtype == "f4", "The result must have the dtype of the rows.")
 
 
 def _tell_visible(args, at):

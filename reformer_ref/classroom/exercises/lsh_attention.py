@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from reformer_ref.classroom.exercise import Exercise
+from reformer_ref.classroom.exercise import Exercise, holds
 from reformer_ref.classroom.exercises.chunking import sees_later
 from reformer_ref.classroom.exercises.lsh_attention_texts import DESCRIBE, PICTURES, illustrate
 
@@ -19,8 +19,8 @@ def _logits_identities(fn, variant, rng):
     q = rng.standard_normal((9, 5))
     logits, by_scale = np.asarray(fn(q)), rng.uniform(0.5, 3.0, 9)
     scaled = np.asarray(fn(q * by_scale[:, None]))
-    assert np.allclose(scaled, logits * by_scale[:, None]), "A key must not depend on the length of its vector."
-    assert np.allclose(fn(q[:, ::-1]), logits), "All coordinates must count alike."
+    holds(np.allclose(scaled, logits * by_scale[:, None]), "A key must not depend on the length of its vector.")
+    holds(np.allclose(fn(q[:, ::-1]), logits), "All coordinates must count alike.")
 
 
 def _seen_identities(fn, variant, rng):
@@ -28,9 +28,10 @@ def _seen_identities(fn, variant, rng):
     seen, i = np.asarray(fn(order, buckets, 29)), np.arange(29)
     side = i > i[:, None] if sees_later(variant) else i < i[:, None]
     want = (buckets[:, :, None] == buckets[:, None]) & side
-    assert np.array_equal(seen, want), "If one chunk holds all tokens, only buckets and positions may decide."
-    assert np.array_equal(fn(order[::-1], buckets[::-1], 5), np.asarray(fn(order, buckets, 5))[::-1]), (
-        "Rounds must not depend on each other."
+    holds(np.array_equal(seen, want), "If one chunk holds all tokens, only buckets and positions may decide.")
+    holds(
+        np.array_equal(fn(order[::-1], buckets[::-1], 5), np.asarray(fn(order, buckets, 5))[::-1]),
+        "Rounds must not depend on each other.",
     )
 
 
@@ -38,11 +39,12 @@ def _attend_identities(fn, variant, rng):
     logits, v, seen = rng.standard_normal((11, 11)), rng.standard_normal((11, 3)), rng.random((3, 11, 11)) < 0.2
     seen &= ~np.eye(11, dtype=bool)
     out = np.asarray(fn(logits, seen, v))
-    assert np.allclose(fn(logits, seen, np.ones((11, 1))), 1), "The weights of every query must add up to 1."
-    assert np.allclose(fn(logits + 50.0 * np.arange(11)[:, None], seen, v), out), (
-        "The same number added to all logits of a query must change nothing."
+    holds(np.allclose(fn(logits, seen, np.ones((11, 1))), 1), "The weights of every query must add up to 1.")
+    holds(
+        np.allclose(fn(logits + 50.0 * np.arange(11)[:, None], seen, v), out),
+        "The same number added to all logits of a query must change nothing.",
     )
-    assert np.allclose(fn(logits, seen[::-1], v), out), "The order of rounds must not matter."
+    holds(np.allclose(fn(logits, seen[::-1], v), out), "The order of rounds must not matter.")
 
 
 def _merge_identities(fn, variant, rng):
@@ -50,12 +52,13 @@ def _merge_identities(fn, variant, rng):
     z[:, 0] = z[0, 1] = -torch.inf  # token 0 is shown nothing in any round, token 1 nothing in the first
     leaves = [t.requires_grad_() for t in (o.masked_fill((z == -torch.inf)[..., None], 0.0), z, v)]
     out = fn(*leaves)
-    assert torch.allclose(fn(o.flip(0), z.flip(0), v), out), "The order of rounds must not matter."
-    assert out.requires_grad, "No gradient flows through your function."
+    holds(torch.allclose(fn(o.flip(0), z.flip(0), v), out), "The order of rounds must not matter.")
+    holds(out.requires_grad, "No gradient flows through your function.")
     d_o, d_z, d_v = torch.autograd.grad(out.sum(), leaves, allow_unused=True, materialize_grads=True)
-    assert all(d.isfinite().all() for d in (d_o, d_z, d_v)), "Gradients must be finite where z is −∞, too."
-    assert torch.allclose(d_v.sum(-1), torch.tensor([2.0] + [0.0] * 5, dtype=d_v.dtype)), (
-        "Only the token that no round shows anything may pass a gradient to its own value."
+    holds(all(d.isfinite().all() for d in (d_o, d_z, d_v)), "Gradients must be finite where z is −∞, too.")
+    holds(
+        torch.allclose(d_v.sum(-1), torch.tensor([2.0] + [0.0] * 5, dtype=d_v.dtype)),
+        "Only the token that no round shows anything may pass a gradient to its own value.",
     )
 
 
@@ -65,13 +68,15 @@ def _port_identities(fn, variant, rng):
     o, z = fn(q, k, v, order, buckets, 4)
     for at in ((0, 2), (1, 1)):
         one = fn(*(x[at] for x in (q, k, v, order, buckets)), 4)
-        assert all(torch.allclose(a, b[at]) for a, b in zip(one, (o, z), strict=True)), (
-            "Leading axes are separate sequences: each must come out as it does alone."
+        holds(
+            all(torch.allclose(a, b[at]) for a, b in zip(one, (o, z), strict=True)),
+            "Leading axes are separate sequences: each must come out as it does alone.",
         )
     short = fn(q.float(), k.float(), v.float(), order, buckets, 4)
-    assert all(x.dtype == torch.float32 for x in short), "float32 in must be float32 out."
-    assert all(torch.allclose(a.double(), b, atol=1e-4) for a, b in zip(short, (o, z), strict=True)), (
-        "In float32 the result must be that of float64 up to rounding."
+    holds(all(x.dtype == torch.float32 for x in short), "float32 in must be float32 out.")
+    holds(
+        all(torch.allclose(a.double(), b, atol=1e-4) for a, b in zip(short, (o, z), strict=True)),
+        "In float32 the result must be that of float64 up to rounding.",
     )
 
 
