@@ -22,7 +22,7 @@ from reformer_ref.optimizer import load_optimizer, make_optimizer, optimizer_ten
 from reformer_ref.processes import make_fabric, naming_lost_processes
 from reformer_ref.record import peak_rss
 from reformer_ref.run_folder import RunFolder, differences
-from reformer_ref.schedule import Plan, learning_rate_at
+from reformer_ref.schedule import STOP_OVER, Plan, learning_rate_at
 from reformer_ref.tensors import evaluating
 
 FREE = ("checkpoint_every", "checkpoint_minutes")  # options that change no result: a resumed run may have others
@@ -142,7 +142,7 @@ class _Run:
 
     @property
     def finished(self):
-        return self.step == self.plan.total
+        return self.step == self.plan.total or self.learned
 
     def begin(self, resume):
         """Find out where to begin; wrap model and optimiser; evaluate untrained weights."""
@@ -167,6 +167,7 @@ class _Run:
         known, quick = state.get("evaluation_seconds"), self.held_out[: self.options.quick_windows]
         self.evaluation_seconds = self._evaluate(quick) if known is None else known
         self.plan = Plan(self.options, self.started, self.evaluation_seconds, len(self.held_out), self.report, state)
+        self.learned = self._is_learned()
         self.saved = time.perf_counter()
 
     @property
@@ -250,7 +251,7 @@ class _Run:
         self.result.tokens += tokens
         line = {"step": self.step + 1, "bits": bits(loss), "learning_rate": rate, "gradient_norm": norm}
         self.result.curve.append({**line, "seconds": now - self.started})
-        self.speed = tokens / (now - begun)
+        self.speed, self.learned = tokens / (now - begun), self._is_learned()
         if self.journal is not None:
             self.journal.metrics(**{name: value if math.isfinite(value) else None for name, value in line.items()})
             speed = round(self.speed, 1)
@@ -279,6 +280,14 @@ class _Run:
             self.wrapped, self.wrapped_optimizer, max_norm=options.clip, error_if_nonfinite=False
         )
         return self._sum(value), float(norm)
+
+    def _is_learned(self):
+        """Whether the loss has been below ``stop_below``; process 0, which knows the whole curve, decides for all."""
+        if self.options.stop_below is None:
+            return False
+        recent = [line["bits"] for line in self.result.curve[-STOP_OVER:] if line]
+        done = len(recent) == STOP_OVER and sum(recent) < STOP_OVER * self.options.stop_below
+        return self.fabric.broadcast(done)
 
     def _require_finite(self, loss, norm, rate, batch):
         """NonFiniteLoss unless both are numbers; before that, the state and the batch are written down."""

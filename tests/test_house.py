@@ -36,7 +36,7 @@ ABOVE_ROOMS = [
     {"training"},
     {"bench", "million", "train_command"},
     {"measured_plots", "explorers"},
-    {"figures", "notebooks"},
+    {"figures", "notebooks", "reproduce"},
     {"classroom"},
     {"cli"},
     {"__main__"},
