@@ -5,7 +5,7 @@ import importlib
 from reformer_ref.validate import require_choice
 
 NAMES = (
-    "table2", "counts", "figure3", "figure4", "figure5_depth", "figure5_speed", "headline", "long_text", "images",
+    "table2", "counts", "figure3", "figure4", "figure5_depth", "figure5_speed", "headline", "long_text", "images", "fashion",
     "translation",
 )  # fmt: skip
 

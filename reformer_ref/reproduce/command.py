@@ -52,6 +52,8 @@ def run_reproduce(args):
     module, config = claim(args.name), read_config(args.name, args.smoke, args.seeds)
     runs = planned(module, config, args.data)
     jobs = min(require_int("--jobs", args.jobs, 1, 256), len(runs))
+    if config.get("alone") and jobs > 1:
+        raise ValueError(f"{args.name} measures time or memory of the machine: leave out --jobs")
     default = max(1, usable_cores() // jobs)
     args.threads = default if args.threads is None else require_int("--threads", args.threads, 1, 4096)
     folder = (args.runs or (Path("runs/smoke") if args.smoke else RUNS)) / args.name
