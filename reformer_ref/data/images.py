@@ -1,7 +1,7 @@
-"""Images as tokens: letters drawn from matplotlib's own fonts, or IDX files such as Fashion-MNIST; and what needs no net.
+"""Images as tokens: letters drawn from matplotlib's own fonts, or IDX files such as Fashion-MNIST; two baselines.
 
-An image is a uint8 array (height, width), 0 = black; in `grey_levels` of them, each pixel is one token. They are read row
-by row, and the token before the first pixel is 0: the page is black around the image.
+An image is a uint8 array (height, width), 0 = black; in a few `grey_levels`, each pixel is one token. Pixels are read
+row by row, and the token before the first of them is 0: the page is black around the image.
 """
 
 import functools
@@ -18,7 +18,6 @@ import numpy as np
 from reformer_ref.validate import require_choice, require_float, require_int
 
 SIDE = 28  # pixels of a letter's image, as of Fashion-MNIST's
-NOT_COUNTED = -100  # as `ReformerLM.loss` has it
 PARTS = ("train", "held_out")
 IDX_NAMES = {"train": "train-images-idx3-ubyte", "held_out": "t10k-images-idx3-ubyte"}
 MOST_BYTES = 2**31  # of an image file when it is unpacked
@@ -193,13 +192,6 @@ def to_tokens(images):
     return tokens, targets
 
 
-def lower_half(targets, height, width):
-    """Targets (n, height · width) with the upper half (height // 2 rows) not counted: what a completion must predict."""
-    targets = targets.copy()
-    targets[:, : height // 2 * width] = NOT_COUNTED
-    return targets
-
-
 def _images(images, levels=256):
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         given = f"an array of {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
@@ -311,7 +303,7 @@ def _mixed(key, new):
 
 
 def compressed_bits(images):
-    """{name: bits per pixel} of the images, one below the other, by compressors that anybody has at hand: PNG, zlib, xz.
+    """{name: bits per pixel} of the images, one below the other, by compressors at everybody's hand: PNG, zlib, xz.
 
     They see nothing but these images, and learn from those above.
     """
@@ -320,7 +312,11 @@ def compressed_bits(images):
     strip, png = _images(images).reshape(-1, images.shape[2]), io.BytesIO()
     Image.fromarray(strip).save(png, format="png", optimize=True)
     data = strip.tobytes()
-    sizes = {"PNG": len(png.getvalue()), "zlib -9": len(zlib.compress(data, 9)), "xz -9": len(lzma.compress(data, preset=9))}
+    sizes = {
+        "PNG": len(png.getvalue()),
+        "zlib -9": len(zlib.compress(data, 9)),
+        "xz -9": len(lzma.compress(data, preset=9)),
+    }
     return {name: 8.0 * size / images.size for name, size in sizes.items()}
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from reformer_ref.drawing import OKABE_ITO, Picture, styled
 from reformer_ref.measured_plots import source
+from reformer_ref.reproduce.given import data_name
 from reformer_ref.reproduce.images import BASELINE, unpacked
 
 PAPER_BLUE = "#DCE6F2"  # where nothing was given
@@ -33,7 +34,7 @@ def gallery(record):
                     ax.set_title(_heading(column, count), fontsize=7, loc="center")
     return picture.tell(
         f"A grid of images of {' × '.join(map(str, originals.shape[1:]))} pixels in {levels} levels of grey, from the "
-        f"held-out part of {record['config']['data']['name']}: in each row the original, its upper half, which is all "
+        f"held-out part of {data_name(record)}: in each row the original, its upper half, which is all "
         f"that is given, {count} lower halves drawn by the Reformer, and one drawn from a table of the frequencies of "
         f"10 neighbouring pixels. The Reformer's go on in the style of what is given, and differ where it leaves a "
         f"choice. " + source(record),
@@ -73,7 +74,9 @@ def bits(record):
                 left.barh(y + offset, value, 0.36, color=colour, hatch=hatch, alpha=alpha, edgecolor="white")
                 left.text(value, y + offset, f" {value:.3f} {part}", va="center", fontsize=8)
                 numbers[f"{label}, {part}"] = value
-    left.set(yticks=range(len(names)), yticklabels=[LOOKS.get(who, (who,))[0] for who in names], xlabel="bits per pixel")
+    left.set(
+        yticks=range(len(names)), yticklabels=[LOOKS.get(who, (who,))[0] for who in names], xlabel="bits per pixel"
+    )
     left.set_xlim(0, 1.3 * max(max(entry["whole"]) for entry in record["bits"].values()))
     left.invert_yaxis()
     for k, run in enumerate(record["runs"]):
@@ -83,7 +86,7 @@ def bits(record):
     right.set(xlabel="steps", ylabel="bits per pixel, training", ylim=(0, None))
     right.legend(fontsize=8)
     return picture.tell(
-        f"Bar chart: bits per pixel (x) of held-out images of {record['config']['data']['name']}, of whole images and of "
+        f"Bar chart: bits per pixel (x) of held-out images of {data_name(record)}, of whole images and of "
         f"lower halves whose upper halves are given, for the Reformer and for what needs no training of a net; line "
         f"chart: the Reformer's loss (y) against steps (x). " + source(record),
         **numbers,

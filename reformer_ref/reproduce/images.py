@@ -11,6 +11,7 @@ import json
 import zlib
 from pathlib import Path
 
+from reformer_ref.reproduce.given import data_name
 from reformer_ref.reproduce.table import spread
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -181,7 +182,7 @@ def unpacked(values):
 
 
 def summarise(config, results):
-    """"bits": {who: {"whole": [of each seed], "lower": …}}: bits per pixel."""
+    """ "bits": {who: {"whole": [of each seed], "lower": …}}: bits per pixel."""
     bits = {}
     for result in results.values():
         for who, (whole, lower) in result["bits"].items():
@@ -200,7 +201,7 @@ def rows(record):
             for who, entry in record["bits"].items()
             if entry[part]
         )
-        claim = f"Images: {config['data']['name']}, {config['data']['levels']} levels of grey, {what}: bits per pixel"
+        claim = f"Images: {data_name(record)}, {config['data']['levels']} levels of grey, {what}: bits per pixel"
         found.append({"claim": claim, "paper": config["paper"], "ours": ours, "how": "measured"})
     return found
 
