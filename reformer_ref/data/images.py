@@ -42,7 +42,8 @@ def read_idx(path):
     first; then the values. ValueError for anything else: another type, a header that is cut off or asks for too much,
     fewer or more values than it says, a damaged gzip file, a missing or unreadable file.
     """
-    path, content = Path(path), _read(path)
+    path = Path(path)
+    content = _read(path)
     if len(content) < 4 or content[:2] != b"\0\0":
         raise ValueError(f"{path} is no IDX file: it begins with {content[:4]!r} instead of two zero bytes and a type")
     kind, n_dims = content[2], content[3]
@@ -176,12 +177,6 @@ def grey_levels(images, levels):
     """Images in ``levels`` (2 … 256) equal steps of grey: uint8 like images, 0 … levels − 1."""
     levels = require_int("levels", levels, 2, 256)
     return (_images(images).astype(np.uint16) * levels // 256).astype(np.uint8)
-
-
-def greys(images, levels):
-    """The inverse of `grey_levels`, up to the rounding: uint8, 0 black … 255 white."""
-    levels = require_int("levels", levels, 2, 256)
-    return np.rint(_images(images, levels) * (255.0 / (levels - 1))).astype(np.uint8)
 
 
 def to_tokens(images):

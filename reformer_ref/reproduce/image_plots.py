@@ -5,7 +5,7 @@ import numpy as np
 from reformer_ref.drawing import OKABE_ITO, Picture, styled
 from reformer_ref.measured_plots import source
 from reformer_ref.reproduce.given import data_name
-from reformer_ref.reproduce.images import BASELINE, unpacked
+from reformer_ref.reproduce.image_record import BASELINE, unpacked
 
 PAPER_BLUE = "#DCE6F2"  # where nothing was given
 LOOKS = {"model": ("Reformer", OKABE_ITO[4], ""), BASELINE: (BASELINE, OKABE_ITO[1], "//")}

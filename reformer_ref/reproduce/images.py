@@ -6,16 +6,14 @@ in the strict window, so that completions come from a cache that is the training
 matplotlib's fonts need no file; the claim ``fashion`` is the same on Fashion-MNIST.
 """
 
-import base64
 import json
-import zlib
 from pathlib import Path
 
 from reformer_ref.reproduce.given import data_name
+from reformer_ref.reproduce.image_record import BASELINE, packed
 from reformer_ref.reproduce.table import spread
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-BASELINE = "table of 10 neighbours"
 FRESH = 10**6  # step of the letters that count for the baseline and of the held-out ones: no training step uses it
 
 
@@ -166,19 +164,6 @@ def gallery(model, neighbours, held_out, settings, context):
     others = neighbours.complete(originals, settings["seed"])
     kept = {"originals": originals, "completions": drawn, "by_table": others}
     return {name: packed(array) for name, array in kept.items()} | {"temperature": how["temperature"]}
-
-
-def packed(array):
-    """An array of uint8 as JSON values: its shape, and its bytes compressed, in base 64."""
-    return {"shape": list(array.shape), "zlib64": base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()}
-
-
-def unpacked(values):
-    """The inverse of `packed`."""
-    import numpy as np
-
-    data = zlib.decompress(base64.b64decode(values["zlib64"]))
-    return np.frombuffer(data, np.uint8).reshape(values["shape"])
 
 
 def summarise(config, results):

@@ -32,8 +32,8 @@ def data(how, path=None):
     fitting = translation.fitting(pairs, how["max_length"])
     if len(fitting) <= how["held_out"]:
         raise ValueError(
-            f"the data must hold more than {how['held_out']} pairs of at most {how['max_length'] - 2} bytes a side, got "
-            f"{len(fitting)} of {len(pairs)}"
+            f"the data must hold more than {how['held_out']} pairs of at most {how['max_length'] - 2} bytes a side, "
+            f"got {len(fitting)} of {len(pairs)}"
         )
     return translation.split(fitting, how["held_out"])
 

@@ -54,8 +54,7 @@ def examples(record):
         right += example[result["beams"]] == example["reference"]
         for k, (key, label) in enumerate(who):
             y = i + 0.14 + 0.21 * k
-            text = "".join(c if c.isprintable() else "·" for c in example[key])
-            text = textwrap.shorten(text, 118, placeholder=" …").replace("$", r"\$")
+            text = textwrap.shorten(_writable(example[key]), 118, placeholder=" …").replace("$", r"\$")
             ax.text(0.0, y, label, fontsize=7.5, color="#555555", va="center")
             ax.text(0.14, y, text, fontsize=9, va="center", weight="bold" if k == 2 else "normal")
         ax.axhline(i + 0.92, color="#CCCCCC", lw=0.8, marker="")
@@ -66,3 +65,11 @@ def examples(record):
         "that was learned from the same pairs. " + source(record),
         **{"examples": len(shown), "of them translated without a fault": right},
     )
+
+
+def _writable(text):
+    """The text with a dot for every character that the picture's font lacks."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "·" for c in text)
