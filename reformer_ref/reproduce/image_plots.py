@@ -20,7 +20,7 @@ def gallery(record):
     n, count = samples.shape[:2]
     blocks = 2 if n > 4 else 1
     lines, wide = -(-n // blocks), count + 3
-    picture = Picture(blocks * (0.62 * wide + 0.3), 0.62 * lines + 0.75)
+    picture = Picture(blocks * (0.62 * wide + 0.3), 0.62 * lines + 0.45)
     grids = picture.add_gridspec(1, blocks, wspace=0.08)
     for block in range(blocks):
         inner = grids[block].subgridspec(lines, wide, wspace=0.05, hspace=0.05)

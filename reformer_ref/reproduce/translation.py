@@ -141,10 +141,11 @@ def summarise(config, results):
         found["bits"].setdefault(kind, []).append(result["bits"])
         for measure in ("bleu", "exact"):
             for who, value in result[measure].items():
-                if who in BASELINES:
-                    found[measure].setdefault(who, [value])
-                else:
+                if who not in BASELINES:
                     found[measure].setdefault(f"{kind}, {who}", []).append(value)
+    for measure in ("bleu", "exact"):
+        for who in BASELINES if results else ():
+            found[measure][who] = [next(iter(results.values()))[measure][who]]
     return found
 
 

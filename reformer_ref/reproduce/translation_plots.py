@@ -17,10 +17,18 @@ def curves_and_scores(record):
     picture, numbers = Picture(9.5, 3.8), {}
     left, right = picture.subplots(1, 2)
     for run in record["runs"]:
-        kind = run["name"].partition("-")[0]
+        kind, _, seed = run["name"].partition("-")
         colour, dashes, _ = LOOKS[kind]
         x, y = zip(*run["result"]["held_out_curve"], strict=True)
-        left.plot(x, y, color=colour, ls=dashes, marker="o" if kind == "reversible" else "s", label=run["name"], lw=1.3)
+        left.plot(
+            x,
+            y,
+            color=colour,
+            ls=dashes,
+            marker="o" if kind == "reversible" else "s",
+            label=kind if seed == "seed0" else None,
+            lw=1.3,
+        )
         numbers[f"bits per byte, {run['name']}"] = run["result"]["bits"]
     left.set(xlabel="steps", ylabel="bits per byte, held out", yscale="log", title="Learning")
     left.legend(fontsize=8)
@@ -45,7 +53,11 @@ def curves_and_scores(record):
 def examples(record):
     """A few held-out sentences: source, reference, the reversible model's translation, a word-by-word one."""
     result = next(run["result"] for run in record["runs"])
-    who = (("source", "source"), ("reference", "reference"), (result["beams"], record["runs"][0]["name"]))
+    who = (
+        ("source", "source"),
+        ("reference", "reference"),
+        (result["beams"], record["runs"][0]["name"].partition("-")[0]),
+    )
     who = (*who, ("word by word", "word by word"))
     shown, right = result["examples"], 0
     picture = Picture(10, 0.3 + 0.98 * len(shown))
@@ -56,8 +68,10 @@ def examples(record):
             y = i + 0.14 + 0.21 * k
             text = textwrap.shorten(_writable(example[key]), 118, placeholder=" …").replace("$", r"\$")
             ax.text(0.0, y, label, fontsize=7.5, color="#555555", va="center")
-            ax.text(0.14, y, text, fontsize=9, va="center", weight="bold" if k == 2 else "normal")
+            ax.text(0.11, y, text, fontsize=9, va="center", weight="bold" if k == 2 else "normal")
         ax.axhline(i + 0.92, color="#CCCCCC", lw=0.8, marker="")
+    for text in ax.texts:
+        text.set_in_layout(False)
     ax.set(xlim=(0, 1), ylim=(len(shown), 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return picture.tell(

@@ -13,6 +13,7 @@ from reformer_ref.reproduce.experiment import Context, Interrupted, make_record,
 from tests.pictures import drawn, texts
 
 needs_bleu = pytest.mark.skipif(importlib.util.find_spec("sacrebleu") is None, reason="needs the extra `reproduce`")
+BASE = dict.fromkeys(translation.BASELINES, 9.0)
 SETTINGS = translation.sub_runs(read_config("translation", smoke=True))
 
 
@@ -109,9 +110,10 @@ def test_the_claim_on_a_users_file(tmp_path):
 
 
 def test_exact_and_bleu_are_gathered_by_model():
-    result = {"bits": 1.0, "bleu": {"greedy": 50.0, "word by word": 9.0}, "exact": {"greedy": 0.5, "word by word": 0.0}}
+    result = {"bits": 1.0, "bleu": {"greedy": 50.0, **BASE}, "exact": {"greedy": 0.5, **BASE}}
     got = translation.summarise({}, {"reversible-seed0": result, "reversible-seed1": result, "ordinary-seed0": result})
-    assert got["bleu"] == {"reversible, greedy": [50.0, 50.0], "word by word": [9.0], "ordinary, greedy": [50.0]}
+    assert got["bleu"] == {"reversible, greedy": [50.0, 50.0], "ordinary, greedy": [50.0], **{b: [9.0] for b in BASE}}
+    assert list(got["bleu"])[-2:] == list(BASE)
     assert got["bits"] == {"reversible": [1.0, 1.0], "ordinary": [1.0]}
 
 
