@@ -14,21 +14,15 @@ LOOKS = {"reversible": (OKABE_ITO[4], "-", ""), "ordinary": (OKABE_ITO[5], "--",
 @styled
 def curves_and_scores(record):
     """Held-out bits per byte against steps, reversible and ordinary; BLEU of both and of the baselines."""
-    picture, numbers = Picture(9.5, 3.8), {}
+    picture, numbers, told = Picture(9.5, 3.8), {}, set()
     left, right = picture.subplots(1, 2)
     for run in record["runs"]:
-        kind, _, seed = run["name"].partition("-")
+        kind = run["name"].partition("-")[0]
         colour, dashes, _ = LOOKS[kind]
+        looks = {"color": colour, "ls": dashes, "marker": "o" if kind == "reversible" else "s", "lw": 1.3}
         x, y = zip(*run["result"]["held_out_curve"], strict=True)
-        left.plot(
-            x,
-            y,
-            color=colour,
-            ls=dashes,
-            marker="o" if kind == "reversible" else "s",
-            label=kind if seed == "seed0" else None,
-            lw=1.3,
-        )
+        left.plot(x, y, label=None if kind in told else kind, **looks)
+        told.add(kind)
         numbers[f"bits per byte, {run['name']}"] = run["result"]["bits"]
     left.set(xlabel="steps", ylabel="bits per byte, held out", yscale="log", title="Learning")
     left.legend(fontsize=8)
@@ -52,13 +46,8 @@ def curves_and_scores(record):
 @styled
 def examples(record):
     """A few held-out sentences: source, reference, the reversible model's translation, a word-by-word one."""
-    result = next(run["result"] for run in record["runs"])
-    who = (
-        ("source", "source"),
-        ("reference", "reference"),
-        (result["beams"], record["runs"][0]["name"].partition("-")[0]),
-    )
-    who = (*who, ("word by word", "word by word"))
+    result, model = record["runs"][0]["result"], record["runs"][0]["name"].partition("-")[0]
+    who = (("source",) * 2, ("reference",) * 2, (result["beams"], model), ("word by word",) * 2)
     shown, right = result["examples"], 0
     picture = Picture(10, 0.3 + 0.98 * len(shown))
     ax = picture.add_subplot()
