@@ -2,21 +2,23 @@
 
 from dataclasses import replace
 
-KINDS = {"full": "dense", "separate": "regular", "ordinary": "regular"}
+KINDS = {"full": "dense", "scaled": "dense", "separate": "regular", "ordinary": "regular"}
 
 
 def with_attention(config, name):
     """``config`` with this attention in every layer.
 
-    "full": shared queries and keys, k̂ = q/‖q‖, everything visible; "lsh-N": N rounds; "separate": ordinary attention
-    with keys of its own; "ordinary": ordinary attention whose keys are the queries as they are, not normalised, the
-    token itself visible, logits divided by √d. ValueError for other names.
+    "full": shared queries and keys, k̂ = q/‖q‖, everything visible; "scaled": the same with logits divided by √d;
+    "lsh-N": N rounds; "separate": ordinary attention with keys of its own; "ordinary": ordinary attention whose keys
+    are the queries as they are, not normalised, the token itself visible, logits divided by √d. ValueError for others.
     """
+    if name == "scaled":
+        config = replace(config, lsh=replace(config.lsh, scale="rsqrt_d"))
     if name in KINDS:
         return replace(config, pattern=(KINDS[name],))
     word, _, rounds = name.partition("-")
     if word != "lsh" or not rounds.isdecimal() or not int(rounds):
-        raise ValueError(f'attention must be "full", "separate", "ordinary" or "lsh-N", got {name!r}')
+        raise ValueError(f'attention must be "full", "scaled", "separate", "ordinary" or "lsh-N", got {name!r}')
     return replace(config, pattern=("lsh",), lsh=replace(config.lsh, n_hashes=int(rounds)))
 
 

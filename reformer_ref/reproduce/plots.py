@@ -32,6 +32,13 @@ def table2(record):
         ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(lines)), yticklabels=lines)
         ax.set(title=title, xlabel="evaluated with")
         ax.spines[:].set_visible(False)
+    for y, line in enumerate(lines):  # the spread over the seeds, below our means
+        for x, column in enumerate(columns):
+            values = [100 * share for share in record["table"][line].get(column, [])]
+            if len(values) > 1:
+                text = f"{min(values):.1f} – {max(values):.1f}"
+                colour = readable_on(colours(_mean(values) / 100))
+                axes[1].text(x, y + 0.3, text, ha="center", va="center", fontsize=7, color=colour)
     axes[0].set_ylabel("trained with")
     for name, line in zip(lines, ours, strict=True):
         numbers[f"trained with {name}"] = " / ".join(f"{value:.1f}" for value in line)
@@ -239,7 +246,7 @@ def headline(record):
     for y, (label, value) in enumerate(zip(labels, values, strict=True)):
         ax.text(value, y, f" {value:.2f} GB", va="center", fontsize=9)
         numbers[label] = f"{value:.2f} GB"
-    ax.axvline(budget, color=OKABE_ITO[5], ls="--", label=f"{budget:g} GB")
+    ax.axvline(budget, color=OKABE_ITO[5], ls="--", marker="", label=f"{budget:g} GB")
     ax.set(xlabel="GB (10⁹ bytes)", title=f"A training step on {record['config']['length']:,} tokens, peak memory")
     ax.set_xlim(0, 1.15 * max(budget, *values))
     ax.invert_yaxis()

@@ -46,6 +46,19 @@ def claims_table(folder=DATA, names=NAMES):
     return Html("\n".join([*lines, "</tbody></table>"]))
 
 
+def show(name, number=0, folder=DATA):
+    """A picture of a claim, drawn from its record; without a record, a sentence that says how to make one.
+
+    number: which of its pictures. Meant as the last value of a notebook's cell.
+    """
+    record = stored(name, folder)
+    if record is None:
+        config = read_config(name)
+        told = f"Not recorded here yet: {config['about']}. About {config['minutes']} minutes:"
+        return Html(f"<p>{html.escape(told)} <code>reformer-ref reproduce {name}</code></p>")
+    return list(claim(name).pictures(record).values())[number]()
+
+
 def as_text(rows):
     """Rows as lines of text: claim, the paper's figure, ours."""
     width = max((len(row["claim"]) for row in rows), default=0)
