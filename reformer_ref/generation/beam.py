@@ -69,11 +69,25 @@ class _Search:
         order = ends.int().sort(dim=1, stable=True).indices[:, : self.beams]  # the best that do not end
         self.scores = scores.masked_fill(ends, -torch.inf).gather(1, order)
         self.prefixes = grown.gather(1, order[..., None].expand(-1, -1, grown.shape[-1]))
+        going = self._can_win() & (self.finished[self.alive] < self.beams)
         if last:
             for i in (self.finished[self.alive] == 0).nonzero()[:, 0].tolist():
                 self._keep(i, self.prefixes[i, 0, 1:], self.scores[i, 0].item(), self.limit)
-        possible = torch.isfinite(self.scores[:, 0]) & (self.finished[self.alive] < self.beams)
-        self._only(possible.logical_and(torch.tensor(not last)).nonzero()[:, 0])
+            going[:] = False
+        self._only(going.nonzero()[:, 0])
+
+    def _can_win(self):
+        """Whether the best living prefix could still become better than the best that is finished.
+
+        Log-probabilities only fall, and are divided by most at the greatest length: with this, the result is the same.
+        """
+        best = torch.tensor(
+            [self.best[i][1] for i in self.alive.tolist()], dtype=torch.float64, device=self.scores.device
+        )
+        return self.scores[:, 0] / self._divisor(self.limit) > best
+
+    def _divisor(self, length):
+        return ((5 + length) / 6) ** self.penalty
 
     def _parents(self, parent):
         shape = (*parent.shape, self.prefixes.shape[-1])
@@ -83,7 +97,7 @@ class _Search:
         """An output has come to its end; ``length`` counts the end."""
         sentence = int(self.alive[row])
         self.finished[sentence] += 1
-        score = log_p / ((5 + length) / 6) ** self.penalty
+        score = log_p / self._divisor(length)
         if score > self.best[sentence][1]:
             self.best[sentence] = (tokens.cpu().clone(), score)
 

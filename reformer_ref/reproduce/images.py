@@ -6,6 +6,7 @@ in the strict window, so that completions come from a cache that is the training
 matplotlib's fonts need no file; the claim ``fashion`` is the same on Fashion-MNIST.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def run(settings, context):
     return {
         "parameters": sum(p.numel() for p in model.parameters()), "steps": trained.steps, "size": list(data.size),
         "images_seen": trained.steps * data.batch, "images_counted": len(data.counted), "levels": data.levels,
-        "held_out": len(data.held_out), "train_seconds": round(trained.seconds, 1),
+        "held_out": len(data.held_out), "held_out_sha256": hashlib.sha256(data.held_out.tobytes()).hexdigest(),
+        "train_seconds": round(trained.seconds, 1),
         "curve": thinned([(e["step"], round(e["bits"], 4)) for e in trained.curve]),
         "bits": {who: [None if b is None else round(b, 4) for b in both] for who, both in bits.items()},
         "gallery": gallery(model, neighbours, data.held_out, settings, context),
