@@ -1,6 +1,7 @@
 """Sentence pairs: reading, splitting, padding, batches, and the two baselines; BLEU where sacrebleu is installed."""
 
 import builtins
+import collections
 import importlib.util
 
 import numpy as np
@@ -175,6 +176,30 @@ def test_the_word_table_finds_the_dictionary():
 def test_expectation_maximisation_is_model_1():
     table = t.WordTable([("p a b", "q x y"), ("p a", "q x"), ("p", "q")], rounds=20)
     assert table.table == {"p": "q", "a": "x", "b": "y"}
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_the_word_table_is_that_of_a_slow_count(seed):
+    """Expectation-maximisation with dictionaries, pair by pair and word by word."""
+    rng = np.random.default_rng(seed)
+    texts = [tuple(" ".join(rng.choice(list(letters), rng.integers(1, 6))) for letters in ("abcd", "vwxyz"))
+             for _ in range(7)]  # fmt: skip
+    p = collections.defaultdict(lambda: 1.0)
+    for _ in range(3):
+        counts, totals = collections.defaultdict(float), collections.defaultdict(float)
+        for source, target in texts:
+            sources = [None, *t.words(source)]
+            for word in t.words(target):
+                together = sum(p[s, word] for s in sources)
+                for s in sources:
+                    counts[s, word] += p[s, word] / together
+                    totals[s] += p[s, word] / together
+        p = collections.defaultdict(float, {(s, word): n / totals[s] for (s, word), n in counts.items()})
+    table = t.WordTable(texts, rounds=3).table
+    assert table.keys() == {s for s, _ in p} - {None}
+    for s, word in table.items():
+        assert p[s, word] == pytest.approx(max(value for (other, _), value in p.items() if other == s), rel=1e-9)
 
 
 def test_a_word_table_of_marks_alone_is_empty():

@@ -127,6 +127,49 @@ def test_many_sentences_at_once_are_searched_as_one_by_one(beams, penalty, seed)
         assert tokens.dtype == torch.int64
 
 
+class Table(torch.nn.Module):
+    """A model whose next token depends on the source and the prefix as a table of random numbers says."""
+
+    def __init__(self, seed, vocab_size, towards_end):
+        super().__init__()
+        self.seed, self.vocab_size, self.towards_end = seed, vocab_size, towards_end
+        self.decoder_config = ReformerConfig(vocab_size=vocab_size, max_length=12, d_model=8)
+
+    def encode(self, source, source_padding_mask=None):
+        """The source itself."""
+        return source[..., None].double()
+
+    def decode(self, target, memory, source_padding_mask=None):
+        """Logits of the last position alone."""
+        found = [self.logits(int(m[0, 0]), tuple(t.tolist())) for t, m in zip(target, memory, strict=True)]
+        return torch.tensor(np.array(found))[:, None]
+
+    def logits(self, source, prefix):
+        """float64 (vocab_size,)."""
+        logits = 2.0 * np.random.default_rng([self.seed, source, *prefix]).normal(size=self.vocab_size)
+        logits[END] += self.towards_end
+        return logits
+
+
+@given(
+    seed=st.integers(0, 10**6), vocab_size=st.integers(4, 6), towards_end=st.floats(-3, 3), beams=st.integers(1, 6),
+    penalty=st.sampled_from([0.0, 0.6, 1.0, 4.0]), longest=st.integers(1, 7),
+)  # fmt: skip
+@settings(max_examples=250, deadline=None)
+def test_searching_a_table_is_the_definition(seed, vocab_size, towards_end, beams, penalty, longest):
+    model, how = Table(seed, vocab_size, towards_end), {"beams": beams, "length_penalty": penalty}
+    sources = torch.tensor([[0], [1], [2]])
+    got = beam.beam_search(model, sources, start=START, end=END, max_new_tokens=longest, **how)
+    for source, (tokens, score) in enumerate(got):
+
+        def after(prefix, source=source):
+            return torch.log_softmax(torch.tensor(model.logits(source, prefix)), -1).numpy()
+
+        want_tokens, want = spec.beam_search(after, vocab_size, START, END, longest, **how)
+        assert tuple(tokens.tolist()) == want_tokens
+        assert score == pytest.approx(want, rel=1e-10)
+
+
 def test_a_wider_beam_finds_what_greedy_misses():
     """0 looks better at first; all that follows 1 is certain."""
 
