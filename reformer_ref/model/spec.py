@@ -97,8 +97,7 @@ def _trunk(p, config, tokens, real, memory=None, memory_real=None):
     for k, half in enumerate(_halves(p, config, real, memory, memory_real)):
         target, source = k % 2, 1 - k % 2  # y1 = x1 + F(x2), y2 = x2 + G(y1), and so on
         streams[target] = streams[target] + half(streams[source])
-        if config.streams == 1:  # an ordinary Transformer: x + F(x)
-            streams[source] = streams[target]
+        streams[source] = streams[source if config.streams == 2 else target]  # 1: ordinary residuals, x + F(x)
     return _norm(p, config, np.concatenate(streams, axis=-1))[:, :length]
 
 
@@ -123,9 +122,8 @@ def _self_attention(p, config, kind, x, real):
     if kind == "lsh":
         length = x.shape[1] if real is None else max(1, int(real.sum(-1).max()))  # padding has no part in it
         n_buckets = n_buckets_for(config, length)
-        rotations = p["rotations"][
-            ..., : sum(bucket_factors(n_buckets)) // 2
-        ]  # (n_heads, n_hashes, d_head, Σfactors/2)
+        width = sum(bucket_factors(n_buckets)) // 2
+        rotations = p["rotations"][..., :width]  # (n_heads, n_hashes, d_head, Σfactors/2)
         out = lsh_attention(q, v, hash_vectors(q, rotations, n_buckets), config.lsh, mask)
     elif kind == "local":
         out = local_attention(q, k, v, config.local, mask)

@@ -162,5 +162,3 @@ def make_record(name, module, config, runs, done, command, threads, smoke):
         "minutes": round(sum(d["seconds"] for d in done) / 60.0, 2), "config": config, "runs": done,
         **module.summarise(config, {d["name"]: d["result"] for d in done}),
     }  # fmt: skip
-
-

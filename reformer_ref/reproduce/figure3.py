@@ -30,7 +30,7 @@ def run(settings, context):
 
 
 def summarise(config, results):
-    """"variants": {name: bits and curves of every seed}."""
+    """ "variants": {name: bits and curves of every seed}."""
     found = {name: language.of_seeds(config, results, name) for name in VARIANTS}
     return {"variants": {name: language.spread_of(f) for name, f in found.items() if f}}
 

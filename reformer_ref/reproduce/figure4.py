@@ -22,7 +22,7 @@ def run(settings, context):
 
 
 def summarise(config, results):
-    """"variants": {training attention: bits, curves, and "evaluated": {attention: [bits of each seed]}}."""
+    """ "variants": {training attention: bits, curves, and "evaluated": {attention: [bits of each seed]}}."""
     variants = {}
     for name in config["train"]:
         found = language.of_seeds(config, results, name)

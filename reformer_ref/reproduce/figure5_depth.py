@@ -35,7 +35,7 @@ def _activations(peak):
 
 
 def summarise(config, results):
-    """"variants": {depth as text: bits and curves of every seed, predicted bytes of activations}."""
+    """ "variants": {depth as text: bits and curves of every seed, predicted bytes of activations}."""
     variants = {}
     for depth in config["layers"]:
         found = language.of_seeds(config, results, f"layers{depth}")

@@ -110,7 +110,7 @@ def _activations(settings, name, length, layers):
 
 
 def summarise(config, results):
-    """"points": medians and bytes per length; "exponents": of seconds and bytes against the length, per sequence."""
+    """ "points": medians and bytes per length; "exponents": of seconds and bytes against the length, per sequence."""
     from reformer_ref.measured_plots import exponent
 
     points = [r for name, r in results.items() if name.startswith("length")]
@@ -142,7 +142,10 @@ def rows(record):
     if len(points) > 1:
         first, last = points[0], points[-1]
         grown = ", ".join(f"{n} {last['seconds'][n] / first['seconds'][n]:.2f}×" for n in first["seconds"])
-        what = f"Figure 5 right: time of attention at {last['length']:,} tokens against {first['length']:,}, same tokens per batch"
+        what = (
+            f"Figure 5 right: time of attention at {last['length']:,} tokens against {first['length']:,}, the same "
+            "number of tokens per batch"
+        )
         paper = "full grows with the length, LSH stays nearly flat"
         found.append({"claim": what, "paper": paper, "ours": grown, "how": "measured"})
     for what, how, paper in (

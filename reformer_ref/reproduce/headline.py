@@ -84,7 +84,7 @@ def measured(settings, context):
 
 
 def summarise(config, results):
-    """"peaks": bytes by sub-run."""
+    """ "peaks": bytes by sub-run."""
     return {"peaks": {name: result["peak_bytes"] for name, result in results.items()}}
 
 

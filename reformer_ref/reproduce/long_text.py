@@ -75,7 +75,8 @@ def run(settings, context):
         "train_bytes": len(train_part), "held_out_bytes": len(end), "steps": trained.steps, "tokens": trained.tokens,
         "train_seconds": round(trained.seconds, 1), "parameters": sum(p.numel() for p in model.parameters()),
         "bits_by_context": bits, "zlib": text.zlib_bits_per_byte(end),
-        "unigram": text.unigram_bits_per_byte(train_part, end), "samples": samples(model, train_part, settings, context),
+        "unigram": text.unigram_bits_per_byte(train_part, end),
+        "samples": samples(model, train_part, settings, context),
     }  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def samples(model, before, settings, context):
 
 
 def summarise(config, results):
-    """"contexts": [context, bits of every seed, …] by context."""
+    """ "contexts": [context, bits of every seed, …] by context."""
     by_context = {}
     for result in results.values():
         for length, bits in result["bits_by_context"]:
@@ -146,7 +147,8 @@ def rows(record):
         return []
     result = record["runs"][0]["result"]
     ours = ", ".join(f"{spread(c['bits'], '{:.3f}')} with {c['context']:,} bytes" for c in record["contexts"])
-    what = f"A text of {result['train_bytes'] + result['held_out_bytes']:,} bytes as one sequence: bits per byte of its end"
+    size = result["train_bytes"] + result["held_out_bytes"]
+    what = f"A text of {size:,} bytes as one sequence: bits per byte of its end"
     paper = "a whole novel in one context (announcement); enwik8, 12 layers: 1.05 bits"
     return [{"claim": what, "paper": paper, "ours": f"{ours}; zlib {result['zlib']:.3f}", "how": "measured"}]
 

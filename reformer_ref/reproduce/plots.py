@@ -76,7 +76,7 @@ def table2_curves(record):
 
 
 def _lines(ax, variants, numbers, unit="bits per byte"):
-    """The learning curves of every variant {name: {"curves", "bits"}}: mean over seeds, and a band from least to most."""
+    """Learning curves of every variant {name: {"curves", "bits"}}: mean over seeds, a band from least to most."""
     for i, (name, variant) in enumerate(variants.items()):
         colour = OKABE_ITO[(4, 5, 2, 6, 0, 1)[i % 6]]
         steps = [step for step, _ in variant["curves"][0]][1:]  # without the untrained model
@@ -158,8 +158,8 @@ def figure5_depth(record):
     right.set(xlabel="layers", ylabel="MiB", title="Activations of a training step, predicted", ylim=(0, None))
     right.legend(fontsize=9)
     return picture.tell(
-        "Two line charts: steps (x) against held-out bits per byte (y) of models of 1 to many layers; layers (x) against "
-        "predicted bytes of activations (y) of one training step, with reversible layers and without. " + source(record),
+        "Two line charts: steps (x) against held-out bits per byte (y) of models of 1 to many layers; layers (x) "
+        "against predicted bytes of activations (y) of one training step, reversible and not. " + source(record),
         **numbers,
     )
 
@@ -226,8 +226,8 @@ def figure5_speed(record):
     picture.legend(loc="outside lower center", ncols=4, fontsize=9)
     return picture.tell(
         f"Two line charts on logarithmic axes: tokens in one sequence (x) against seconds, and counted peak memory, of "
-        f"attention over {record['config']['tokens']:,} tokens in all, forward and backward. LSH attention stays nearly "
-        "flat, full attention grows with the length. " + source(record),
+        f"attention over {record['config']['tokens']:,} tokens in all, forward and backward. LSH attention stays "
+        "nearly flat, full attention grows with the length. " + source(record),
         **numbers,
     )
 
@@ -276,7 +276,7 @@ def long_text(record):
     ax.legend(fontsize=9)
     return picture.tell(
         f"Line chart: bytes of context (x, logarithmic) against bits per byte (y) of the last "
-        f"{result['held_out_bytes']:,} bytes of a text, by a model that was trained on all before them as one sequence. "
-        + source(record),
+        f"{result['held_out_bytes']:,} bytes of a text, by a model that was trained on all before them as one "
+        "sequence. " + source(record),
         **numbers,
     )

@@ -62,7 +62,8 @@ def show(name, number=0, folder=DATA):
 def as_text(rows):
     """Rows as lines of text: claim, the paper's figure, ours."""
     width = max((len(row["claim"]) for row in rows), default=0)
-    return "\n".join(f"{row['claim']:<{width}}  paper: {row['paper']}  ours: {row['ours']} ({row['how']})" for row in rows)
+    lines = (f"{row['claim']:<{width}}  paper: {row['paper']}  ours: {row['ours']} ({row['how']})" for row in rows)
+    return "\n".join(lines)
 
 
 def percent(share):

@@ -6,7 +6,7 @@ for every step and for every evaluated batch.
 """
 
 from reformer_ref.reproduce.attention_names import carried_over, with_attention
-from reformer_ref.reproduce.table import percent, spread
+from reformer_ref.reproduce.table import spread
 
 FRESH = 10**6  # the evaluated sequences are those of this seed and beyond, which no training uses
 
@@ -95,7 +95,7 @@ def thinned(points, most=200):
 
 
 def summarise(config, results):
-    """"table": {training attention: {evaluation attention: [accuracy of each seed]}}; "variants": likewise."""
+    """ "table": {training attention: {evaluation attention: [accuracy of each seed]}}; "variants": likewise."""
     table = {name: _cells(config, results, name) for name in config["train"]}
     variants = {name: _cells(config, results, name) for name in config["variants"]}
     return {"table": table, "variants": variants}
@@ -122,9 +122,8 @@ def rows(record):
             at = change["train"]
             same = record["table"][at].get(at, [])
             ours = f"{spread([100 * x for x in cells[at]])} against {spread([100 * x for x in same]) if same else '?'}"
-            found.append(
-                {"claim": f"Table 2: {change['about']}, {at}: accuracy in %", "paper": "", "ours": ours, "how": "measured"}
-            )
+            what = f"Table 2: {change['about']}, {at}: accuracy in %"
+            found.append({"claim": what, "paper": "", "ours": ours, "how": "measured"})
     return found
 
 
@@ -136,6 +135,3 @@ def pictures(record):
         "claim_table2": lambda: plots.table2(record),
         "claim_table2_curves": lambda: plots.table2_curves(record),
     }
-
-
-__all__ = ["evaluate", "model_config", "percent", "pictures", "rows", "run", "sub_runs", "summarise", "thinned"]
