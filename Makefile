@@ -95,11 +95,11 @@ $(VENV)/.created:
 $(CORE): $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 	@echo "Installing reformer_ref and what it needs into $(VENV); the first time takes some minutes."
 	$(PIP) 'torch>=2.6'
-	$(PIP) -e '.[test,train]'
+	$(PIP) -e '.[test,train,reproduce]'
 	@touch $@
 
 $(PEERS): $(CORE)
-	$(PIP) -e '.[test,train,peers]'
+	$(PIP) -e '.[test,train,reproduce,peers]'
 	@touch $@
 
 $(GRADING): $(CORE)
@@ -107,5 +107,5 @@ $(GRADING): $(CORE)
 	@touch $@
 
 $(BROWSER): $(CORE)
-	$(PIP) -e '.[test,train,browser]'
+	$(PIP) -e '.[test,train,reproduce,browser]'
 	@touch $@

@@ -1,5 +1,5 @@
 """The command line, ``python -m reformer_ref COMMAND``, also installed as ``reformer-ref``: train, generate, memory,
-bench, million, classroom, figures, walkthrough.
+bench, million, classroom, reproduce, figures, walkthrough.
 
 Mistakes of the user end with one line on stderr and exit code 2, a failed run with 1, Ctrl-C with 130. Torch and the
 rest are imported by the command that needs them, so that ``--help`` answers at once.
@@ -15,6 +15,7 @@ from reformer_ref.bench import add_bench_arguments
 from reformer_ref.classroom.command import add_classroom_arguments
 from reformer_ref.million import add_million_arguments
 from reformer_ref.planner import add_memory_arguments
+from reformer_ref.reproduce.command import add_reproduce_arguments
 from reformer_ref.train_command import add_train_arguments, set_threads
 
 DESCRIPTION = "The Reformer (Kitaev, Kaiser, Levskaya 2020) as something to read, run and trust."
@@ -79,6 +80,7 @@ def build_parser():
         ("bench", add_bench_arguments, "measure this package and its peers side by side"),
         ("classroom", add_classroom_arguments, "make assignments and courses, and grade them"),
         ("million", add_million_arguments, "train a step on a text as one sequence of a million bytes"),
+        ("reproduce", add_reproduce_arguments, "run a claim of the paper again"),
     ):
         add_arguments(commands.add_parser(name, help=help_text, formatter_class=_Defaults))
     return parser

@@ -65,23 +65,41 @@ def recorded():
         "speed_step": lambda: plots.training_step(steps),
         "speed_million": lambda: plots.million_steps(million),
         "training_curve": lambda: learning_curve(*curve, {"zlib -9": run["zlib"], "byte frequencies": run["unigram"]}),
+    } | claims()
+
+
+def claims():
+    """{name: function that draws it} of the pictures of the paper's claims, of those that have been recorded."""
+    from reformer_ref.reproduce.claims import NAMES, claim
+    from reformer_ref.reproduce.table import stored
+
+    records = {name: stored(name) for name in NAMES}
+    return {
+        name: draw for key, record in records.items() if record for name, draw in claim(key).pictures(record).items()
     }
 
 
 def draw_all(out):
     """Every picture as PNG in the folder ``out``, their captions and numbers in ``out/data/pictures.json``."""
+    draw(computed() | recorded(), out, {})
+
+
+def draw(pictures, out, told=None):
+    """These pictures {name: function that draws it} as PNG, beside those that are there; told: None reads what is."""
     from reformer_ref.drawing import number
     from reformer_ref.record import write
 
-    out, told = Path(out), {}
-    for name, draw in (computed() | recorded()).items():
-        picture = draw()
+    out, stored = Path(out), Path(out) / "data" / "pictures.json"
+    if told is None:
+        told = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+    for name, draw_one in pictures.items():
+        picture = draw_one()
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.png").write_bytes(picture.png(dpi=150))
         numbers = {what: number(value) for what, value in picture.numbers.items()}
         told[name] = {"caption": picture.caption, "numbers": numbers}
         print(f"{out / name}.png: {picture.caption}", flush=True)
-    write(out / "data" / "pictures.json", told)
+    write(stored, told)
 
 
 def record_run(folder, out):

@@ -8,6 +8,7 @@ from statistics import median
 
 from reformer_ref.validate import require_choice, require_float, require_int, shown
 
+STOP_OVER = 20  # steps whose mean loss `stop_below` looks at
 TIMED_STEPS = 10  # steps that are timed before a time budget becomes a number of steps
 PRECISIONS = ("32", "bf16", "fp16", "64")
 OPTIMIZERS = ("adam", "adafactor")
@@ -29,6 +30,7 @@ class TrainingOptions:
 
     steps           number of steps; a run is then repeated exactly by the same seed on the same number of threads
     minutes         time budget for all of `train`; the first steps are timed and give the number of steps
+    stop_below      end earlier, as soon as the mean loss of the last `STOP_OVER` steps is below so many bits
     optimizer       "adam" (β 0.9 and ``beta2``, ε 1e-9, as the Transformer and the authors' Reformer are trained), or
                     "adafactor" (the paper), which keeps sums over rows and columns instead of Adam's second moments
     learning_rate   peak value, reached after ``warmup`` steps of linear growth
@@ -42,6 +44,7 @@ class TrainingOptions:
 
     steps: int | None = None
     minutes: float | None = None
+    stop_below: float | None = None
     optimizer: str = "adam"
     learning_rate: float = 2e-3
     beta2: float = 0.98
@@ -66,6 +69,8 @@ class TrainingOptions:
         for name in ("learning_rate", "clip"):
             if require_float(name, getattr(self, name), minimum=0.0, below=1e6) == 0.0:
                 raise ValueError(f"{name} must be more than 0, got 0")
+        if self.stop_below is not None:
+            require_float("stop_below", self.stop_below, minimum=0.0)
         require_float("beta2", self.beta2, minimum=0.0, below=1.0)
         require_float("checkpoint_minutes", self.checkpoint_minutes, minimum=0.0, below=1e7)
         for name, choices in (

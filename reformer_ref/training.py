@@ -23,7 +23,7 @@ from reformer_ref.optimizer import load_optimizer, make_optimizer, optimizer_ten
 from reformer_ref.processes import make_fabric, naming_lost_processes
 from reformer_ref.record import peak_rss
 from reformer_ref.run_folder import RunFolder, differences
-from reformer_ref.schedule import Plan, TrainingOptions, learning_rate_at
+from reformer_ref.schedule import STOP_OVER, Plan, TrainingOptions, learning_rate_at
 from reformer_ref.tensors import NotFinite, evaluating
 from reformer_ref.validate import require_bool, require_int, shown
 
@@ -175,7 +175,7 @@ class _Run:
 
     @property
     def finished(self):
-        return self.step == self.plan.total
+        return self.step == self.plan.total or self.learned
 
     def begin(self, resume):
         """Find out where to begin; wrap model and optimiser; evaluate untrained weights."""
@@ -199,6 +199,7 @@ class _Run:
         known, quick = state.get("evaluation_seconds"), self.held_out[: self.options.quick_windows]
         self.evaluation_seconds = self._evaluate(quick) if known is None else known
         self.plan = Plan(self.options, self.started, self.evaluation_seconds, len(self.held_out), self.report, state)
+        self.learned = self._is_learned()
         self.saved_at = time.perf_counter()
 
     @property
@@ -291,7 +292,7 @@ class _Run:
         norm = norm if math.isfinite(norm) else None  # the loss scaler has left this step out
         line = {"step": self.step + 1, "bits": bits(loss), "learning_rate": rate, "gradient_norm": norm}
         self.result.curve.append({**line, "seconds": now - self.started})
-        self.speed = tokens / (now - begun)
+        self.speed, self.learned = tokens / (now - begun), self._is_learned()
         if self.journal is not None:
             self.journal.metrics(**line)
             speed = round(self.speed, 1)
@@ -329,6 +330,14 @@ class _Run:
             return self.wrapped.loss(*part, generator=step_generator(self.options.seed, self.step))
         except NotFinite:
             return torch.tensor(math.nan)
+
+    def _is_learned(self):
+        """Whether the loss has been below ``stop_below``; process 0, which knows the whole curve, decides for all."""
+        if self.options.stop_below is None:
+            return False
+        recent = [line["bits"] for line in self.result.curve[-STOP_OVER:] if line]
+        done = len(recent) == STOP_OVER and sum(recent) < STOP_OVER * self.options.stop_below
+        return self.fabric.broadcast(done)
 
     def _require_finite(self, loss, norm, rate, batch):
         """NonFiniteLoss unless both are numbers; before that, the state and the batch are written down."""

@@ -36,7 +36,7 @@ ABOVE_ROOMS = [
     {"training"},
     {"bench", "million", "train_command"},
     {"measured_plots", "explorers"},
-    {"figures", "notebooks"},
+    {"figures", "notebooks", "reproduce"},
     {"classroom"},
     {"cli"},
     {"__main__"},
@@ -52,6 +52,7 @@ SPEC_ONLY = {
     ("model", "reformer_lm"): "in PyTorch it is a module: ReformerLM.forward",
     ("model", "reformer_lm_loss"): "in PyTorch it is a module: ReformerLM.loss",
     ("model", "encoder_decoder"): "in PyTorch it is a module: ReformerEncoderDecoder",
+    ("generation", "beam_search"): "it has a file of its own, beam.py: in PyTorch it takes a model and many sentences",
     ("local_attention", "local_counts"): "the L × L table is what the chunked version never builds",
 }
 # Arguments that are the same thing under the two libraries' own names.

@@ -54,7 +54,7 @@ def test_constraints_are_exact_pins_in_order():
 
 def test_constraints_satisfy_the_declared_ranges():
     pinned = pins()
-    for name, condition in declared("test", "train", "peers", "grading").items():
+    for name, condition in declared("test", "train", "reproduce", "peers", "grading").items():
         assert name in pinned, f"constraints.txt does not pin {name}"
         assert condition.contains(pinned[name]), f"constraints.txt pins {name} {pinned[name]}, declared {condition}"
 
@@ -62,7 +62,7 @@ def test_constraints_satisfy_the_declared_ranges():
 def test_constraints_pin_everything_that_gets_installed():
     """Follow the dependencies of what is installed here, as far as it is what constraints.txt asks for."""
     pinned, seen, missing = pins(), set(), set()
-    queue = [(name, "") for name in declared("test", "train", "peers", "grading")]
+    queue = [(name, "") for name in declared("test", "train", "reproduce", "peers", "grading")]
     while queue:
         name, extra = queue.pop()
         if (name, extra) in seen or name in INSTALLERS or TORCH_BRINGS.match(name):
@@ -88,7 +88,7 @@ def test_environment_uses_conda_forge_alone_and_the_declared_ranges():
     (pip,) = [entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict)]
     assert not any("::" in line for line in conda)
 
-    wanted = declared("test", "train")
+    wanted = declared("test", "train", "reproduce")
     by_pip = {name: wanted.pop(name) for name in PIP_ONLY}
     wanted = {CONDA_NAMES.get(name, name): condition for name, condition in wanted.items()}
     wanted |= ranges(["python" + PROJECT["requires-python"], "pip"])

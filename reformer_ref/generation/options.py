@@ -14,6 +14,17 @@ def check_sampling(temperature=1.0, top_k=None, top_p=None):
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
 
 
+def check_beams(vocab_size, start, end, max_new_tokens, beams=1, length_penalty=0.0):
+    """Raise TypeError or ValueError unless start and end are two tokens, and the counts ≥ 1, length_penalty ≥ 0."""
+    for name, token in (("start", start), ("end", end)):
+        require_int(name, token, 0, vocab_size - 1)
+    if start == end:
+        raise ValueError(f"start and end must be different tokens, got {start} for both")
+    require_int("max_new_tokens", max_new_tokens)
+    require_int("beams", beams, 1, 1024)
+    require_float("length_penalty", length_penalty, minimum=0.0, below=1e3)
+
+
 def require_strict(options):
     """TypeError or ValueError unless these are LSH options with the strict window."""
     if not isinstance(options, LSHOptions):

@@ -122,6 +122,7 @@ class Decoder:
         self.model, self.trunk = model, model.trunk
         self.capacity = limit if capacity is None else require_int("capacity", capacity, 1, limit)
         self.positions = None  # tokens read so far, int64 (rows,)
+        self.one = model.config.streams == 1  # ordinary residuals: both streams are kept the same
 
     def prefill(self, tokens, padding_mask=None):
         """Read prompts (rows, L), padded on any side; logits (rows, vocab_size) after the last real token of each."""
@@ -141,7 +142,8 @@ class Decoder:
             for block, cache in zip(self.trunk.stack.blocks, self.caches, strict=True):
                 attention, feed_forward = block.halves
                 y1 = y1 + self._prompt(attention, cache, y2, positions, mask)
-                y2 = y2 + feed_forward(y1)
+                y2 = (y1 if self.one else y2) + feed_forward(y1)
+                y1 = y2 if self.one else y1
             last = torch.where(mask, positions, -1).argmax(1)
             rows = torch.arange(len(tokens), device=tokens.device)
             self.positions, self._longest = mask.sum(1), longest
@@ -159,7 +161,8 @@ class Decoder:
             for block, cache in zip(self.trunk.stack.blocks, self.caches, strict=True):
                 attention, feed_forward = block.halves
                 y1 = y1 + self._next(attention, cache, y2)
-                y2 = y2 + feed_forward(y1[:, None])[:, 0]
+                y2 = (y1 if self.one else y2) + feed_forward(y1[:, None])[:, 0]
+                y1 = y2 if self.one else y1
             self.positions, self._longest = self.positions + 1, self._longest + 1
             return self._logits(y1, y2)
 

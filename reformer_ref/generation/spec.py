@@ -8,7 +8,7 @@ round and bucket. Local attention needs the last chunks alone.
 import numpy as np
 
 from reformer_ref.attention.spec import attend, normalize_keys
-from reformer_ref.generation.options import check_sampling, require_decodable, require_strict
+from reformer_ref.generation.options import check_beams, check_sampling, require_decodable, require_strict
 from reformer_ref.validate import as_array, as_floats, as_integers, require_shape
 
 
@@ -85,6 +85,37 @@ def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
             p = p[likelier < top_p]
         out[at][likeliest[: len(p)]] = p / p.sum()
     return out
+
+
+def beam_search(log_probabilities, vocab_size, start, end, max_new_tokens, beams=1, length_penalty=0.0):
+    """(tokens, score) of the best output that a beam of so many prefixes finds; tokens: a tuple, without start and end.
+
+    log_probabilities: function of a tuple of tokens, start first -> float64 (vocab_size,), those of the next token.
+    Each step extends every living prefix by every token and ranks all of them by log-probability (on a tie the earlier
+    prefix, then the lower token). Of the best ``beams``, those that end are finished; the best ``beams`` that do not
+    end live on. The search is over when ``beams`` outputs are finished, or after ``max_new_tokens`` tokens, end
+    included; if nothing is finished then, the best living prefix is. The best output is the finished one with the
+    highest score: its log-probability divided by ((5 + n) / 6)^length_penalty, n its tokens with the end (Wu et al.
+    2016, equation 14; the first found on a tie). beams=1 is greedy. ValueError or TypeError as ``check_beams``.
+    """
+    check_beams(vocab_size, start, end, max_new_tokens, beams, length_penalty)
+    living, finished = [((start,), 0.0)], []
+    for n in range(1, max_new_tokens + 1):
+        grown = [
+            ((*prefix, token), score + more)
+            for prefix, score in living
+            for token, more in enumerate(log_probabilities(prefix))
+            if more > -np.inf
+        ]
+        grown.sort(key=lambda one: -one[1])  # stable
+        finished += [(prefix[1:-1], score, n) for prefix, score in grown[:beams] if prefix[-1] == end]
+        living = [(prefix, score) for prefix, score in grown if prefix[-1] != end][:beams]
+        if not living or len(finished) >= beams:
+            break
+    else:
+        finished = finished or [(living[0][0][1:], living[0][1], max_new_tokens)]
+    scored = [(tokens, score / ((5 + n) / 6) ** length_penalty) for tokens, score, n in finished]
+    return max(scored, key=lambda one: one[1])
 
 
 def _logits(logits):

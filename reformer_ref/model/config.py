@@ -32,7 +32,9 @@ class ReformerConfig:
     axes, product at least max_length; axial_dims: their widths, sum d_model.
     lsh, local: options of the sparse kinds; their ``causal`` must agree with ``causal`` here.
     norm_eps, activation ("relu", "gelu"), dropout: as usual; dropout acts on embeddings and on what each half adds.
-    tie_head: the head reuses the embedding. reversible: False stores activations instead (same function).
+    tie_head: the head reuses the embedding. reversible: False stores activations instead (same function). streams: 1
+    for the residuals of an ordinary Transformer, y = x + F(x), z = y + G(y), with the very same parameters (the last
+    norm sees z twice); needs reversible=False.
     ff_slice, loss_slice, dense_strip: positions worked on at a time, None for all at once.
     length_multiple: pad sequences inside the model to this multiple (only matters with ``wrap``; Hugging Face does).
     seed: for the initial weights and for the rotations that are used when none are drawn afresh.
@@ -58,6 +60,7 @@ class ReformerConfig:
     dropout: float = 0.0
     tie_head: bool = False
     reversible: bool = True
+    streams: int = 2
     ff_slice: int | None = None
     loss_slice: int | None = None
     dense_strip: int | None = None
@@ -71,6 +74,9 @@ class ReformerConfig:
         self._set("seed", require_int("seed", self.seed, 0, 2**63 - 1))
         for name in ("causal", "tie_head", "reversible"):
             require_bool(name, getattr(self, name))
+        self._set("streams", require_int("streams", self.streams, 1, 2))
+        if self.streams == 1 and self.reversible:
+            raise ValueError("streams=1 needs reversible=False: ordinary residuals cannot be undone")
         for name in ("ff_slice", "loss_slice", "dense_strip"):
             if getattr(self, name) is not None:
                 self._set(name, require_int(name, getattr(self, name)))

@@ -16,6 +16,21 @@ from reformer_ref.tensors import has_values, require_floating, require_padding_m
 from reformer_ref.validate import require_bool, require_int, require_shape
 
 
+class ResidualStack(nn.Module):
+    """The residuals of an ordinary Transformer over the same blocks: y = x + F(x), z = y + G(y), all of it stored."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x, _, *extras):
+        """(z, z) from x (B, L, d_model), given twice as to a `ReversibleStack`."""
+        for block in self.blocks:
+            for half in block.halves:
+                x = x + half(x, *extras)
+        return x, x
+
+
 class Trunk(nn.Module):
     """Everything between tokens and head: tokens (B, L) -> (B, L, 2·d_model), both streams joined and normalised."""
 
@@ -34,7 +49,7 @@ class Trunk(nn.Module):
         for index, kind in enumerate(config.layers):
             middle = [CrossAttention(config)] if cross_attention else []
             blocks.append(ReversibleBlock(SelfAttention(config, kind, index), *middle, FeedForwardHalf(config)))
-        self.stack = ReversibleStack(blocks, reversible=config.reversible)
+        self.stack = ReversibleStack(blocks, config.reversible) if config.streams == 2 else ResidualStack(blocks)
         self.norm = nn.LayerNorm(2 * config.d_model, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -62,6 +77,8 @@ class Trunk(nn.Module):
             slice_length = self.config.loss_slice
             return sliced(of_slice, (y1, y2, targets), (scale, bias, *head), slice_length, dim=1, total=True) / count
 
+        if self.config.streams == 1:
+            return nats(*self.stack(x, x, *extras), targets, *weights)
         return reversible_loss(
             nats, x, x, self.stack.blocks, *extras, head_tensors=(targets, *weights), reversible=self.stack.reversible
         )

@@ -108,6 +108,7 @@ def _trunk(p, config, tokens, real, memory=None, memory_real=None):
     for k, half in enumerate(_halves(p, config, real, memory, memory_real)):
         target, source = k % 2, 1 - k % 2  # y1 = x1 + F(x2), y2 = x2 + G(y1), and so on
         streams[target] = streams[target] + half(streams[source])
+        streams[source] = streams[source if config.streams == 2 else target]  # 1: ordinary residuals, x + F(x)
     return _norm(p, config, np.concatenate(streams, axis=-1))[:, :length]
 
 

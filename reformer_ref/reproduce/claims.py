@@ -1,0 +1,16 @@
+"""The claims by name: which module runs each of them. Everything else about a claim stands in its configuration."""
+
+import importlib
+
+from reformer_ref.validate import require_choice
+
+NAMES = (
+    "table2", "counts", "figure3", "figure4", "figure5_depth", "figure5_speed", "headline", "long_text", "images",
+    "fashion", "translation",
+)  # fmt: skip
+
+
+def claim(name):
+    """The module of a claim. ValueError for other names."""
+    require_choice("name", name, NAMES)
+    return importlib.import_module(f"reformer_ref.reproduce.{name}")

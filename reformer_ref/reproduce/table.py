@@ -1,0 +1,80 @@
+"""The claims table: what the paper says, what came out here, how, by which command, in how many minutes.
+
+Every figure of ours is read from a record; nothing here is typed in by hand.
+"""
+
+import html
+import json
+from pathlib import Path
+
+from reformer_ref.drawing import Html
+from reformer_ref.reproduce.claims import NAMES, claim
+from reformer_ref.reproduce.experiment import read_config
+
+DATA = Path(__file__).resolve().parents[2] / "figures" / "data"
+HEAD = ("claim", "paper", "ours", "how", "command", "minutes")
+HOW = ("measured", "counted", "predicted", "computed")
+
+
+def stored(name, folder=DATA):
+    """The record ``folder/NAME.json`` of a claim, or None if it has not been run."""
+    path = Path(folder) / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def table_rows(folder=DATA, names=NAMES):
+    """All rows of the table: dicts with the keys of HEAD. A claim without a record has one, which says so."""
+    rows = []
+    for name in names:
+        config, record, command = read_config(name), stored(name, folder), f"reformer-ref reproduce {name}"
+        if record is None:
+            row = {"claim": config["about"], "paper": "", "ours": "not run yet", "how": config["how"]}
+            rows.append({**row, "command": command, "minutes": f"{config['minutes']} (predicted)"})
+            continue
+        minutes = f"{record['minutes']:.3g}" + ("" if record["complete"] else " so far")
+        for row in claim(name).rows(record):
+            rows.append({**row, "command": command, "minutes": minutes})
+    return rows
+
+
+def claims_table(folder=DATA, names=NAMES):
+    """The table as HTML, for a notebook."""
+    lines = ["<table><thead><tr>" + "".join(f'<th scope="col">{name}</th>' for name in HEAD) + "</tr></thead><tbody>"]
+    for row in table_rows(folder, names):
+        cells = (f"<code>{html.escape(row[k])}</code>" if k == "command" else html.escape(row[k]) for k in HEAD)
+        lines.append("<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>")
+    return Html("\n".join([*lines, "</tbody></table>"]))
+
+
+def show(name, number=0, folder=DATA):
+    """A picture of a claim, drawn from its record; without a record, a sentence that says how to make one.
+
+    number: which of its pictures. Meant as the last value of a notebook's cell.
+    """
+    record = stored(name, folder)
+    if record is None:
+        config = read_config(name)
+        told = f"Not recorded here yet: {config['about']}. About {config['minutes']} minutes:"
+        return Html(f"<p>{html.escape(told)} <code>reformer-ref reproduce {name}</code></p>")
+    return list(claim(name).pictures(record).values())[number]()
+
+
+def as_text(rows):
+    """Rows as lines of text: claim, the paper's figure, ours."""
+    width = max((len(row["claim"]) for row in rows), default=0)
+    lines = (f"{row['claim']:<{width}}  paper: {row['paper']}  ours: {row['ours']} ({row['how']})" for row in rows)
+    return "\n".join(lines)
+
+
+def percent(share):
+    """A share as a percentage with one decimal: 0.9987 -> "99.9 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def spread(values, form="{:.1f}"):
+    """Mean and, of several values, the smallest and largest: "97.3 (96.1 – 98.0)"."""
+    values = [float(value) for value in values]
+    if not values:
+        raise ValueError("values must hold at least one number, got none")
+    mean = form.format(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} – {form.format(max(values))})"

@@ -1,0 +1,137 @@
+"""Table 2: the duplication task, trained and evaluated with full attention and with LSH attention of several rounds.
+
+One layer, d_model = d_ff = 256, 4 heads, sequences 0w0w of 1,024 tokens from an alphabet of 127 symbols: the paper's
+setting. Every trained model is evaluated on the same fresh sequences with every attention; its rotations are drawn anew
+for every step and for every evaluated batch.
+"""
+
+from reformer_ref.reproduce.attention_names import carried_over, with_attention
+from reformer_ref.reproduce.table import spread
+
+FRESH = 10**6  # the evaluated sequences are those of this seed and beyond, which no training uses
+
+
+def sub_runs(config):
+    """One for every attention and seed, and one for every variant, which changes one option."""
+    runs = {}
+    for seed in config["seeds"]:
+        for name in config["train"]:
+            runs[f"{name}-seed{seed}"] = _settings(config, name, seed, {})
+    for variant, change in config["variants"].items():
+        for seed in config["seeds"][: config["variant_seeds"]]:
+            runs[f"{variant}-seed{seed}"] = _settings(config, change["train"], seed, change["model"])
+    return runs
+
+
+def _settings(config, attention, seed, change):
+    shared = {name: config[name] for name in ("data", "training", "evaluation", "evaluate")}
+    return {"attention": attention, "seed": seed, "model": {**config["model"], **change}, **shared}
+
+
+def model_config(settings):
+    """The ReformerConfig of a sub-run."""
+    from reformer_ref.lsh_attention.options import LSHOptions
+    from reformer_ref.model.config import ReformerConfig
+
+    data, model = settings["data"], dict(settings["model"])
+    lsh = LSHOptions(**model.pop("lsh"))
+    config = ReformerConfig(
+        vocab_size=data["vocab_size"], max_length=data["length"], lsh=lsh, seed=settings["seed"], positions="learned",
+        pattern=("dense",), **model,
+    )  # fmt: skip
+    return with_attention(config, settings["attention"])
+
+
+def run(settings, context):
+    """Train, then evaluate with every attention: {"steps", "curve", "accuracy": {attention: share}, …}."""
+    import torch
+
+    from reformer_ref.data import duplication
+    from reformer_ref.model.pytorch import ReformerLM
+    from reformer_ref.schedule import TrainingOptions
+
+    data, seed, batch = settings["data"], settings["seed"], settings["training"]["batch"]
+
+    def batch_at(step, batch=batch, seed=seed):
+        tokens, targets = duplication.batches(data["length"], data["vocab_size"], batch, seed, step)
+        return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+    config = model_config(settings)
+    model = ReformerLM(config)
+    options = TrainingOptions(seed=seed, **{k: v for k, v in settings["training"].items() if k != "batch"})
+    quick = batch_at(0, options.quick_windows, FRESH - 1)
+    about = {"task": "duplication", **data, "batch": batch}
+    trained = context.train(model, batch_at, list(zip(*quick, strict=True)), options, about)
+    found = {name: evaluate(model, config, name, settings, context) for name in settings["evaluate"]}
+    return {
+        "steps": trained.steps, "train_seconds": round(trained.seconds, 1), "tokens": trained.tokens,
+        "curve": thinned([(e["step"], round(e["bits"], 4)) for e in trained.curve]), "accuracy": found,
+    }  # fmt: skip
+
+
+def evaluate(model, config, name, settings, context):
+    """The accuracy of the model with attention ``name`` on fresh sequences: the share of symbols of the second w."""
+    import torch
+
+    from reformer_ref.data import duplication
+    from reformer_ref.tensors import evaluating
+    from reformer_ref.training import step_generator
+
+    data, how = settings["data"], settings["evaluation"]
+    other, shares = carried_over(model, config, name), []
+    with evaluating(other):
+        for step in range(how["sequences"] // how["batch"]):
+            context.check_stop()
+            tokens, targets = duplication.batches(data["length"], data["vocab_size"], how["batch"], FRESH, step)
+            logits = other(torch.from_numpy(tokens), generator=step_generator(FRESH, step))
+            shares.append(duplication.accuracy(logits.argmax(-1).numpy(), targets))
+    return sum(shares) / len(shares)
+
+
+def thinned(points, most=200):
+    """At most about ``most`` of the points, evenly, always with the last."""
+    every = -(-len(points) // most)
+    return [list(p) for p in points[every - 1 :: every or 1]] + ([list(points[-1])] if len(points) % every else [])
+
+
+def summarise(config, results):
+    """ "table": {training attention: {evaluation attention: [accuracy of each seed]}}; "variants": likewise."""
+    table = {name: _cells(config, results, name) for name in config["train"]}
+    variants = {name: _cells(config, results, name) for name in config["variants"]}
+    return {"table": table, "variants": variants}
+
+
+def _cells(config, results, name):
+    found = [results[f"{name}-seed{seed}"] for seed in config["seeds"] if f"{name}-seed{seed}" in results]
+    return {at: [r["accuracy"][at] for r in found] for at in config["evaluate"] if found}
+
+
+def rows(record):
+    """A row for every training attention, one for every variant."""
+    config, found = record["config"], []
+    for name, cells in record["table"].items():
+        if cells:
+            paper = " / ".join(f"{config['paper'][name][at]:g}" for at in config["columns"])
+            ours = " / ".join(spread([100 * x for x in cells[at]]) for at in config["columns"])
+            columns = ", ".join(config["columns"])
+            what = f"Table 2: duplication, trained with {name}; evaluated with {columns}: accuracy in %"
+            found.append({"claim": what, "paper": paper, "ours": ours, "how": "measured"})
+    for name, cells in record["variants"].items():
+        if cells:
+            change = config["variants"][name]
+            at = change["train"]
+            same = record["table"][at].get(at, [])
+            ours = f"{spread([100 * x for x in cells[at]])} against {spread([100 * x for x in same]) if same else '?'}"
+            what = f"Table 2: {change['about']}, {at}: accuracy in %"
+            found.append({"claim": what, "paper": "", "ours": ours, "how": "measured"})
+    return found
+
+
+def pictures(record):
+    """The table as coloured cells beside the paper's; the learning curves."""
+    from reformer_ref.reproduce import plots
+
+    return {
+        "claim_table2": lambda: plots.table2(record),
+        "claim_table2_curves": lambda: plots.table2_curves(record),
+    }
