@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from reformer_ref.validate import shown
 
@@ -107,6 +108,25 @@ class Counter(TorchDispatchMode):
     def at_peak(self):
         """The storages that came after the start and were alive at the peak."""
         return [watch for watch in self.seen if watch.born <= self.peak_at < watch.died]
+
+
+class Operations(TorchDispatchMode):
+    """While active, adds up the floating-point operations of matrix products, two for a multiply-add: ``count``.
+
+    By PyTorch's own formulas; its FlopCounterMode hooks into modules, which ``autograd.grad`` in a backward pass, as
+    reversible layers have it, does not allow.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if formula := flop_registry.get(func._overloadpacket):
+            self.count += formula(*args, **kwargs, out_val=result)
+        return result
 
 
 def as_device(name, device):

@@ -5,8 +5,8 @@ import importlib
 from reformer_ref.validate import require_choice
 
 NAMES = (
-    "table2", "counts", "figure3", "figure4", "figure5_depth", "figure5_speed", "headline", "long_text", "images",
-    "fashion", "translation",
+    "table2", "counts", "figure3", "figure4", "figure5_depth", "figure5_speed", "headline", "full_size",
+    "long_text", "images", "fashion", "translation",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 RUNS = Path("runs/reproduce")
 FIGURES = Path("figures/data")
+PAGE = Path("docs/claims.md")
 LOG = "log.txt"
 
 
@@ -25,6 +26,7 @@ def add_reproduce_arguments(parser):
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     add("--list", action="store_true", help="what there is, how long it takes, what has been recorded")
+    add("--table", action="store_true", help=f"write the table of all claims from the records to {PAGE}")
     add("--smoke", action="store_true", help="a tiny version, in seconds, that shows nothing but that it works")
     add("--seeds", type=int, nargs="+", metavar="N", help="instead of those in the configuration")
     add("--only", nargs="+", metavar="RUN", help="sub-runs whose names begin like this; the record takes all there are")
@@ -40,6 +42,9 @@ def add_reproduce_arguments(parser):
 
 def run_reproduce(args):
     """``reproduce``: the exit code; 130 or 143 after Ctrl-C or SIGTERM, 1 if a sub-run failed."""
+    if args.table:
+        write_page()
+        return 0
     if args.list or args.name is None:
         print(listing(args.out or FIGURES))
         return 0
@@ -171,6 +176,7 @@ class _Work:
             from reformer_ref.figures import draw
 
             draw(pictures, FIGURES.parent)
+            write_page()
         else:
             for name, picture in pictures.items():
                 (self.out / f"{name}.png").write_bytes(picture().png())
@@ -180,6 +186,16 @@ class _Work:
     def say(self, line):
         """A line on stdout, at once."""
         print(line, flush=True)
+
+
+def write_page():
+    """The table of all claims, as a page of the documentation."""
+    from reformer_ref.files import write_atomically
+    from reformer_ref.reproduce.table import claims_markdown
+
+    PAGE.parent.mkdir(exist_ok=True)
+    write_atomically(PAGE, claims_markdown(FIGURES).encode())
+    print(f"written {PAGE}", flush=True)
 
 
 def _pass_on(processes, number):

@@ -280,3 +280,25 @@ def long_text(record):
         "sequence. " + source(record),
         **numbers,
     )
+
+
+@styled
+def full_size(record):
+    """Predicted days of the paper's models, as bars on a logarithmic axis."""
+    days, sizes = record["days"], record["config"]["sizes"]
+    picture, numbers = Picture(9, 1.4 + 0.5 * len(days)), {}
+    ax = picture.add_subplot()
+    labels = [sizes[name]["what"].partition(":")[0] for name in days]
+    ax.barh(labels, list(days.values()), 0.6, color=OKABE_ITO[1], edgecolor="white", hatch="//")
+    for y, (name, value) in enumerate(days.items()):
+        ax.text(value, y, f" {value:,.0f} days for {sizes[name]['steps']:,} steps", va="center", fontsize=9)
+        numbers[sizes[name]["what"]] = f"{value:,.0f} days"
+    ax.set(xscale="log", xlabel="days on this machine, predicted", title="The paper's sizes, trained here")
+    if days:
+        ax.set_xlim(min(days.values()) / 3, 30 * max(days.values()))
+    ax.invert_yaxis()
+    return picture.tell(
+        "Bars on a logarithmic axis: days that training the paper's models would take on this machine, predicted from "
+        "counted operations and a measured pace. " + source(record),
+        **numbers,
+    )

@@ -46,6 +46,24 @@ def claims_table(folder=DATA, names=NAMES):
     return Html("\n".join([*lines, "</tbody></table>"]))
 
 
+def claims_markdown(folder=DATA, names=NAMES):
+    """The table as Markdown, for ``docs/claims.md``, under a heading for every claim."""
+    lines = [
+        "# The paper's claims, run again", "",
+        "Written by `reformer-ref reproduce --table` from the records in `figures/data`; not edited by hand.",
+        "*Measured*: a clock, an accuracy, the memory of a process. *Counted*: exact bytes or operations. *Predicted*:",
+        "what was counted for something that was not run. Several seeds: mean (least – most). Minutes: of all sub-runs",
+        "together; `--jobs 2` runs two side by side.",
+    ]  # fmt: skip
+    for name in names:
+        rows = table_rows(folder, (name,))
+        about = f"`{rows[0]['command']}` · minutes: {rows[0]['minutes']}"
+        lines += ["", f"## {read_config(name)['about']}", "", about, "", "| claim | paper | ours | how |"]
+        lines += ["|---|---|---|---|"]
+        lines += ["| " + " | ".join(row[key].replace("|", "\\|") for key in HEAD[:4]) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 def show(name, number=0, folder=DATA):
     """A picture of a claim, drawn from its record; without a record, a sentence that says how to make one.
 

@@ -13,7 +13,7 @@ from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.reproduce import table
 from reformer_ref.reproduce.attention_names import carried_over, with_attention
 from reformer_ref.reproduce.claims import NAMES, claim
-from reformer_ref.reproduce.command import FIGURES, LOG
+from reformer_ref.reproduce.command import FIGURES, LOG, PAGE
 from reformer_ref.reproduce.experiment import (
     CONFIGS,
     Context,
@@ -173,6 +173,19 @@ def test_table_reads_what_is_recorded_and_says_what_is_not(tmp_path):
     assert all(f"<code>reformer-ref reproduce {name}</code>" in page for name in NAMES)
 
 
+def test_the_page_of_the_documentation_is_what_the_records_say():
+    page = Path(__file__).resolve().parents[2] / PAGE
+    assert page.read_text(encoding="utf-8") == table.claims_markdown()
+
+
+def test_the_page_is_written_from_the_records(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "--table"]) == 0
+    text = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert text == table.claims_markdown(tmp_path / FIGURES)
+    assert text.count("not run yet") == len(NAMES)
+
+
 def test_figures_are_read_from_the_standard_place():
     assert (Path(__file__).resolve().parents[2] / FIGURES) == table.DATA
 
@@ -189,6 +202,41 @@ def test_merging_goes_into_dicts_and_replaces_lists():
     base = {"a": {"x": 1, "y": [1, 2]}, "b": 3}
     assert merged(base, {"a": {"y": [9]}, "c": 4}) == {"a": {"x": 1, "y": [9]}, "b": 3, "c": 4}
     assert base == {"a": {"x": 1, "y": [1, 2]}, "b": 3}
+
+
+# What came out, where it has been recorded, beside the paper and the baselines
+
+
+def recorded(name):
+    record = table.stored(name)
+    if record is None or not record["complete"]:
+        pytest.skip(f"{name} has not been recorded whole")
+    return record
+
+
+def test_table2_is_the_papers_where_lsh_models_are_evaluated_with_as_many_rounds_or_more():
+    record = recorded("table2")
+    paper, found = record["config"]["paper"], record["table"]
+    rounds = ("lsh-8", "lsh-4", "lsh-2", "lsh-1")
+    cells = [(line, column) for i, line in enumerate(rounds) if i for column in rounds[: i + 1]]
+    for line, column in [("full", "full"), *cells]:
+        shares = found[line][column]
+        assert len(shares) >= 3
+        assert 100 * sum(shares) / len(shares) >= paper[line][column] - 3, (line, column, shares)
+
+
+@pytest.mark.parametrize("name", ["images", "fashion"])
+def test_images_are_predicted_better_than_by_the_baselines(name):
+    bits = recorded(name)["bits"]
+    for who in bits.keys() - {"model"}:
+        assert max(bits["model"]["whole"]) < min(bits[who]["whole"])
+        assert not bits[who]["lower"] or max(bits["model"]["lower"]) < min(bits[who]["lower"])
+
+
+def test_translations_are_better_than_the_baselines():
+    bleu = recorded("translation")["bleu"]
+    least = min(min(scores) for who, scores in bleu.items() if "," in who)  # "reversible, greedy" and so on
+    assert least > max(bleu["word by word"] + bleu["nearest sentence"])
 
 
 # Attention by name
