@@ -24,8 +24,15 @@ def sub_runs(config):
 
 
 def _settings(config, attention, seed, change):
-    shared = {name: config[name] for name in ("data", "training", "evaluation", "evaluate")}
-    return {"attention": attention, "seed": seed, "model": {**config["model"], **change}, **shared}
+    shared = {name: config[name] for name in ("data", "evaluation", "evaluate")}
+    training = {**config["training"], **config["training_of"].get(attention, {})}
+    return {
+        "attention": attention,
+        "seed": seed,
+        "model": {**config["model"], **change},
+        **shared,
+        "training": training,
+    }
 
 
 def model_config(settings):
