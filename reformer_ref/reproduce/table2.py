@@ -12,18 +12,19 @@ FRESH = 10**6  # the evaluated sequences are those of this seed and beyond, whic
 
 
 def sub_runs(config):
-    """One for every attention and seed, and one for every variant, which changes one option."""
+    """One for every attention and seed, and one for every variant, which changes one thing."""
     runs = {}
     for seed in config["seeds"]:
         for name in config["train"]:
-            runs[f"{name}-seed{seed}"] = _settings(config, name, seed, {})
+            runs[f"{name}-seed{seed}"] = _settings(config, name, seed)
     for variant, change in config["variants"].items():
         for seed in config["seeds"][: config["variant_seeds"]]:
-            runs[f"{variant}-seed{seed}"] = _settings(config, change["train"], seed, change["model"])
+            runs[f"{variant}-seed{seed}"] = _settings(config, change["train"], seed, change)
     return runs
 
 
-def _settings(config, attention, seed, change):
+def _settings(config, attention, seed, change=None):
+    change = {"model": {}, "training": {}} | (change or {})
     shared = {name: config[name] for name in ("data", "evaluation", "evaluate")}
     training = {**config["training"], **config["training_of"].get(attention, {})}
     return {
@@ -114,24 +115,36 @@ def _cells(config, results, name):
 
 
 def rows(record):
-    """A row for every training attention, one for every variant."""
+    """A row for every training attention, one for its evaluation with other full attention, one for every variant."""
     config, found = record["config"], []
-    for name, cells in record["table"].items():
-        if cells:
-            paper = " / ".join(f"{config['paper'][name][at]:g}" for at in config["columns"])
-            ours = " / ".join(spread([100 * x for x in cells[at]]) for at in config["columns"])
-            columns = ", ".join(config["columns"])
-            what = f"Table 2: duplication, trained with {name}; evaluated with {columns}: accuracy in %"
-            found.append({"claim": what, "paper": paper, "ours": ours, "how": "measured"})
+    trained = {name: cells for name, cells in record["table"].items() if cells}
+
+    def add(what, paper, ours):
+        found.append({"claim": f"Table 2: {what}: accuracy in %", "paper": paper, "ours": ours, "how": "measured"})
+
+    for name, cells in trained.items():
+        columns = config["columns"]
+        paper = " / ".join(f"{config['paper'][name][at]:g}" for at in columns)
+        ours = " / ".join(_percent(cells[at]) for at in columns)
+        add(f"duplication, trained with {name}; evaluated with {', '.join(columns)}", paper, ours)
+    for name, cells in trained.items():
+        ours = f"{_percent(cells['full'])}; {_percent(cells['scaled'])}; {_percent(cells['ordinary'])}"
+        paper = f"{config['paper'][name]['full']:g}, not said which"
+        add(f"trained with {name}; evaluated with full attention as here; divided by √d as well; ordinary", paper, ours)
     for name, cells in record["variants"].items():
-        if cells:
-            change = config["variants"][name]
-            at = change["train"]
-            same = record["table"][at].get(at, [])
-            ours = f"{spread([100 * x for x in cells[at]])} against {spread([100 * x for x in same]) if same else '?'}"
-            what = f"Table 2: {change['about']}, {at}: accuracy in %"
-            found.append({"claim": what, "paper": "", "ours": ours, "how": "measured"})
+        change = config["variants"][name]
+        at, same = change["train"], trained.get(change["train"], {})
+        if cells and same:
+            columns = [column for column in config["columns"] if column != "full" or at == "full"]
+            ours = " / ".join(f"{_percent(cells[column])} ({_percent(same[column])})" for column in columns)
+            add(
+                f"{change['about']}, trained with {at}; {', '.join(columns)} (in brackets without the change)", "", ours
+            )
     return found
+
+
+def _percent(shares):
+    return spread([100 * share for share in shares])
 
 
 def pictures(record):
