@@ -26,14 +26,9 @@ def sub_runs(config):
 def _settings(config, attention, seed, change=None):
     change = {"model": {}, "training": {}} | (change or {})
     shared = {name: config[name] for name in ("data", "evaluation", "evaluate")}
-    training = {**config["training"], **config["training_of"].get(attention, {})}
-    return {
-        "attention": attention,
-        "seed": seed,
-        "model": {**config["model"], **change},
-        **shared,
-        "training": training,
-    }
+    training = {**config["training"], **config["training_of"].get(attention, {}), **change["training"]}
+    model = {**config["model"], **change["model"]}
+    return {"attention": attention, "seed": seed, "model": model, **shared, "training": training}
 
 
 def model_config(settings):
