@@ -5,6 +5,7 @@ begun at another byte each time and going round, so that no position belongs to 
 predicted with contexts of growing length, up to all that stands before it.
 """
 
+from reformer_ref.reproduce.given import data_name
 from reformer_ref.reproduce.table import spread
 
 SAMPLE_PROMPT = 2000  # bytes of context of the sample that sees little
@@ -148,7 +149,7 @@ def rows(record):
     result = record["runs"][0]["result"]
     ours = ", ".join(f"{spread(c['bits'], '{:.3f}')} with {c['context']:,} bytes" for c in record["contexts"])
     size = result["train_bytes"] + result["held_out_bytes"]
-    what = f"A text of {size:,} bytes as one sequence: bits per byte of its end"
+    what = f"A text of {size:,} bytes as one sequence ({data_name(record)}): bits per byte of its end"
     paper = "a whole novel in one context (announcement); enwik8, 12 layers: 1.05 bits"
     return [{"claim": what, "paper": paper, "ours": f"{ours}; zlib {result['zlib']:.3f}", "how": "measured"}]
 
