@@ -5,6 +5,8 @@ setting. Every trained model is evaluated on the same fresh sequences with every
 for every step and for every evaluated batch.
 """
 
+from dataclasses import replace
+
 from reformer_ref.reproduce.attention_names import carried_over, with_attention
 from reformer_ref.reproduce.table import spread
 
@@ -25,7 +27,7 @@ def sub_runs(config):
 
 def _settings(config, attention, seed, change=None):
     change = {"model": {}, "training": {}} | (change or {})
-    shared = {name: config[name] for name in ("data", "evaluation", "evaluate")}
+    shared = {name: config[name] for name in ("data", "evaluation", "evaluate", "evaluate_changed")}
     training = {**config["training"], **config["training_of"].get(attention, {}), **change["training"]}
     model = {**config["model"], **change["model"]}
     return {"attention": attention, "seed": seed, "model": model, **shared, "training": training}
@@ -66,6 +68,9 @@ def run(settings, context):
     about = {"task": "duplication", **data, "batch": batch}
     trained = context.train(model, batch_at, list(zip(*quick, strict=True)), options, about)
     found = {name: evaluate(model, config, name, settings, context) for name in settings["evaluate"]}
+    for label, change in settings["evaluate_changed"].items():
+        changed = replace(config, lsh=replace(config.lsh, **change["lsh"]))
+        found[label] = evaluate(model, changed, change["attention"], settings, context)
     return {
         "steps": trained.steps, "train_seconds": round(trained.seconds, 1), "tokens": trained.tokens,
         "curve": thinned([(e["step"], round(e["bits"], 4)) for e in trained.curve]), "accuracy": found,
@@ -106,7 +111,8 @@ def summarise(config, results):
 
 def _cells(config, results, name):
     found = [results[f"{name}-seed{seed}"] for seed in config["seeds"] if f"{name}-seed{seed}" in results]
-    return {at: [r["accuracy"][at] for r in found] for at in config["evaluate"] if found}
+    columns = [*config["evaluate"], *config["evaluate_changed"]]
+    return {at: [r["accuracy"][at] for r in found] for at in columns if found}
 
 
 def rows(record):
@@ -126,6 +132,10 @@ def rows(record):
         ours = f"{_percent(cells['full'])}; {_percent(cells['scaled'])}; {_percent(cells['ordinary'])}"
         paper = f"{config['paper'][name]['full']:g}, not said which"
         add(f"trained with {name}; evaluated with full attention as here; divided by √d as well; ordinary", paper, ours)
+        changed = config["evaluate_changed"]
+        at = ", ".join(["lsh-1", *changed])
+        ours = " / ".join(_percent(cells[column]) for column in ("lsh-1", *changed))
+        add(f"trained with {name}; evaluated with {at}", f"{config['paper'][name]['lsh-1']:g}, not said which", ours)
     for name, cells in record["variants"].items():
         change = config["variants"][name]
         at, same = change["train"], trained.get(change["train"], {})
