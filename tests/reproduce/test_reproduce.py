@@ -239,6 +239,26 @@ def test_translations_are_better_than_the_baselines():
     assert least > max(bleu["word by word"] + bleu["nearest sentence"])
 
 
+def test_time_and_memory_grow_as_the_tables_of_the_paper_say():
+    record = recorded("figure5_speed")
+    for name, fit in record["exponents"].items():
+        low, high = (1.8, 2.1) if name == "full" else (0.85, 1.15)
+        assert low <= fit["bytes"] <= high, name
+        assert fit["seconds"] >= 1.6 if name == "full" else fit["seconds"] <= 1.25, name
+    memory = {name: fit["bytes"] for name, fit in record["table3"].items()}
+    assert all(
+        (fit["layers"] < 0.1) == (name not in ("Transformer", "LSH Transformer")) for name, fit in memory.items()
+    )
+    assert memory["Reformer"]["lengths"] < 1.1
+    assert memory["Transformer"]["lengths"] > 1.5
+    assert all(fit["operations"]["layers"] > 0.7 for fit in record["table3"].values())
+
+
+def test_a_million_tokens_take_less_than_16_gb():
+    record = recorded("headline")
+    assert all(peak <= record["config"]["budget_bytes"] for peak in record["peaks"].values())
+
+
 # Attention by name
 
 
