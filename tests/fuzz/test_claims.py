@@ -24,7 +24,7 @@ FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-claims-"))
 PAIRS = [("the red dog sees it", "der rote Hund sieht es"), ("a cat, too", "auch eine Katze"), ("no", "nein")]
 TINY = {"vocab_size": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "max_length": 12}
 CLAIM, CONFIG = "figure5_depth", experiment.read_config("figure5_depth", smoke=True)
-SETTINGS = experiment.planned(claims.claim(CLAIM), CONFIG)
+FILE = (" cannot be read", " does not exist", " must ", " is no ")  # said of a file or folder by its name
 DONE = {"name": "layers1-seed0", "seconds": 1.0, "settings": {"seed": 0}, "result": {"a": 1}}
 NOTHING = SimpleNamespace(
     sub_runs=lambda config: {"a": {"seed": 0}},
@@ -55,12 +55,12 @@ def written(name, content):
     return path
 
 
-def add(name, function, /, keep=(), words=(), **arguments):
-    """A target and a valid call of it; an argument that is a function without parameters is made anew each time."""
+def add(name, function, /, kept=(), told=(), **arguments):
+    """A target and a valid call of it; kept, told: ``keep`` and ``words`` of `Registry.add`."""
     assert name not in TAKEN
     TAKEN.add(name)
     made = lambda value: value.make() if isinstance(value, Fresh) else value  # noqa: E731
-    CLAIMS.add((name, function), tensors=False, keep=keep, words=words)(
+    CLAIMS.add((name, function), tensors=False, keep=kept, words=told)(
         lambda draw: {key: made(value) for key, value in arguments.items()}
     )
 
@@ -82,8 +82,8 @@ written("done/result.json", json.dumps(DONE).encode())
 add("data.duplication.batches", duplication.batches, length=8, vocab_size=5, batch=2, seed=0, step=1)
 add("data.duplication.accuracy", duplication.accuracy, predicted=np.array([[1, 2]]), targets=np.array([[1, -100]]))
 add("data.duplication.chance", duplication.chance, vocab_size=128)
-add("data.images.read_idx", images.read_idx, path=FOLDER / "idx" / images.IDX_NAMES["train"])
-add("data.images.read_folder", images.read_folder, folder=FOLDER / "idx")
+add("data.images.read_idx", images.read_idx, told=FILE, path=FOLDER / "idx" / images.IDX_NAMES["train"])
+add("data.images.read_folder", images.read_folder, told=FILE, folder=FOLDER / "idx")
 add("data.images.letters", images.letters, count=1, seed=0, step=0, part="train")
 add("data.images.letter_pairs", images.letter_pairs, part="train")
 square = np.array([[3.0, 3.0], [9.0, 3.0], [9.0, 8.0], [3.0, 8.0]])
@@ -101,7 +101,7 @@ add("data.english_german.pairs", english_german.pairs, count=2, seed=0)
 add("data.english_german.Grammar", lambda rng: english_german.Grammar(rng).sentence(),
     rng=Fresh(lambda: np.random.default_rng(0)))  # fmt: skip
 add("data.english_german.Grammar.clause", english_german.Grammar(np.random.default_rng(0)).clause, order="question")
-add("data.translation.read_pairs", translation.read_pairs, path=FOLDER / "pairs.tsv")
+add("data.translation.read_pairs", translation.read_pairs, told=FILE, path=FOLDER / "pairs.tsv")
 add("data.translation.split", translation.split, pairs=PAIRS, held_out=1, seed=0)
 add("data.translation.fitting", translation.fitting, pairs=PAIRS, max_length=20)
 add("data.translation.to_tokens", translation.to_tokens, source="a", target="ü")
@@ -120,24 +120,24 @@ add("data.translation.Nearest.translate", translation.Nearest(PAIRS).translate, 
 add("data.translation.bleu", translation.bleu, translations=["a b c d"], references=["a b c e"])
 # beam search
 sources = torch.tensor([[1, 2, 3], [4, 5, 6]])
-add("generation.beam.beam_search", beam.beam_search, model=pair(), source=sources, start=0, end=1, max_new_tokens=3,
+add("generation.beam.beam_search", beam.beam_search, kept=("check_stop",), told=("padding_mask",), model=pair(), source=sources, start=0, end=1, max_new_tokens=3,
     source_padding_mask=sources < 6, beams=2, length_penalty=0.6, check_stop=lambda: None)  # fmt: skip
 # configurations, sub-runs, records
 config = lm().config
 add("reproduce.claims.claim", claims.claim, name="table2")
 add("reproduce.attention_names.with_attention", attention_names.with_attention, config=config, name="lsh-2")
-add("reproduce.attention_names.carried_over", attention_names.carried_over, words=("attention",),
+add("reproduce.attention_names.carried_over", attention_names.carried_over, told=("attention",),
     model=lm(), config=config, name="lsh-2")  # fmt: skip
 add("reproduce.experiment.Context", experiment.Context, folder=FOLDER / "run", threads=1, data=None, progress=False)
 add("reproduce.experiment.read_config", experiment.read_config, name=CLAIM, smoke=True, seeds=[0, 1])
 add("reproduce.experiment.merged", experiment.merged, base={"a": {"b": 1}}, changes={"a": {"c": 2}})
-add("reproduce.experiment.planned", experiment.planned, keep=("module",), words=("data",),
+add("reproduce.experiment.planned", experiment.planned, kept=("module",), told=("data",),
     module=NOTHING, config=CONFIG, data=FOLDER / "pairs.tsv")  # fmt: skip
-add("reproduce.experiment.checksum", experiment.checksum, path=FOLDER / "pairs.tsv", words=("--data",))
+add("reproduce.experiment.checksum", experiment.checksum, path=FOLDER / "pairs.tsv", told=("--data",))
 add("reproduce.experiment.finished", experiment.finished, folder=FOLDER / "done", settings={"seed": 0})
-add("reproduce.experiment.run_here", experiment.run_here, keep=("module",), module=NOTHING, name="a",
+add("reproduce.experiment.run_here", experiment.run_here, kept=("module",), module=NOTHING, name="a",
     settings={"seed": 0}, context=Fresh(lambda: experiment.Context(Path(tempfile.mkdtemp(dir=FOLDER)))))  # fmt: skip
-add("reproduce.experiment.make_record", experiment.make_record, keep=("module",), name="a", module=NOTHING, config={},
+add("reproduce.experiment.make_record", experiment.make_record, kept=("module",), name="a", module=NOTHING, config={},
     runs={"layers1-seed0": {}}, done=[DONE], command="reformer-ref reproduce a", threads=1, smoke=True)  # fmt: skip
 add("reproduce.images.complete", claim_images.complete,
     model=lm(vocab_size=4, max_length=16, positions="axial", axial_shape=(4, 4), axial_dims=(4, 4), d_model=8),
