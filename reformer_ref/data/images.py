@@ -17,7 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from reformer_ref.files import as_path
-from reformer_ref.validate import as_floats, as_integers, require_choice, require_float, require_int, require_room, shown
+from reformer_ref.validate import (
+    as_floats,
+    as_integers,
+    require_choice,
+    require_float,
+    require_int,
+    require_room,
+    shown,
+)
 
 SIDE = 28  # pixels of a letter's image, as of Fashion-MNIST's
 PARTS = ("train", "held_out")
@@ -191,9 +199,9 @@ def grey_levels(images, levels):
     return (_images(images).astype(np.uint16) * levels // 256).astype(np.uint8)
 
 
-def to_tokens(images):
+def to_tokens(images, name="images"):
     """(tokens, targets), int64 (n, height · width) each: token i is the pixel before pixel i (0 before the first)."""
-    targets = _images(images).reshape(len(images), -1).astype(np.int64)
+    targets = _images(images, name=name).reshape(len(images), -1).astype(np.int64)
     tokens = np.zeros_like(targets)
     tokens[:, 1:] = targets[:, :-1]
     return tokens, targets
@@ -242,9 +250,8 @@ class Neighbours:
 
     def probabilities(self, images):
         """The probability of every pixel, given those before it: float64 (n, height, width)."""
-        if _images(images, self.levels).shape[1:] != self.size:
-            raise ValueError(f"images must be of the size {self.size}, got {images.shape[1:]}")
-        return self._probabilities([key.ravel() for key in _contexts(images)], images.ravel()).reshape(images.shape)
+        keys = [key.ravel() for key in _contexts(self._checked(images))]
+        return self._probabilities(keys, images.ravel()).reshape(images.shape)
 
     def bits(self, images):
         """(bits per pixel of whole images, bits per pixel of their lower halves, the upper ones given)."""
@@ -253,7 +260,7 @@ class Neighbours:
 
     def complete(self, images, seed):
         """The images with their lower halves drawn anew, pixel by pixel, from these probabilities."""
-        images, (height, width) = _images(images, self.levels).copy(), self.size
+        images, (height, width) = self._checked(images).copy(), self.size
         rng = np.random.Generator(np.random.Philox(require_int("seed", seed, minimum=0)))
         values = np.arange(self.levels, dtype=np.uint8)
         for place in range(height // 2 * width, height * width):
@@ -261,6 +268,11 @@ class Neighbours:
             keys = [np.repeat(key[:, row, column], self.levels) for key in _contexts(images)]
             p = self._probabilities(keys, np.tile(values, len(images))).reshape(-1, self.levels)
             images[:, row, column] = (rng.random(len(images))[:, None] > p.cumsum(1)[:, :-1]).sum(1)
+        return images
+
+    def _checked(self, images):
+        if _images(images, self.levels).shape[1:] != self.size:
+            raise ValueError(f"images must be of the size {self.size}, got {images.shape[1:]}")
         return images
 
     def _counted(self, images):

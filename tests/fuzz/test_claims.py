@@ -24,8 +24,14 @@ FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-claims-"))
 PAIRS = [("the red dog sees it", "der rote Hund sieht es"), ("a cat, too", "auch eine Katze"), ("no", "nein")]
 TINY = {"vocab_size": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "max_length": 12}
 CLAIM, CONFIG = "figure5_depth", experiment.read_config("figure5_depth", smoke=True)
-FILE = (" cannot be read", " does not exist", " must ", " is no ")  # said of a file or folder by its name
-DONE = {"name": "layers1-seed0", "seconds": 1.0, "settings": {"seed": 0}, "result": {"a": 1}}
+FILE = (
+    " cannot be read",
+    " does not exist",
+    " must ",
+    " is no ",
+    " is damaged ",
+)  # said of a file
+DONE = {"name": "a", "seconds": 1.0, "settings": {"seed": 0}, "result": {"a": 1}}
 NOTHING = SimpleNamespace(
     sub_runs=lambda config: {"a": {"seed": 0}},
     run=lambda settings, context: {"a": 1},
@@ -120,12 +126,19 @@ add("data.translation.Nearest.translate", translation.Nearest(PAIRS).translate, 
 add("data.translation.bleu", translation.bleu, translations=["a b c d"], references=["a b c e"])
 # beam search
 sources = torch.tensor([[1, 2, 3], [4, 5, 6]])
-add("generation.beam.beam_search", beam.beam_search, kept=("check_stop",), told=("padding_mask",), model=pair(), source=sources, start=0, end=1, max_new_tokens=3,
+add("generation.beam.beam_search", beam.beam_search, kept=("check_stop",), told=("padding_mask",), model=pair(),
+    source=sources, start=0, end=1, max_new_tokens=3,
     source_padding_mask=sources < 6, beams=2, length_penalty=0.6, check_stop=lambda: None)  # fmt: skip
 # configurations, sub-runs, records
 config = lm().config
 add("reproduce.claims.claim", claims.claim, name="table2")
-add("reproduce.attention_names.with_attention", attention_names.with_attention, config=config, name="lsh-2")
+add(
+    "reproduce.attention_names.with_attention",
+    attention_names.with_attention,
+    told=("attention",),
+    config=config,
+    name="lsh-2",
+)
 add("reproduce.attention_names.carried_over", attention_names.carried_over, told=("attention",),
     model=lm(), config=config, name="lsh-2")  # fmt: skip
 add("reproduce.experiment.Context", experiment.Context, folder=FOLDER / "run", threads=1, data=None, progress=False)
@@ -137,9 +150,9 @@ add("reproduce.experiment.checksum", experiment.checksum, path=FOLDER / "pairs.t
 add("reproduce.experiment.finished", experiment.finished, folder=FOLDER / "done", settings={"seed": 0})
 add("reproduce.experiment.run_here", experiment.run_here, kept=("module",), module=NOTHING, name="a",
     settings={"seed": 0}, context=Fresh(lambda: experiment.Context(Path(tempfile.mkdtemp(dir=FOLDER)))))  # fmt: skip
-add("reproduce.experiment.make_record", experiment.make_record, kept=("module",), name="a", module=NOTHING, config={},
-    runs={"layers1-seed0": {}}, done=[DONE], command="reformer-ref reproduce a", threads=1, smoke=True)  # fmt: skip
-add("reproduce.images.complete", claim_images.complete,
+add("reproduce.experiment.read_object", experiment.read_object, kept=("keys", "equal"), told=FILE,
+    path=FOLDER / "done/result.json", keys={"name": str}, equal={"name": "a"})  # fmt: skip
+add("reproduce.images.complete", claim_images.complete, kept=("check_stop",),
     model=lm(vocab_size=4, max_length=16, positions="axial", axial_shape=(4, 4), axial_dims=(4, 4), d_model=8),
     given=letters(), samples=2, temperature=1.0, generator=Fresh(lambda: torch.Generator().manual_seed(0)),
     check_stop=lambda: None)  # fmt: skip
@@ -147,9 +160,9 @@ add("reproduce.image_record.packed", image_record.packed, array=letters())
 add("reproduce.image_record.unpacked", image_record.unpacked, values=image_record.packed(letters()))
 # the table
 add("reproduce.table.stored", table.stored, name="table2", folder=FOLDER)
-add("reproduce.table.table_rows", table.table_rows, folder=FOLDER, names=("table2", "counts"))
-add("reproduce.table.claims_table", table.claims_table, folder=FOLDER, names=("table2", "counts"))
-add("reproduce.table.claims_markdown", table.claims_markdown, folder=FOLDER, names=("table2", "counts"))
+add("reproduce.table.table_rows", table.table_rows, told=("name",), folder=FOLDER, names=("table2", "counts"))
+add("reproduce.table.claims_table", table.claims_table, told=("name",), folder=FOLDER, names=("table2", "counts"))
+add("reproduce.table.claims_markdown", table.claims_markdown, told=("name",), folder=FOLDER, names=("table2", "counts"))
 add("reproduce.table.show", table.show, name="table2", number=0, folder=FOLDER)
 add("reproduce.table.as_text", table.as_text, rows=[{"claim": "a", "paper": "1", "ours": "2", "how": "counted"}])
 add("reproduce.table.percent", table.percent, share=0.5)
@@ -166,6 +179,7 @@ MODULES = {
 FIVE = ("sub_runs", "run", "summarise", "rows", "pictures")  # of a claim: they take its own configuration and record
 WHY = {
     "takes no arguments": "data.translation.sacrebleu_module reproduce.command.write_page",
+    "is called by the command alone, with what `planned` and `finished` return": "reproduce.experiment.make_record",
     "is an exception": "reproduce.experiment.Interrupted",
     "takes the parsed command line: see test_command_line.py": """reproduce.command.add_reproduce_arguments
         reproduce.command.run_reproduce""",
