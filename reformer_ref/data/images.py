@@ -342,7 +342,7 @@ def compressed_bits(images):
 def split(images, held_out=0.1):
     """(train, held-out): the last ``held_out`` of the images, a fraction in (0, 1); at least one image each."""
     fraction = require_float("held_out", held_out, minimum=0.0, below=1.0)
-    if fraction == 0.0 or len(_images(images)) < 2:
+    if len(_images(images)) < 2 or fraction == 0.0:
         raise ValueError(f"held_out must be in (0, 1) and images 2 or more, got {held_out} of {len(images)} images")
     border = min(max(len(images) - round(len(images) * fraction), 1), len(images) - 1)
     return images[:border], images[border:]

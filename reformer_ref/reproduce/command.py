@@ -49,7 +49,7 @@ def run_reproduce(args):
         print(listing(args.out or FIGURES))
         return 0
     from reformer_ref.processes import StopRequest
-    from reformer_ref.record import usable_cores
+    from reformer_ref.record import require_place, usable_cores
     from reformer_ref.reproduce.claims import claim
     from reformer_ref.reproduce.experiment import planned, read_config
     from reformer_ref.validate import require_int
@@ -66,6 +66,8 @@ def run_reproduce(args):
     if not wanted:
         raise ValueError(f"--only {' '.join(args.only)}: {args.name} has the runs {', '.join(runs)}")
     work = _Work(args, module, config, runs, folder)
+    if not args.no_record:
+        require_place("--out", work.out / f"{args.name}.json")  # rather than after hours of training
     with StopRequest(lambda line: print(f"\n{line}", flush=True)) as stop:
         failed = work.here(wanted, stop) if jobs == 1 else work.side_by_side(wanted, jobs, stop)
     if failed is None:

@@ -144,7 +144,9 @@ def read_object(path, keys, equal=()):
     path = as_path("path", path)
     try:
         with open_regular(os.path.realpath(path), MOST_BYTES) as file:
-            found = json.loads(file.read())
+            found = json.loads(file.read(), parse_constant=_refuse_constant)
+        if not isinstance(found, dict):
+            raise TypeError("it holds no object")
         wrong = [key for key, kind in keys.items() if not isinstance(found[key], kind)]
         wrong += [key for key, value in dict(equal).items() if found[key] != value]
     except OSError as error:
@@ -154,6 +156,10 @@ def read_object(path, keys, equal=()):
     if wrong:
         raise ValueError(f"{path} is damaged ({shown(', '.join(wrong))}); remove it and run the same command again")
     return found
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no JSON")
 
 
 def _printable(text):

@@ -24,13 +24,8 @@ FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-claims-"))
 PAIRS = [("the red dog sees it", "der rote Hund sieht es"), ("a cat, too", "auch eine Katze"), ("no", "nein")]
 TINY = {"vocab_size": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "max_length": 12}
 CLAIM, CONFIG = "figure5_depth", experiment.read_config("figure5_depth", smoke=True)
-FILE = (
-    " cannot be read",
-    " does not exist",
-    " must ",
-    " is no ",
-    " is damaged ",
-)  # said of a file
+# said of a file or folder by its name
+FILE = (" cannot be read", " does not exist", " must ", " is no ", " is damaged ")
 DONE = {"name": "a", "seconds": 1.0, "settings": {"seed": 0}, "result": {"a": 1}}
 NOTHING = SimpleNamespace(
     sub_runs=lambda config: {"a": {"seed": 0}},
