@@ -55,12 +55,16 @@ class Context:
 
     def train(self, model, batch_at, held_out, options, about=None, weight_of=None):
         """`training.train` in this folder, going on where it was; the `TrainingResult`. Raises `Interrupted`."""
+        from reformer_ref.checkpoint import CheckpointError
         from reformer_ref.training import train
 
-        result = train(
-            model, batch_at, held_out, options, folder=self.folder, resume=True, about=about, weight_of=weight_of,
-            progress=self.progress, should_stop=self.should_stop, report=self.report,
-        )  # fmt: skip
+        try:
+            result = train(
+                model, batch_at, held_out, options, folder=self.folder, resume=True, about=about, weight_of=weight_of,
+                progress=self.progress, should_stop=self.should_stop, report=self.report,
+            )  # fmt: skip
+        except CheckpointError as error:
+            raise ValueError(f"{error}; remove {self.folder} to begin this sub-run again") from error
         self.trained += result.seconds
         if result.interrupted:
             raise Interrupted(f"stopped after {result.steps} steps; go on with the same command ({self.folder})")
@@ -130,7 +134,7 @@ def finished(folder, settings):
         raise TypeError(f"settings must be JSON values, got {shown(settings)}") from None
     if not os.path.lexists(path):
         return None
-    stored = read_object(path, {"name": str, "seconds": (int, float), "settings": dict, "result": dict})
+    stored = read_object(path, {"name": str, "seconds": is_time, "settings": dict, "result": dict})
     if stored["settings"] != wanted:
         raise ValueError(f"{path} is of a run with other settings; give another folder (--runs), or remove that one")
     return stored
@@ -139,7 +143,7 @@ def finished(folder, settings):
 def read_object(path, keys, equal=()):
     """The dict in a JSON file; ValueError, with what to do, if it is damaged.
 
-    keys: {name: type} that must be there; equal: {name: value} that must be.
+    keys: {name: type, or function that says yes or no} that must be there; equal: {name: value} that must be.
     """
     path = as_path("path", path)
     try:
@@ -147,7 +151,10 @@ def read_object(path, keys, equal=()):
             found = json.loads(file.read(), parse_constant=_refuse_constant)
         if not isinstance(found, dict):
             raise TypeError("it holds no object")
-        wrong = [key for key, kind in keys.items() if not isinstance(found[key], kind)]
+        wrong = [
+            key for key, kind in keys.items()
+            if not (isinstance(found[key], kind) if isinstance(kind, type) else kind(found[key]))
+        ]  # fmt: skip
         wrong += [key for key, value in dict(equal).items() if found[key] != value]
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -156,6 +163,11 @@ def read_object(path, keys, equal=()):
     if wrong:
         raise ValueError(f"{path} is damaged ({shown(', '.join(wrong))}); remove it and run the same command again")
     return found
+
+
+def is_time(value):
+    """Whether this is a number that seconds or minutes can be."""
+    return isinstance(value, (int, float)) and 0.0 <= value < 1e12
 
 
 def _refuse_constant(name):
@@ -192,7 +204,7 @@ class _Spent:
     def __init__(self, folder):
         self.path, self.begun = folder / "seconds.json", time.perf_counter()
         there = os.path.lexists(self.path)
-        self.before = read_object(self.path, {"seconds": (int, float)})["seconds"] if there else 0.0
+        self.before = read_object(self.path, {"seconds": is_time})["seconds"] if there else 0.0
 
     @property
     def total(self):
@@ -214,8 +226,13 @@ def make_record(name, module, config, runs, done, command, threads, smoke):
 
     missing = [run for run in runs if run not in {d["name"] for d in done}]
     about = record.about(_printable(command), threads)
+    try:
+        summary = module.summarise(config, {d["name"]: d["result"] for d in done})
+    except UNCLEAR as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"a {RESULT} of {name} is damaged, or of another version ({what}); remove it") from error
     return {
         **about, "claim": name, "smoke": smoke, "complete": not missing, "missing": missing,
         "minutes": round(sum(d["seconds"] for d in done) / 60.0, 2), "config": config, "runs": done,
-        **module.summarise(config, {d["name"]: d["result"] for d in done}),
+        **summary,
     }  # fmt: skip

@@ -10,13 +10,13 @@ from pathlib import Path
 from reformer_ref.drawing import Html
 from reformer_ref.files import as_path
 from reformer_ref.reproduce.claims import NAMES, claim
-from reformer_ref.reproduce.experiment import read_config, read_object
+from reformer_ref.reproduce.experiment import is_time, read_config, read_object
 from reformer_ref.validate import UNCLEAR, clear_errors, require_choice, require_int, shown
 
 DATA = Path(__file__).resolve().parents[2] / "figures" / "data"
 HEAD = ("claim", "paper", "ours", "how", "command", "minutes")
 KEYS = {
-    "claim": str, "date": str, "minutes": (int, float), "complete": bool, "missing": list, "config": dict, "runs": list,
+    "claim": str, "date": str, "minutes": is_time, "complete": bool, "missing": list, "config": dict, "runs": list,
 }  # fmt: skip
 HOW = ("measured", "counted", "predicted", "computed")
 

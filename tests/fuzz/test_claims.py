@@ -145,6 +145,7 @@ add("reproduce.experiment.checksum", experiment.checksum, path=FOLDER / "pairs.t
 add("reproduce.experiment.finished", experiment.finished, folder=FOLDER / "done", settings={"seed": 0})
 add("reproduce.experiment.run_here", experiment.run_here, kept=("module",), module=NOTHING, name="a",
     settings={"seed": 0}, context=Fresh(lambda: experiment.Context(Path(tempfile.mkdtemp(dir=FOLDER)))))  # fmt: skip
+add("reproduce.experiment.is_time", experiment.is_time, value=1.0)
 add("reproduce.experiment.read_object", experiment.read_object, kept=("keys", "equal"), told=FILE,
     path=FOLDER / "done/result.json", keys={"name": str}, equal={"name": "a"})  # fmt: skip
 add("reproduce.images.complete", claim_images.complete, kept=("check_stop",),
