@@ -289,7 +289,7 @@ def test_a_locked_file_is_refused(capfd):
         ["figures", "--run", "run"],
         ["walkthrough", "--notebooks", "empty"],
         ["bench", "attention", "--lengths", "100"],
-        ["reproduce", "table2", "--data", "/dev/zero"],
+        ["reproduce", "figure3", "--data", "/dev/zero"],
         ["dance\nwith me"],
     ],
     ids=lambda argv: ascii(" ".join(argv))[:40],
