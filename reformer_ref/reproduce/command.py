@@ -65,8 +65,9 @@ def run_reproduce(args):
     args.threads = default if args.threads is None else require_int("--threads", args.threads, 1, 4096)
     folder = (args.runs or (Path("runs/smoke") if args.smoke else RUNS)) / args.name
     wanted = [name for name in runs if not args.only or _is_named(name, args.only, runs)]
-    if not wanted:
-        raise ValueError(f"--only {' '.join(args.only)}: {args.name} has the runs {', '.join(runs)}")
+    for word in args.only or ():
+        if not any(_is_named(name, [word], runs) for name in runs):
+            raise ValueError(f"--only {word}: {args.name} has the runs {', '.join(runs)}")
     work = _Work(args, module, config, runs, folder)
     if not args.no_record:  # say now what cannot be written or read, not after hours of training
         require_place("--out", work.out / f"{args.name}.json")
