@@ -103,8 +103,17 @@ def test_fitting_counts_start_and_end():
 
 
 @pytest.mark.parametrize("pairs", [None, "ab", [("a",)], [("a", "b", "c")], [("a", None)], [("a", "\ud800")], [3]])
-@pytest.mark.parametrize("function", [t.padded, t.WordTable, t.Nearest, lambda p: t.split(p, 1), lambda p: t.Batches(p, 1, 0),
-                                      lambda p: t.fitting(p, 9)])  # fmt: skip
+@pytest.mark.parametrize(
+    "function",
+    [
+        t.padded,
+        t.WordTable,
+        t.Nearest,
+        lambda p: t.split(p, 1),
+        lambda p: t.Batches(p, 1, 0),
+        lambda p: t.fitting(p, 9),
+    ],
+)
 def test_what_is_no_pairs_is_refused(function, pairs):
     with pytest.raises((TypeError, ValueError), match="pairs"):
         function(pairs)
