@@ -35,6 +35,9 @@ def batches(length, vocab_size, batch, seed, step):
 def accuracy(predicted, targets):
     """The share of counted targets that were predicted: int arrays of equal shape, targets −100 where not counted."""
     predicted, targets = as_array("predicted", predicted), as_array("targets", targets)
+    for name, array in (("predicted", predicted), ("targets", targets)):
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must hold numbers, got dtype {array.dtype}")
     if predicted.shape != targets.shape:
         raise ValueError(f"predicted must have the shape of targets, {targets.shape}, got {predicted.shape}")
     counted = targets != NOT_COUNTED
