@@ -88,10 +88,11 @@ def draw(pictures, out, told=None):
     """These pictures {name: function that draws it} as PNG, beside those that are there; told: None reads what is."""
     from reformer_ref.drawing import number
     from reformer_ref.record import write
+    from reformer_ref.reproduce.experiment import read_object
 
     out, stored = Path(out), Path(out) / "data" / "pictures.json"
     if told is None:
-        told = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+        told = read_object(stored, {}) if stored.exists() else {}
     for name, draw_one in pictures.items():
         picture = draw_one()
         out.mkdir(parents=True, exist_ok=True)

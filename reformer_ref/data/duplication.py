@@ -6,7 +6,7 @@ from the second 0 on, it finds the token that followed half a sequence before.
 
 import numpy as np
 
-from reformer_ref.validate import require_int
+from reformer_ref.validate import as_array, require_int, require_room
 
 NOT_COUNTED = -100  # as `ReformerLM.loss` has it
 
@@ -17,10 +17,11 @@ def batches(length, vocab_size, batch, seed, step):
     length: even, at least 4, so that w has length / 2 − 1 symbols. targets: what follows each token of the second half,
     −100 in the first half, where nothing can be known, and at the end. ValueError or TypeError for other arguments.
     """
-    length, vocab_size = require_int("length", length, 4), require_int("vocab_size", vocab_size, 2)
+    length, vocab_size = require_int("length", length, 4), require_int("vocab_size", vocab_size, 2, 2**62)
     if length % 2:
         raise ValueError(f"length must be even (two halves 0w), got {length}")
     batch = require_int("batch", batch)
+    require_room(batch=batch, length=length)
     seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
     half = np.zeros((batch, length // 2), np.int64)
@@ -33,7 +34,10 @@ def batches(length, vocab_size, batch, seed, step):
 
 def accuracy(predicted, targets):
     """The share of counted targets that were predicted: int arrays of equal shape, targets −100 where not counted."""
-    predicted, targets = np.asarray(predicted), np.asarray(targets)
+    predicted, targets = as_array("predicted", predicted), as_array("targets", targets)
+    for name, array in (("predicted", predicted), ("targets", targets)):
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must hold numbers, got dtype {array.dtype}")
     if predicted.shape != targets.shape:
         raise ValueError(f"predicted must have the shape of targets, {targets.shape}, got {predicted.shape}")
     counted = targets != NOT_COUNTED
@@ -44,4 +48,4 @@ def accuracy(predicted, targets):
 
 def chance(vocab_size):
     """The accuracy of guessing a symbol: 1 / (vocab_size − 1)."""
-    return 1.0 / (require_int("vocab_size", vocab_size, 2) - 1)
+    return 1.0 / (require_int("vocab_size", vocab_size, 2, 2**62) - 1)

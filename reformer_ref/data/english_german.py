@@ -8,7 +8,7 @@ the other way round. The sentences mean little; the grammar of both sides is rig
 
 import numpy as np
 
-from reformer_ref.validate import require_int
+from reformer_ref.validate import require_choice, require_int
 
 
 def _entries(text):
@@ -122,6 +122,8 @@ class Grammar:
     """Sentences, drawn with a `numpy.random.Generator`."""
 
     def __init__(self, rng):
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
         self.rng = rng
 
     def sentence(self):
@@ -138,6 +140,7 @@ class Grammar:
 
     def clause(self, order):
         """(English, German) of a clause; order: "main", "question" or "subordinate"; the last is kept short."""
+        require_choice("order", order, ("main", "question", "subordinate"))
         tense, negated = (
             self._pick(("present",) * 8 + ("past",) * 6 + ("future",) * 3 + ("modal",) * 3),
             self._happens(0.2),

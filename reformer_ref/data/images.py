@@ -9,13 +9,23 @@ import gzip
 import io
 import lzma
 import math
+import os
 import stat
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from reformer_ref.validate import require_choice, require_float, require_int
+from reformer_ref.files import as_path
+from reformer_ref.validate import (
+    as_floats,
+    as_integers,
+    require_choice,
+    require_float,
+    require_int,
+    require_room,
+    shown,
+)
 
 SIDE = 28  # pixels of a letter's image, as of Fashion-MNIST's
 PARTS = ("train", "held_out")
@@ -29,6 +39,7 @@ FACES = (
     "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta",
     "cmr10", "cmb10", "cmss10", "cmti10", "cmtt10",
 )  # fmt: skip
+FARTHEST = 1e6  # pixels, of a corner of a letter
 SUBROWS = 4  # lines per row of pixels on which the area of a letter is measured; along a line it is exact
 
 
@@ -42,7 +53,7 @@ def read_idx(path):
     first; then the values. ValueError for anything else: another type, a header that is cut off or asks for too much,
     fewer or more values than it says, a damaged gzip file, a missing or unreadable file.
     """
-    path = Path(path)
+    path = as_path("path", path)
     content = _read(path)
     if len(content) < 4 or content[:2] != b"\0\0":
         raise ValueError(f"{path} is no IDX file: it begins with {content[:4]!r} instead of two zero bytes and a type")
@@ -65,9 +76,9 @@ def read_folder(folder):
     dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist. ValueError if something is missing or
     does not fit.
     """
-    found = {}
+    folder, found = as_path("folder", folder), {}
     for part, name in IDX_NAMES.items():
-        paths = [path for path in (Path(folder, name), Path(folder, f"{name}.gz")) if path.exists()]
+        paths = [path for path in (folder / name, folder / f"{name}.gz") if os.path.lexists(path)]
         if not paths:
             raise ValueError(f"{folder} must hold the file {name} or {name}.gz (the images of Fashion-MNIST, say)")
         images = read_idx(paths[0])
@@ -109,6 +120,7 @@ def letters(count, seed, step, part="train"):
     A tenth of the pairs of character and face is held out: those letters were never seen in that face in training.
     """
     count = require_int("count", count)
+    require_room(count=count, height=SIDE, width=SIDE)
     seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
     pairs = letter_pairs(part)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, PARTS.index(part)])))
@@ -125,10 +137,13 @@ def letters(count, seed, step, part="train"):
     return images
 
 
-@functools.cache
 def letter_pairs(part):
     """((character, face), …) of "train" or "held_out": nine tenths and one tenth of all, always the same."""
-    require_choice("part", part, PARTS)
+    return _letter_pairs(require_choice("part", part, PARTS))
+
+
+@functools.cache
+def _letter_pairs(part):
     pairs = [(character, face) for character in CHARACTERS for face in FACES]
     order = np.random.Generator(np.random.Philox(8)).permutation(len(pairs))
     border = len(pairs) // 10
@@ -157,7 +172,12 @@ def coverage(points, ends):
     points: float (n, 2), x to the right and y down, in pixels; ends: where each closed loop ends in it. Holes are loops
     that go the other way round. Areas are exact along each of four lines per row of pixels.
     """
-    starts = (0, *ends[:-1])
+    points, ends = as_floats("points", points), as_integers("ends", ends)
+    if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < FARTHEST).all():
+        raise ValueError(f"points must have shape (n, 2) and lie within {FARTHEST:g} pixels, got {points.shape}")
+    starts = np.concatenate([[0], ends[:-1]]) if ends.ndim == 1 and ends.size else ends
+    if ends.ndim != 1 or not ends.size or (ends <= starts).any() or ends[-1] != len(points):
+        raise ValueError(f"ends must grow from above 0 to the number of points, {len(points)}, got {shown(ends)}")
     follows = np.concatenate([np.roll(np.arange(a, b), -1) for a, b in zip(starts, ends, strict=True)])
     (x0, y0), (x1, y1) = points.T, points[follows].T
     lines = (np.arange(SIDE * SUBROWS) + 0.5) / SUBROWS
@@ -179,22 +199,22 @@ def grey_levels(images, levels):
     return (_images(images).astype(np.uint16) * levels // 256).astype(np.uint8)
 
 
-def to_tokens(images):
+def to_tokens(images, name="images"):
     """(tokens, targets), int64 (n, height · width) each: token i is the pixel before pixel i (0 before the first)."""
-    targets = _images(images).reshape(len(images), -1).astype(np.int64)
+    targets = _images(images, name=name).reshape(len(images), -1).astype(np.int64)
     tokens = np.zeros_like(targets)
     tokens[:, 1:] = targets[:, :-1]
     return tokens, targets
 
 
-def _images(images, levels=256):
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        given = f"an array of {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise TypeError(f"images must be an array of uint8, got {given}")
+def _images(images, levels=256, name="images"):
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or isinstance(images, np.ma.MaskedArray):
+        given = f"an array of {images.dtype}" if type(images) is np.ndarray else type(images).__name__
+        raise TypeError(f"{name} must be an array of uint8, got {given}")
     if images.ndim != 3 or 0 in images.shape:
-        raise ValueError(f"images must have shape (n, height, width) with every size ≥ 1, got {images.shape}")
+        raise ValueError(f"{name} must have shape (n, height, width) with every size ≥ 1, got {images.shape}")
     if int(images.max()) >= levels:
-        raise ValueError(f"images must lie in 0 … {levels - 1}, got {int(images.max())}")
+        raise ValueError(f"{name} must lie in 0 … {levels - 1}, got {int(images.max())}")
     return images
 
 
@@ -216,7 +236,7 @@ class Neighbours:
     def __init__(self, train, levels):
         """train: uint8 (n, height, width), n ≥ 2, in ``levels`` levels."""
         self.levels = require_int("levels", levels, 2, 256)
-        if len(_images(train, levels)) < 2:
+        if len(_images(train, self.levels, "train")) < 2:
             raise ValueError(f"train must hold at least 2 images, got {len(train)}")
         self.size, checking = train.shape[1:], np.arange(len(train)) % 5 == 0
         tables, left, self._strengths = self._counted(train[~checking]), train[checking], []
@@ -230,9 +250,8 @@ class Neighbours:
 
     def probabilities(self, images):
         """The probability of every pixel, given those before it: float64 (n, height, width)."""
-        if _images(images, self.levels).shape[1:] != self.size:
-            raise ValueError(f"images must be of the size {self.size}, got {images.shape[1:]}")
-        return self._probabilities([key.ravel() for key in _contexts(images)], images.ravel()).reshape(images.shape)
+        keys = [key.ravel() for key in _contexts(self._checked(images))]
+        return self._probabilities(keys, images.ravel()).reshape(images.shape)
 
     def bits(self, images):
         """(bits per pixel of whole images, bits per pixel of their lower halves, the upper ones given)."""
@@ -241,7 +260,7 @@ class Neighbours:
 
     def complete(self, images, seed):
         """The images with their lower halves drawn anew, pixel by pixel, from these probabilities."""
-        images, (height, width) = _images(images, self.levels).copy(), self.size
+        images, (height, width) = self._checked(images).copy(), self.size
         rng = np.random.Generator(np.random.Philox(require_int("seed", seed, minimum=0)))
         values = np.arange(self.levels, dtype=np.uint8)
         for place in range(height // 2 * width, height * width):
@@ -249,6 +268,11 @@ class Neighbours:
             keys = [np.repeat(key[:, row, column], self.levels) for key in _contexts(images)]
             p = self._probabilities(keys, np.tile(values, len(images))).reshape(-1, self.levels)
             images[:, row, column] = (rng.random(len(images))[:, None] > p.cumsum(1)[:, :-1]).sum(1)
+        return images
+
+    def _checked(self, images):
+        if _images(images, self.levels).shape[1:] != self.size:
+            raise ValueError(f"images must be of the size {self.size}, got {images.shape[1:]}")
         return images
 
     def _counted(self, images):
@@ -318,7 +342,7 @@ def compressed_bits(images):
 def split(images, held_out=0.1):
     """(train, held-out): the last ``held_out`` of the images, a fraction in (0, 1); at least one image each."""
     fraction = require_float("held_out", held_out, minimum=0.0, below=1.0)
-    if fraction == 0.0 or len(_images(images)) < 2:
+    if len(_images(images)) < 2 or fraction == 0.0:
         raise ValueError(f"held_out must be in (0, 1) and images 2 or more, got {held_out} of {len(images)} images")
     border = min(max(len(images) - round(len(images) * fraction), 1), len(images) - 1)
     return images[:border], images[border:]

@@ -7,11 +7,11 @@ end a target. A source ends with END too.
 import collections
 import itertools
 import re
-from pathlib import Path
 
 import numpy as np
 
-from reformer_ref.validate import require_int, shown
+from reformer_ref.files import as_path
+from reformer_ref.validate import as_array, as_integers, clear_errors, require_int, shown
 
 START, END, VOCAB_SIZE = 256, 257, 258
 MOST_BYTES = 2**30  # of a file of pairs
@@ -25,7 +25,7 @@ def read_pairs(path):
     once. ValueError, with the line's number, for a line without a tab, with an empty side, or that is no UTF-8; for a
     file that is missing, too long, or has no two pairs.
     """
-    path = Path(path)
+    path = as_path("path", path)
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} must be a file, it is a folder or a device")
@@ -50,8 +50,41 @@ def read_pairs(path):
     return list(found)
 
 
+def _require_text(name, text):
+    """``text`` if it is a str that UTF-8 can hold; TypeError or ValueError otherwise."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a text, got {shown(text)} ({type(text).__name__})")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be a text that UTF-8 can hold, got {shown(text)}") from None
+    return text
+
+
+def _require_texts(name, texts):
+    """``texts`` if it is a list or tuple of texts."""
+    if not isinstance(texts, (list, tuple)):
+        raise TypeError(f"{name} must be a list of texts, got {shown(texts)}")
+    for text in texts:
+        _require_text(name, text)
+    return texts
+
+
+def _require_pairs(pairs):
+    """``pairs`` if it is a list or tuple of pairs of texts."""
+    if not isinstance(pairs, (list, tuple)):
+        raise TypeError(f"pairs must be a list of pairs of texts, got {shown(pairs)}")
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise TypeError(f"pairs must hold pairs (source, target) alone, got {shown(pair)}")
+        for text in pair:
+            _require_text("a text of pairs", text)
+    return pairs
+
+
 def split(pairs, held_out, seed=0):
     """(train, held-out): ``held_out`` pairs drawn at random; no source of theirs is left in the training part."""
+    _require_pairs(pairs)
     held_out = require_int("held_out", held_out, 1, max(len(pairs) - 1, 1))
     order = np.random.Generator(np.random.Philox(require_int("seed", seed, minimum=0))).permutation(len(pairs))
     chosen = [pairs[i] for i in sorted(order[:held_out])]
@@ -64,21 +97,29 @@ def split(pairs, held_out, seed=0):
 
 def fitting(pairs, max_length):
     """Those pairs whose tokens, start and end included, are at most ``max_length`` on both sides."""
-    return [pair for pair in pairs if max(len(tokens) for tokens in to_tokens(*pair)) <= max_length]
+    max_length = require_int("max_length", max_length)
+    return [pair for pair in _require_pairs(pairs) if max(len(tokens) for tokens in to_tokens(*pair)) <= max_length]
 
 
 def to_tokens(source, target):
     """(source bytes and END, START and target bytes and END), lists of int."""
+    source, target = _require_text("source", source), _require_text("target", target)
     return [*source.encode(), END], [START, *target.encode(), END]
 
 
 def to_text(tokens):
     """The text of a target's tokens, START and END left out; bytes that are no UTF-8 become U+FFFD."""
-    return bytes(token for token in map(int, tokens) if token < 256).decode("utf-8", "replace")
+    tokens = as_array("tokens", tokens)
+    tokens = as_integers("tokens", tokens) if tokens.size else np.empty(0, np.int64)
+    if tokens.ndim != 1 or (tokens < 0).any():
+        raise ValueError(f"tokens must be numbers ≥ 0 in a row, got {shown(tokens)}")
+    return bytes(tokens[tokens < 256].tolist()).decode("utf-8", "replace")
 
 
 def padded(pairs):
     """(source, target, source mask, target mask): int64 (B, L_s), (B, L_t), bool likewise, True = real token."""
+    if not _require_pairs(pairs):
+        raise ValueError("pairs must hold at least one pair, got none")
     tokens, masks = [], []
     for rows in zip(*(to_tokens(*pair) for pair in pairs), strict=True):  # all sources, all targets
         lengths = np.array([len(row) for row in rows])
@@ -99,11 +140,8 @@ class Batches:
     POOL = 32  # batches among which pairs are sorted by length, so that little is padded
 
     def __init__(self, pairs, batch, seed):
-        self.pairs, self.batch, self.seed = (
-            pairs,
-            require_int("batch", batch, 1, len(pairs)),
-            require_int("seed", seed, 0),
-        )
+        self.pairs, self.seed = _require_pairs(pairs), require_int("seed", seed, 0)
+        self.batch = require_int("batch", batch, 1, len(pairs))
         self.lengths = np.array([sum(map(len, to_tokens(*pair))) for pair in pairs])
         self._epoch, self._rows = None, None
 
@@ -129,10 +167,11 @@ class Batches:
 
 def words(text):
     """Words and punctuation marks: a list of str. The first word, whose capital says nothing, is in small letters."""
-    found = _WORD.findall(text)
+    found = _WORD.findall(_require_text("text", text))
     return [word.lower() if i == 0 else word for i, word in enumerate(found)]
 
 
+@clear_errors
 def sentence(words):
     """Words and marks as a text again: no blank before a mark, a capital in front."""
     text = "".join(word if _is_mark(word) else f" {word}" for word in words).strip()
@@ -151,11 +190,12 @@ class WordTable:
     """
 
     def __init__(self, pairs, rounds=8):
+        rounds = require_int("rounds", rounds, 1, 1000)
         source_ids, target_ids = collections.defaultdict(), collections.defaultdict()
         source_ids.default_factory, target_ids.default_factory = source_ids.__len__, target_ids.__len__
         source_ids[None]  # the word from which those come that come from none
         s, t, place, places = [], [], [], 0
-        for source, target in pairs:
+        for source, target in _require_pairs(pairs):
             from_words = [0, *(source_ids[word] for word in words(source) if not _is_mark(word))]
             for word in filter(lambda word: not _is_mark(word), words(target)):
                 s += from_words
@@ -166,7 +206,7 @@ class WordTable:
         known, entry = np.unique(s * len(target_ids) + t, return_inverse=True)
         s_of, t_of = np.divmod(known, max(len(target_ids), 1))
         p = np.ones(len(known))
-        for _ in range(require_int("rounds", rounds)):
+        for _ in range(rounds):
             share = p[entry] / np.bincount(place, p[entry])[place]
             counts = np.bincount(entry, share, len(known))
             p = counts / np.bincount(s_of, counts)[s_of]
@@ -177,13 +217,15 @@ class WordTable:
 
     def translate(self, source):
         """A text, word by word."""
-        return sentence(self.table.get(word, word) for word in words(source))
+        return sentence(self.table.get(word, word) for word in words(_require_text("source", source)))
 
 
 class Nearest:
     """The translation of the training source that shares the most words and pairs of words, rare ones counting more."""
 
     def __init__(self, pairs):
+        if not _require_pairs(pairs):
+            raise ValueError("pairs must hold at least one pair, got none")
         self.targets, postings = [target for _, target in pairs], collections.defaultdict(list)
         for i, (source, _) in enumerate(pairs):
             for feature in self._features(source):
@@ -197,7 +239,7 @@ class Nearest:
     def translate(self, source):
         """The target of the pair whose source is most like this one: shared weight against that of both (Dice)."""
         shared, mine = np.zeros(len(self.targets)), 0.0
-        for f in self._features(source):
+        for f in self._features(_require_text("source", source)):
             mine += self.weight.get(f, 0.0)
             if f in self.postings:
                 shared[self.postings[f]] += self.weight[f]
@@ -218,7 +260,8 @@ def bleu(translations, references):
     ModuleNotFoundError, which says what to install, where sacrebleu is missing; ValueError unless both lists are of one
     length, at least one.
     """
-    if len(translations) != len(references) or not references:
+    _require_texts("translations", translations)
+    if len(translations) != len(_require_texts("references", references)) or not references:
         raise ValueError(
             f"translations must be as many as references, at least one, got {len(translations)} and {len(references)}"
         )

@@ -7,7 +7,8 @@ over the whole prefix: what is maximised is the probability that the trained mod
 import torch
 
 from reformer_ref.generation.options import check_beams
-from reformer_ref.tensors import evaluating
+from reformer_ref.tensors import evaluating, require_padding_mask
+from reformer_ref.validate import shown
 
 
 def beam_search(
@@ -22,17 +23,22 @@ def beam_search(
     finished. beams=1 is greedy. check_stop: called before every step. The model's stored rotations are used, dropout
     never. ValueError or TypeError for arguments that do not fit.
     """
+    if not hasattr(model, "decoder_config"):
+        raise TypeError(f"model must be a ReformerEncoderDecoder, got {type(model).__name__}")
     vocab_size, longest = model.decoder_config.vocab_size, model.decoder_config.max_length
     check_beams(vocab_size, start, end, max_new_tokens, beams, length_penalty)
     if max_new_tokens > longest:
         raise ValueError(f"max_new_tokens must be at most max_length = {longest}, got {max_new_tokens}")
+    if not callable(check_stop):
+        raise TypeError(f"check_stop must be a function, got {shown(check_stop)}")
     with evaluating(model):
         memory = model.encode(source, source_padding_mask)
+        whole_mask = require_padding_mask(source_padding_mask, source.shape, source.device)
         search = _Search(len(source), beams, start, end, max_new_tokens, length_penalty, source.device)
         while search.going:
             check_stop()
             rows = search.alive.repeat_interleave(beams)
-            mask = None if source_padding_mask is None else source_padding_mask[rows]
+            mask = None if whole_mask is None else whole_mask[rows]
             logits = model.decode(search.prefixes.flatten(0, 1), memory[rows], mask)[:, -1]
             search.extend(torch.log_softmax(logits.double(), -1))
     return search.best

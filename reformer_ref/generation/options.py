@@ -16,6 +16,7 @@ def check_sampling(temperature=1.0, top_k=None, top_p=None):
 
 def check_beams(vocab_size, start, end, max_new_tokens, beams=1, length_penalty=0.0):
     """Raise TypeError or ValueError unless start and end are two tokens, and the counts ≥ 1, length_penalty ≥ 0."""
+    require_int("vocab_size", vocab_size, 2)
     for name, token in (("start", start), ("end", end)):
         require_int(name, token, 0, vocab_size - 1)
     if start == end:

@@ -99,12 +99,14 @@ def beam_search(log_probabilities, vocab_size, start, end, max_new_tokens, beams
     2016, equation 14; the first found on a tie). beams=1 is greedy. ValueError or TypeError as ``check_beams``.
     """
     check_beams(vocab_size, start, end, max_new_tokens, beams, length_penalty)
+    if not callable(log_probabilities):
+        raise TypeError(f"log_probabilities must be a function, got {type(log_probabilities).__name__}")
     living, finished = [((start,), 0.0)], []
     for n in range(1, max_new_tokens + 1):
         grown = [
             ((*prefix, token), score + more)
             for prefix, score in living
-            for token, more in enumerate(log_probabilities(prefix))
+            for token, more in enumerate(_of_next(log_probabilities(prefix), vocab_size))
             if more > -np.inf
         ]
         grown.sort(key=lambda one: -one[1])  # stable
@@ -116,6 +118,15 @@ def beam_search(log_probabilities, vocab_size, start, end, max_new_tokens, beams
         finished = finished or [(living[0][0][1:], living[0][1], max_new_tokens)]
     scored = [(tokens, score / ((5 + n) / 6) ** length_penalty) for tokens, score, n in finished]
     return max(scored, key=lambda one: one[1])
+
+
+def _of_next(log_p, vocab_size):
+    """What a function says of the next token, as float64 (vocab_size,); −∞ is allowed."""
+    log_p = as_floats("log_probabilities", log_p, bounded=False)
+    require_shape("log_probabilities", log_p, (vocab_size,), "(vocab_size,)")
+    if not (log_p < np.inf).all():  # NaN or +∞
+        raise ValueError("log_probabilities must give numbers below infinity, got NaN or infinity")
+    return log_p
 
 
 def _logits(logits):

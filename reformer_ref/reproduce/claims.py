@@ -9,6 +9,8 @@ NAMES = (
     "long_text", "images", "fashion", "translation",
 )  # fmt: skip
 
+OWN_DATA = ("counts", "figure3", "figure4", "figure5_depth", "long_text", "images", "fashion", "translation")  # --data
+
 
 def claim(name):
     """The module of a claim. ValueError for other names."""

@@ -49,12 +49,14 @@ def run_reproduce(args):
         print(listing(args.out or FIGURES))
         return 0
     from reformer_ref.processes import StopRequest
-    from reformer_ref.record import usable_cores
-    from reformer_ref.reproduce.claims import claim
+    from reformer_ref.record import require_place, usable_cores
+    from reformer_ref.reproduce.claims import OWN_DATA, claim
     from reformer_ref.reproduce.experiment import planned, read_config
     from reformer_ref.validate import require_int
 
     module, config = claim(args.name), read_config(args.name, args.smoke, args.seeds)
+    if args.data is not None and args.name not in OWN_DATA:
+        raise ValueError(f"--data has no meaning for {args.name}, only for {', '.join(OWN_DATA)}")
     runs = planned(module, config, args.data)
     jobs = min(require_int("--jobs", args.jobs, 1, 256), len(runs))
     if config.get("alone") and jobs > 1:
@@ -63,9 +65,13 @@ def run_reproduce(args):
     args.threads = default if args.threads is None else require_int("--threads", args.threads, 1, 4096)
     folder = (args.runs or (Path("runs/smoke") if args.smoke else RUNS)) / args.name
     wanted = [name for name in runs if not args.only or _is_named(name, args.only, runs)]
-    if not wanted:
-        raise ValueError(f"--only {' '.join(args.only)}: {args.name} has the runs {', '.join(runs)}")
+    for word in args.only or ():
+        if not any(_is_named(name, [word], runs) for name in runs):
+            raise ValueError(f"--only {word}: {args.name} has the runs {', '.join(runs)}")
     work = _Work(args, module, config, runs, folder)
+    if not args.no_record:  # say now what cannot be written or read, not after hours of training
+        require_place("--out", work.out / f"{args.name}.json")
+        work.finished()
     with StopRequest(lambda line: print(f"\n{line}", flush=True)) as stop:
         failed = work.here(wanted, stop) if jobs == 1 else work.side_by_side(wanted, jobs, stop)
     if failed is None:
@@ -150,14 +156,20 @@ class _Work:
         with open(self.folder / name / LOG, "ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
+    def finished(self):
+        """What the finished sub-runs left; ValueError if something is damaged or was run with other settings."""
+        from reformer_ref.reproduce.experiment import finished
+
+        found = [finished(self.folder / name, settings) for name, settings in self.runs.items()]
+        return [result for result in found if result is not None]
+
     def record(self):
         """Write the record of what is finished; the dict, None if that is nothing or no record is wanted."""
         from reformer_ref import record
-        from reformer_ref.reproduce.experiment import finished, make_record
+        from reformer_ref.reproduce.experiment import make_record
 
-        found = [finished(self.folder / name, settings) for name, settings in self.runs.items()]
-        done = [result for result in found if result is not None]
-        if self.args.no_record or not done:
+        done = [] if self.args.no_record else self.finished()
+        if not done:
             return None
         a = self.args
         data = make_record(a.name, self.module, self.config, self.runs, done, a.command, a.threads, a.smoke)
@@ -184,8 +196,8 @@ class _Work:
         self.say(f"written {self.out / self.args.name}.json ({data['minutes']} minutes in all)")
 
     def say(self, line):
-        """A line on stdout, at once."""
-        print(line, flush=True)
+        """A line on stdout, at once; "?" for what a file's name may have and UTF-8 cannot."""
+        print(line.encode("utf-8", "replace").decode("utf-8"), flush=True)
 
 
 def write_page():

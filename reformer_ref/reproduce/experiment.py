@@ -13,16 +13,21 @@ from its checkpoint. So a claim can be stopped or killed at any moment and start
 """
 
 import hashlib
+import itertools
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reformer_ref.files import write_json
-from reformer_ref.validate import require_int, shown
+from reformer_ref.files import as_path, open_regular, write_json
+from reformer_ref.reproduce.claims import NAMES
+from reformer_ref.validate import UNCLEAR, require_bool, require_choice, require_int, shown
 
 CONFIGS = Path(__file__).with_name("configs")
 RESULT = "result.json"
+MOST_FILES = 100_000  # in a folder of the user's data
+MOST_BYTES = 1 << 30  # of a result or a record
 
 
 class Interrupted(RuntimeError):
@@ -50,12 +55,16 @@ class Context:
 
     def train(self, model, batch_at, held_out, options, about=None, weight_of=None):
         """`training.train` in this folder, going on where it was; the `TrainingResult`. Raises `Interrupted`."""
+        from reformer_ref.checkpoint import CheckpointError
         from reformer_ref.training import train
 
-        result = train(
-            model, batch_at, held_out, options, folder=self.folder, resume=True, about=about, weight_of=weight_of,
-            progress=self.progress, should_stop=self.should_stop, report=self.report,
-        )  # fmt: skip
+        try:
+            result = train(
+                model, batch_at, held_out, options, folder=self.folder, resume=True, about=about, weight_of=weight_of,
+                progress=self.progress, should_stop=self.should_stop, report=self.report,
+            )  # fmt: skip
+        except CheckpointError as error:
+            raise ValueError(f"{error}; remove {self.folder} to begin this sub-run again") from error
         self.trained += result.seconds
         if result.interrupted:
             raise Interrupted(f"stopped after {result.steps} steps; go on with the same command ({self.folder})")
@@ -64,12 +73,15 @@ class Context:
 
 def read_config(name, smoke=False, seeds=None):
     """The configuration of a claim: ``configs/NAME.json``, with its smoke version merged in, or with other seeds."""
+    require_choice("name", name, NAMES)
     config = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
-    small = config.pop("smoke", {})
+    small, smoke = config.pop("smoke", {}), require_bool("smoke", smoke)
     config = merged(config, small) if smoke else config
     if seeds is not None:
         if "seeds" not in config:
             raise ValueError(f"--seeds has no meaning for {name}, in which nothing is random")
+        if not isinstance(seeds, (list, tuple)):
+            raise TypeError(f"seeds must be a list of numbers, got {shown(seeds)}")
         config["seeds"] = [require_int("--seeds", seed, 0) for seed in seeds]
         if len(set(config["seeds"])) < len(config["seeds"]) or not config["seeds"]:
             raise ValueError(f"--seeds must be different numbers, at least one, got {shown(list(seeds))}")
@@ -78,6 +90,9 @@ def read_config(name, smoke=False, seeds=None):
 
 def merged(base, changes):
     """``base`` with ``changes``, dict by dict; everything else, lists too, is replaced."""
+    for name, value in (("base", base), ("changes", changes)):
+        if not isinstance(value, dict):
+            raise TypeError(f"{name} must be a dict, got {shown(value)}")
     both = dict(base)
     for key, value in changes.items():
         old = both.get(key)
@@ -88,17 +103,22 @@ def merged(base, changes):
 def planned(module, config, data=None):
     """{name: settings} of all sub-runs; with data of the user's, its name and checksum are part of the settings."""
     runs = module.sub_runs(config)
-    about = None if data is None else {"name": Path(data).name, "sha256": checksum(data)}
+    about = None if data is None else {"name": _printable(as_path("data", data).name), "sha256": checksum(data)}
     return {name: {**settings, "data_given": about} for name, settings in runs.items()}
 
 
 def checksum(path):
     """SHA-256 of a file; of a folder, of the names and sizes of its files. ValueError if there is nothing."""
-    path = Path(path)
+    path = as_path("path", path)
     try:
         if path.is_dir():
-            files = sorted((p.relative_to(path).as_posix(), p.stat().st_size) for p in path.rglob("*") if p.is_file())
+            found = list(itertools.islice(path.rglob("*"), MOST_FILES + 1))
+            if len(found) > MOST_FILES:
+                raise ValueError(f"--data {path} must hold at most {MOST_FILES:,} files")
+            files = sorted((p.relative_to(path).as_posix(), p.stat().st_size) for p in found if p.is_file())
             return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        if path.exists() and not path.is_file():
+            raise ValueError(f"--data {path} must be a file or a folder, it is a pipe or a device")
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -107,17 +127,64 @@ def checksum(path):
 
 def finished(folder, settings):
     """What a finished sub-run left in its folder, or None. ValueError if that was a run of other settings."""
-    path = Path(folder) / RESULT
-    if not path.is_file():
+    path = as_path("folder", folder) / RESULT
+    try:
+        wanted = json.loads(json.dumps(settings))
+    except UNCLEAR:
+        raise TypeError(f"settings must be JSON values, got {shown(settings)}") from None
+    if not os.path.lexists(path):
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored["settings"] != json.loads(json.dumps(settings)):
+    stored = read_object(path, {"name": str, "seconds": is_time, "settings": dict, "result": dict})
+    if stored["settings"] != wanted:
         raise ValueError(f"{path} is of a run with other settings; give another folder (--runs), or remove that one")
     return stored
 
 
+def read_object(path, keys, equal=()):
+    """The dict in a JSON file; ValueError, with what to do, if it is damaged.
+
+    keys: {name: type, or function that says yes or no} that must be there; equal: {name: value} that must be.
+    """
+    path = as_path("path", path)
+    try:
+        with open_regular(os.path.realpath(path), MOST_BYTES) as file:
+            found = json.loads(file.read(), parse_constant=_refuse_constant)
+        if not isinstance(found, dict):
+            raise TypeError("it holds no object")
+        wrong = [
+            key for key, kind in keys.items()
+            if not (isinstance(found[key], kind) if isinstance(kind, type) else kind(found[key]))
+        ]  # fmt: skip
+        wrong += [key for key, value in dict(equal).items() if found[key] != value]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UNCLEAR as error:
+        wrong = [f"{type(error).__name__}: {error}"]
+    if wrong:
+        raise ValueError(f"{path} is damaged ({shown(', '.join(wrong))}); remove it and run the same command again")
+    return found
+
+
+def is_time(value):
+    """Whether this is a number that seconds or minutes can be."""
+    return isinstance(value, (int, float)) and 0.0 <= value < 1e12
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+def _printable(text):
+    """The text without what UTF-8 cannot hold: a file's name may have it, a record cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def run_here(module, name, settings, context):
     """Run one sub-run in this process, unless it is finished: what it left, with name, seconds, settings, result."""
+    if not isinstance(context, Context):
+        raise TypeError(f"context must be a Context, got {type(context).__name__}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a sub-run, got {shown(name)}")
     done = finished(context.folder, settings)
     if done is not None:
         return done
@@ -136,7 +203,8 @@ class _Spent:
 
     def __init__(self, folder):
         self.path, self.begun = folder / "seconds.json", time.perf_counter()
-        self.before = json.loads(self.path.read_text())["seconds"] if self.path.is_file() else 0.0
+        there = os.path.lexists(self.path)
+        self.before = read_object(self.path, {"seconds": is_time})["seconds"] if there else 0.0
 
     @property
     def total(self):
@@ -157,8 +225,14 @@ def make_record(name, module, config, runs, done, command, threads, smoke):
     from reformer_ref import record
 
     missing = [run for run in runs if run not in {d["name"] for d in done}]
+    about = record.about(_printable(command), threads)
+    try:
+        summary = module.summarise(config, {d["name"]: d["result"] for d in done})
+    except UNCLEAR as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"a {RESULT} of {name} is damaged, or of another version ({what}); remove it") from error
     return {
-        **record.about(command, threads), "claim": name, "smoke": smoke, "complete": not missing, "missing": missing,
+        **about, "claim": name, "smoke": smoke, "complete": not missing, "missing": missing,
         "minutes": round(sum(d["seconds"] for d in done) / 60.0, 2), "config": config, "runs": done,
-        **module.summarise(config, {d["name"]: d["result"] for d in done}),
+        **summary,
     }  # fmt: skip

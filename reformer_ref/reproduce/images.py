@@ -13,6 +13,7 @@ from pathlib import Path
 from reformer_ref.reproduce.given import data_name
 from reformer_ref.reproduce.image_record import BASELINE, packed
 from reformer_ref.reproduce.table import spread
+from reformer_ref.validate import require_int
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FRESH = 10**6  # step of the letters that count for the baseline and of the held-out ones: no training step uses it
@@ -139,11 +140,19 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
     import torch
 
     from reformer_ref.data import images
-    from reformer_ref.generation.pytorch import Decoder, Recomputer, sample_token, why_not
+    from reformer_ref.generation.options import check_sampling
+    from reformer_ref.generation.pytorch import MOST_ROWS, Decoder, Recomputer, sample_token, why_not
+    from reformer_ref.model.pytorch import ReformerLM
 
+    tokens, targets = map(torch.from_numpy, images.to_tokens(given, "given"))
+    require_int("samples", samples, 1, MOST_ROWS // len(given))
     (n, height, width), half = given.shape, given.shape[1] // 2 * given.shape[2]
+    check_sampling(temperature)
+    if not isinstance(model, ReformerLM) or model.config.vocab_size > 256:
+        raise TypeError("model must be a ReformerLM of at most 256 levels of grey")
+    if height * width > model.config.max_length:
+        raise ValueError(f"given must be images of at most max_length = {model.config.max_length} pixels")
     decoder = Recomputer(model) if why_not(model.config) else Decoder(model, capacity=height * width)
-    tokens, targets = map(torch.from_numpy, images.to_tokens(given))
     out = targets.repeat_interleave(samples, 0)  # (n · samples, height · width)
     logits = decoder.prefill(tokens[:, : half + 1]).repeat_interleave(samples, 0)
     decoder.repeat(samples)

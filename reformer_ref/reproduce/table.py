@@ -4,37 +4,53 @@ Every figure of ours is read from a record; nothing here is typed in by hand.
 """
 
 import html
-import json
+import os
 from pathlib import Path
 
 from reformer_ref.drawing import Html
+from reformer_ref.files import as_path
 from reformer_ref.reproduce.claims import NAMES, claim
-from reformer_ref.reproduce.experiment import read_config
+from reformer_ref.reproduce.experiment import is_time, read_config, read_object
+from reformer_ref.validate import UNCLEAR, clear_errors, require_choice, require_int, shown
 
 DATA = Path(__file__).resolve().parents[2] / "figures" / "data"
 HEAD = ("claim", "paper", "ours", "how", "command", "minutes")
+KEYS = {
+    "claim": str, "date": str, "minutes": is_time, "complete": bool, "missing": list, "config": dict, "runs": list,
+}  # fmt: skip
 HOW = ("measured", "counted", "predicted", "computed")
 
 
 def stored(name, folder=DATA):
-    """The record ``folder/NAME.json`` of a claim, or None if it has not been run."""
-    path = Path(folder) / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The record ``folder/NAME.json`` of a claim, or None if it has not been run. ValueError if it is damaged."""
+    path = as_path("folder", folder) / f"{require_choice('name', name, NAMES)}.json"
+    return read_object(path, KEYS, {"claim": name}) if os.path.lexists(path) else None
 
 
 def table_rows(folder=DATA, names=NAMES):
     """All rows of the table: dicts with the keys of HEAD. A claim without a record has one, which says so."""
     rows = []
-    for name in names:
+    for name in _require_names(names):
         config, record, command = read_config(name), stored(name, folder), f"reformer-ref reproduce {name}"
         if record is None:
             row = {"claim": config["about"], "paper": "", "ours": "not run yet", "how": config["how"]}
             rows.append({**row, "command": command, "minutes": f"{config['minutes']} (predicted)"})
             continue
         minutes = f"{record['minutes']:.3g}" + ("" if record["complete"] else " so far")
-        for row in claim(name).rows(record):
+        try:
+            ours = claim(name).rows(record)
+        except UNCLEAR as error:
+            path = Path(folder) / f"{name}.json"
+            raise ValueError(f"{path} is damaged, or of another version: {type(error).__name__}: {error}") from error
+        for row in ours:
             rows.append({**row, "command": command, "minutes": minutes})
     return rows
+
+
+def _require_names(names):
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"names must be a list of names of claims, got {shown(names)}")
+    return names
 
 
 def claims_table(folder=DATA, names=NAMES):
@@ -55,7 +71,7 @@ def claims_markdown(folder=DATA, names=NAMES):
         "what was counted for something that was not run. Several seeds: mean (least – most). Minutes: of all sub-runs",
         "together; `--jobs 2` runs two side by side.",
     ]  # fmt: skip
-    for name in names:
+    for name in _require_names(names):
         rows = table_rows(folder, (name,))
         about = f"`{rows[0]['command']}` · minutes: {rows[0]['minutes']}"
         lines += ["", f"## {read_config(name)['about']}", "", about, "", "| claim | paper | ours | how |"]
@@ -69,14 +85,17 @@ def show(name, number=0, folder=DATA):
 
     number: which of its pictures. Meant as the last value of a notebook's cell.
     """
+    require_int("number", number, minimum=0)
     record = stored(name, folder)
     if record is None:
         config = read_config(name)
         told = f"Not recorded here yet: {config['about']}. About {config['minutes']} minutes:"
         return Html(f"<p>{html.escape(told)} <code>reformer-ref reproduce {name}</code></p>")
-    return list(claim(name).pictures(record).values())[number]()
+    pictures = list(claim(name).pictures(record).values())
+    return pictures[require_int("number", number, 0, len(pictures) - 1)]()
 
 
+@clear_errors
 def as_text(rows):
     """Rows as lines of text: claim, the paper's figure, ours."""
     width = max((len(row["claim"]) for row in rows), default=0)
@@ -84,11 +103,13 @@ def as_text(rows):
     return "\n".join(lines)
 
 
+@clear_errors
 def percent(share):
     """A share as a percentage with one decimal: 0.9987 -> "99.9 %"."""
     return f"{100 * share:.1f} %"
 
 
+@clear_errors
 def spread(values, form="{:.1f}"):
     """Mean and, of several values, the smallest and largest: "97.3 (96.1 – 98.0)"."""
     values = [float(value) for value in values]

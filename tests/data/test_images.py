@@ -307,6 +307,25 @@ def test_completions_keep_the_upper_half_and_follow_the_probabilities():
     assert given[:, 2:].max() == 0  # the input is left alone
 
 
+@pytest.mark.parametrize("method", ["probabilities", "bits", "complete"])
+def test_the_table_takes_images_of_its_own_size_alone(method):
+    more = {"seed": 0} if method == "complete" else {}
+    for wrong in (some(height=6, levels=3), some(width=3, levels=3)):
+        with pytest.raises(ValueError, match="images must be of the size"):
+            getattr(images.Neighbours(some(9, levels=3), 3), method)(wrong, **more)
+
+
+@pytest.mark.parametrize(
+    ("points", "ends", "error"),
+    [(np.eye(3), (3,), ValueError), (np.eye(2), (3,), ValueError), (np.eye(2), (), (ValueError, TypeError)),
+     (np.eye(2), (0, 2), ValueError), (np.eye(2) * 1e9, (2,), ValueError), (np.eye(2, dtype=int), (2,), TypeError),
+     (np.full((3, 2), np.nan), (3,), ValueError)],
+)  # fmt: skip
+def test_coverage_refuses(points, ends, error):
+    with pytest.raises(error, match=r"points|ends"):
+        images.coverage(points, ends)
+
+
 def test_compressors_count_every_byte():
     strip = some(3).reshape(-1, 4)
     png = io.BytesIO()

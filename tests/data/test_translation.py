@@ -102,6 +102,30 @@ def test_fitting_counts_start_and_end():
     assert t.fitting(pairs, 6) == pairs
 
 
+@pytest.mark.parametrize("pairs", [None, "ab", [("a",)], [("a", "b", "c")], [("a", None)], [("a", "\ud800")], [3]])
+@pytest.mark.parametrize(
+    "function",
+    [
+        t.padded,
+        t.WordTable,
+        t.Nearest,
+        lambda p: t.split(p, 1),
+        lambda p: t.Batches(p, 1, 0),
+        lambda p: t.fitting(p, 9),
+    ],
+)
+def test_what_is_no_pairs_is_refused(function, pairs):
+    with pytest.raises((TypeError, ValueError), match="pairs"):
+        function(pairs)
+
+
+def test_tokens_are_numbers_in_a_row():
+    assert t.to_text([]) == ""
+    for wrong in ([-1], [[97]], [1.5], None):
+        with pytest.raises((TypeError, ValueError), match="tokens"):
+            t.to_text(wrong)
+
+
 def test_padding_is_masked():
     pairs = [("ab", "xyz"), ("a", "ü")]
     source, target, source_mask, target_mask = t.padded(pairs)

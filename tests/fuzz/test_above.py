@@ -130,6 +130,12 @@ def report():
     return {"asked": asked, "peak": entry(), "depth": depth, "length": lengths}
 
 
+def operations_of(a, b):
+    with counting.Operations() as operations:
+        torch.nn.functional.linear(a @ b, torch.ones(5, 4))
+    return operations.count
+
+
 METRICS = {
     "command": "reformer-ref train", "text": "a text", "held_out_bits_per_byte": {"zlib": 3.2, "unigram": 4.8},
     "curve": [{"step": 1, "bits": 7.0}], "evaluations": [{"step": 0, "bits": 8.0}],
@@ -172,6 +178,7 @@ OPTIONS = {
        for f in ("huggingface.carry_over", "pytorch.ReformerLM.from_huggingface")},
     "planner.longest": {"keep": ("peak_bytes",)},  # from a prediction
     "model.huggingface_files.read_pretrained": {"words": ("config.json",)},
+    "counting.Operations": {"also": (RuntimeError, TypeError, ValueError, NotImplementedError)},  # PyTorch's own
     "memory.measure_peak": {"keep": ("fn",), "also": (RuntimeError,)}, "memory.count_peak": {"keep": ("fn",)},
     "generation.pytorch.generate": {"keep": ("on_token",)},
     }  # fmt: skip
@@ -380,6 +387,10 @@ add(
     progress=False,
 )
 add("generation.options.check_sampling", generation_options.check_sampling, **sampling)
+beams = {"vocab_size": 7, "start": 0, "end": 1, "max_new_tokens": 3, "beams": 2, "length_penalty": 0.6}
+add("generation.options.check_beams", generation_options.check_beams, **beams)
+add("generation.spec.beam_search", generation_spec.beam_search,
+    log_probabilities=lambda prefix: np.log(np.where(np.arange(7) == len(prefix) % 2, 0.4, 0.1)), **beams)  # fmt: skip
 add("generation.options.require_strict", generation_options.require_strict, options=lsh)
 add("generation.options.require_decodable", generation_options.require_decodable, options=local)
 add("generation.options.depends_on_length", generation_options.depends_on_length, options=local)
@@ -428,6 +439,7 @@ add(
 add("memory.lengthened", memory.lengthened, config=CONFIG, length=40)
 add("counting.Counter", counting.Counter, on="cpu")
 add("counting.as_device", counting.as_device, name="on", device="cpu")
+add("counting.Operations", operations_of, a=x(2, 3), b=x(3, 4))
 add("counting.tensors_in", lambda value: list(counting.tensors_in(value)), value=[x(2), {"a": x(1)}])
 add("planner.format_bytes", planner.format_bytes, n=16384)
 add("planner.parse_bytes", planner.parse_bytes, text="16GB")
@@ -762,10 +774,12 @@ WHY = {
     "takes the parsed command line: see test_command_line.py": """planner.add_memory_arguments planner.run_memory
         bench.add_bench_arguments bench.run_bench bench.main million.add_million_arguments million.run_million
         million.million_config million.train benchmarks.run.run benchmarks.decoding.run benchmarks.gpu.main""",
-    "takes no arguments": """record.versions record.usable_cores record.peak_rss data.text.shakespeare figures.computed
-        figures.recorded explorers.reconstruction.ProductCounter benchmarks.decoding.random_tokens
+    "takes no arguments": """record.versions record.usable_cores record.peak_rss data.text.shakespeare figures.claims
+        figures.computed figures.recorded explorers.reconstruction.ProductCounter benchmarks.decoding.random_tokens
         benchmarks.worker.main""",
     "draws or predicts everything there is, for minutes": "figures.draw_all explorers.memory.write_points",
+    "draws what `computed` and `recorded` return": "figures.draw",
+    "is made by a Trunk, of blocks that it makes itself": "model.pytorch.ResidualStack",
     "is a str": "drawing.Html",
     "is one division": "data.text.bits",
     "starts a kernel; it reads its notebook by notebooks.read": "notebooks.run",

@@ -24,6 +24,8 @@ from benchmarks import run as bench_run
 from reformer_ref import cli, figures, million, notebooks, planner, processes, training
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
+from reformer_ref.reproduce import command as reproduce
+from reformer_ref.reproduce import figure5_depth
 from tests.fuzz.harness import CASES, SEED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,13 +75,30 @@ COMMANDS = {  # valid options; None: a flag
         "": "attention", "--lengths": "128", "--rounds": "1", "--depths": "1", "--only": "ours", "--repeats": "1",
         "--threads": "1", "--limit": "10", "--out": "new",
     },
+    "reproduce": {
+        "": "figure5_depth", "--seeds": "0", "--only": "layers1", "--data": "text.txt", "--jobs": "1", "--threads": "1",
+        "--runs": "new", "--out": "out",
+    },
     "figures": {"--run": "run", "--out": "new"},
     "walkthrough": {"--notebooks": "notebooks", "--only": "00", "--out": "new"},
 }  # fmt: skip
 FLAGS = {"generate": ["--no-cache"], "memory": ["--no-reversible"], "million": ["--repeat-text", "--loss-after"],
-         "bench": ["--quick"], "walkthrough": ["--store"], "train": ["--resume"]}  # fmt: skip
+         "bench": ["--quick"], "walkthrough": ["--store"], "train": ["--resume"],
+         "reproduce": ["--smoke", "--no-progress", "--no-record", "--list", "--table"]}  # fmt: skip
 TEXT = b"the quick brown fox jumps over the lazy dog. " * 60
 NOTEBOOK = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+OF_FILES = (
+    "--text",
+    "--out",
+    "--config",
+    "--checkpoint",
+    "--plot",
+    "--json",
+    "--run",
+    "--notebooks",
+    "--data",
+    "--runs",
+)
 NEVER = {"--threads": {"64", "1000000"}}  # values that would change the machine more than a test may
 
 
@@ -146,7 +165,7 @@ def _nothing_long(monkeypatch, place):
     )
     for module, name in (
         (training, "train"), (million, "train"), (bench_run, "measure"), (decoding, "ours"), (notebooks, "run"),
-        (figures, "draw_all"),
+        (figures, "draw_all"), (figure5_depth, "run"), (reproduce._Work, "start"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, begin)
     monkeypatch.setattr(planner, "answer", begin)
@@ -186,8 +205,7 @@ def command_line(draw, command):
     words = [w for w in (*WORDS, *FILES) if "\0" not in w]
     flags = draw(st.lists(st.sampled_from(FLAGS.get(command, [""])), max_size=1))
     for name in draw(st.permutations(sorted(options)))[: draw(st.sampled_from([1, 1, 1, 2, 2, 0]))]:
-        files = name in ("--text", "--out", "--config", "--checkpoint", "--plot", "--json", "--run", "--notebooks")
-        likely = FILES if files else NUMERALS if (options[name] or "0")[0].isdigit() else WORDS
+        likely = FILES if name in OF_FILES else NUMERALS if (options[name] or "0")[0].isdigit() else WORDS
         good = [w for w in (likely if draw(st.integers(0, 3)) else words) if w not in NEVER.get(name, ())]
         options[name] = draw(st.sampled_from(good))
     line = [w for name, value in options.items() if value is not None for w in ([name] if name else []) + [value]]
@@ -223,12 +241,7 @@ def test_what_is_right_is_accepted(command, capfd):
     assert code == (0 if command == "generate" else "began"), err
 
 
-FILE_OPTIONS = [
-    (command, name)
-    for command, options in COMMANDS.items()
-    for name in options
-    if name in ("--text", "--out", "--config", "--checkpoint", "--plot", "--json", "--run", "--notebooks")
-]
+FILE_OPTIONS = [(command, name) for command, options in COMMANDS.items() for name in options if name in OF_FILES]
 
 
 @pytest.mark.parametrize(("command", "option"), FILE_OPTIONS, ids=lambda x: x)
@@ -276,6 +289,7 @@ def test_a_locked_file_is_refused(capfd):
         ["figures", "--run", "run"],
         ["walkthrough", "--notebooks", "empty"],
         ["bench", "attention", "--lengths", "100"],
+        ["reproduce", "figure3", "--data", "/dev/zero"],
         ["dance\nwith me"],
     ],
     ids=lambda argv: ascii(" ".join(argv))[:40],

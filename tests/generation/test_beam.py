@@ -251,6 +251,21 @@ def test_a_stop_is_asked_for_before_every_step():
         beam.beam_search(model, SOURCES, MASK, start=START, end=END, max_new_tokens=7, check_stop=stop)
 
 
+def test_a_mask_for_all_sources_is_one_for_each():
+    model, how = model_of(), {"start": START, "end": END, "max_new_tokens": 6, "beams": 2}
+    mask = torch.tensor([True, True, False, True, False])
+    want = beam.beam_search(model, SOURCES, mask.expand(SOURCES.shape), **how)
+    for one, two in zip(beam.beam_search(model, SOURCES, mask, **how), want, strict=True):
+        assert torch.equal(one[0], two[0])
+        assert one[1] == two[1]
+
+
+@pytest.mark.parametrize("found", [None, np.zeros(3), [math.nan] * VOCAB, [math.inf] * VOCAB, ["a"] * VOCAB])
+def test_the_definition_refuses_what_is_no_log_probabilities(found):
+    with pytest.raises((TypeError, ValueError), match="log_probabilities"):
+        spec.beam_search(lambda prefix: found, VOCAB, START, END, 4)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [({"start": 4}, ValueError, "start"), ({"end": -1}, ValueError, "end"), ({"end": START}, ValueError, "different"),

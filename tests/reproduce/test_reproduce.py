@@ -1,7 +1,11 @@
 """Every claim in its smoke version, stopped and gone on with; the table, and the records that it is made from."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from reformer_ref.cli import build_parser, main
 from reformer_ref.compare import relative_error
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.reproduce import table
+from reformer_ref.reproduce import experiment, table
 from reformer_ref.reproduce.attention_names import carried_over, with_attention
 from reformer_ref.reproduce.claims import NAMES, claim
 from reformer_ref.reproduce.command import FIGURES, LOG, PAGE
@@ -297,3 +301,142 @@ def test_ordinary_attention_takes_its_keys_from_the_queries():
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match="attention must be"):
         with_attention(small_model("full")[1], name)
+
+
+# What is damaged, in the way, or asked for by mistake: told in a line, before the work, and nothing is lost
+
+ROOT = Path(__file__).resolve().parents[2]
+EMPTY, CUT, OTHER = b"", b'{"name": "layers1-seed0", "seco', b"[1, 2]"
+
+
+@pytest.mark.parametrize(
+    "content", [EMPTY, CUT, OTHER, b"\0\xff", b'{"seconds": NaN}', b'{"seconds": -1}', b"[" * 10**5], ids=range(7)
+)
+@pytest.mark.parametrize("file", ["result.json", "seconds.json"])
+def test_damaged_files_of_a_sub_run_are_named(file, content, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(claim("figure5_depth"), "run", None)
+    folder = tmp_path / "figure5_depth" / "layers1-seed0"
+    folder.mkdir(parents=True)
+    (folder / file).write_bytes(content)
+    assert smoke("figure5_depth", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / file} is damaged" in error
+    assert "remove it" in error
+    assert error.count("\n") == 1
+    assert (folder / file).read_bytes() == content
+
+
+def test_damaged_checkpoints_and_results_of_another_form_are_told(tmp_path, capsys):
+    assert smoke("figure5_depth", tmp_path, "--only", "layers1") == 0
+    folder = tmp_path / "figure5_depth" / "layers1-seed0"
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "result": {}}))
+    assert smoke("figure5_depth", tmp_path, "--only", "layers1") == 2
+    assert "a result.json of figure5_depth is damaged" in capsys.readouterr().err
+    (folder / "result.json").unlink()
+    (manifest,) = (folder / "checkpoints").glob("*.json")
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    assert smoke("figure5_depth", tmp_path, "--only", "layers1") == 2
+    assert f"remove {folder} to begin this sub-run again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [EMPTY, CUT, OTHER, b"{}", b'{"claim": "table2"}'])
+@pytest.mark.parametrize("words", [["--list"], ["--table"]])
+def test_damaged_records_are_named(words, content, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    FIGURES.mkdir(parents=True)
+    (FIGURES / "table2.json").write_bytes(content)
+    assert main(["reproduce", *words]) == 2
+    assert f"{FIGURES / 'table2.json'} is damaged" in capsys.readouterr().err
+    assert not PAGE.exists()
+
+
+def test_a_record_without_what_its_table_needs_is_named(tmp_path):
+    head = {"claim": "table2", "date": "2026-01-02", "minutes": 1.0, "complete": True, "missing": [], "runs": []}
+    (tmp_path / "table2.json").write_text(json.dumps({**head, "config": {}}))
+    with pytest.raises(ValueError, match=r"table2.json is damaged, or of another version: KeyError"):
+        table.table_rows(tmp_path, ("table2",))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["figure5_depth", "--only", "layers1", "xyz"], "--only xyz"), (["table2", "--data", "here"], "no meaning"),
+     (["figure3", "--data", "/dev/zero"], "a pipe or a device"), (["figure3", "--data", "pipe"], "a pipe or a device"),
+     (["figure3", "--out", "here"], "--out 'here/figure3.json' cannot be written")],
+)  # fmt: skip
+def test_mistakes_are_told_before_the_work(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").write_bytes(b"a file")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(claim(words[0]), "run", None)
+    assert main(["reproduce", *words, "--smoke", "--runs", str(tmp_path / "runs")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folders_of_too_many_files_are_refused(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).touch()
+    assert len(experiment.checksum(tmp_path)) == 64
+    monkeypatch.setattr(experiment, "MOST_FILES", 2)
+    with pytest.raises(ValueError, match="at most 2 files"):
+        experiment.checksum(tmp_path)
+
+
+def test_other_settings_are_told_before_another_sub_run_is_run(tmp_path, capsys, monkeypatch):
+    assert smoke("figure5_depth", tmp_path, "--only", "layers1") == 0
+    text = tmp_path / "text"
+    text.write_bytes(b"a text of one's own, " * 99)
+    monkeypatch.setattr(claim("figure5_depth"), "run", None)
+    assert smoke("figure5_depth", tmp_path, "--only", "layers2", "--data", str(text)) == 2
+    assert "of a run with other settings" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_are_recorded_and_printed(tmp_path):
+    name = os.fsdecode(b"t\xffxt")
+    (tmp_path / name).write_bytes(b"a text of one's own, " * 99)
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "reformer_ref", "reproduce", "figure5_depth", "--smoke", "--no-progress", "--only",
+             "layers1", "--runs", str(tmp_path / name) + "s", "--data", str(tmp_path / name)]  # fmt: skip
+    words = list(map(os.fsencode, words))
+    done = subprocess.run(words, cwd=ROOT, env=strict, capture_output=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    record = json.loads((tmp_path / f"{name}s" / "figure5_depth" / "figure5_depth.json").read_text(encoding="utf-8"))
+    assert record["runs"][0]["settings"]["data_given"]["name"] == "t?xt"
+    assert b"written" in done.stdout
+
+
+KILLED_AT_STEP_5 = """
+import os, signal, sys
+from reformer_ref.cli import main
+from reformer_ref.reproduce import experiment
+
+real, asked = experiment.read_config, iter(range(10**6))
+experiment.read_config = lambda *how: experiment.merged(real(*how), {"training": {"steps": 8, "checkpoint_every": 2}})
+if "kill" in sys.argv:
+    train = experiment.Context.train
+    def killed(self, *how, **more):
+        self.should_stop = lambda: next(asked) == 5 and os.kill(os.getpid(), signal.SIGKILL)
+        return train(self, *how, **more)
+    experiment.Context.train = killed
+words = "reproduce figure5_depth --smoke --no-progress --threads 1 --runs".split()
+sys.exit(main([*words, sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_started_again_is_the_same(tmp_path):
+    def start(folder, *more):
+        words = [sys.executable, "-c", KILLED_AT_STEP_5, str(tmp_path / folder), *more]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, timeout=300, check=False)
+
+    assert start("killed", "kill").returncode == -signal.SIGKILL
+    done = start("killed")
+    assert done.returncode == 0
+    assert b"going on after step 4" in done.stdout
+    assert start("whole").returncode == 0
+    timed = ("train_seconds", "seconds_per_step")
+    for one, two in zip(*(record_of("figure5_depth", tmp_path / f)["runs"] for f in ("killed", "whole")), strict=True):
+        assert one["settings"] == two["settings"]
+        assert {k: v for k, v in one["result"].items() if k not in timed} == {
+            k: v for k, v in two["result"].items() if k not in timed
+        }
