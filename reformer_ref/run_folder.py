@@ -185,7 +185,7 @@ def _lock(file, folder):
     except BlockingIOError:
         file.seek(0)
         who = file.read(200).strip() or "another process"
-        raise ValueError(f"{folder} is in use by {who}; wait for it, or give another folder (--out)") from None
+        raise ValueError(f"{folder} is in use by {who}; wait for it, or give another folder") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
