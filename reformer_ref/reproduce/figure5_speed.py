@@ -126,16 +126,11 @@ def _activations(config, length):
 
 
 def _operations(config, length):
-    import torch
+    import json
 
-    from reformer_ref.counting import Operations
-    from reformer_ref.model.pytorch import ReformerLM
+    from reformer_ref.reproduce.full_size import operations
 
-    with torch.device("meta"):
-        model, tokens = ReformerLM(config), torch.zeros(1, length, dtype=torch.int64)
-    with Operations() as counter:
-        model.loss(tokens).backward()
-    return counter.count
+    return operations({"model": json.loads(config.to_json()), "length": length, "batch": 1})
 
 
 def summarise(config, results):

@@ -18,7 +18,7 @@ HEAD = ("claim", "paper", "ours", "how", "command", "minutes")
 KEYS = {
     "claim": str, "date": str, "minutes": is_time, "complete": bool, "missing": list, "config": dict, "runs": list,
 }  # fmt: skip
-HOW = ("measured", "counted", "predicted", "computed")
+HOW = ("measured", "counted", "predicted")
 
 
 def stored(name, folder=DATA):
@@ -101,12 +101,6 @@ def as_text(rows):
     width = max((len(row["claim"]) for row in rows), default=0)
     lines = (f"{row['claim']:<{width}}  paper: {row['paper']}  ours: {row['ours']} ({row['how']})" for row in rows)
     return "\n".join(lines)
-
-
-@clear_errors
-def percent(share):
-    """A share as a percentage with one decimal: 0.9987 -> "99.9 %"."""
-    return f"{100 * share:.1f} %"
 
 
 @clear_errors

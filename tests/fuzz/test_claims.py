@@ -161,7 +161,6 @@ add("reproduce.table.claims_table", table.claims_table, told=("name",), folder=F
 add("reproduce.table.claims_markdown", table.claims_markdown, told=("name",), folder=FOLDER, names=("table2", "counts"))
 add("reproduce.table.show", table.show, name="table2", number=0, folder=FOLDER)
 add("reproduce.table.as_text", table.as_text, rows=[{"claim": "a", "paper": "1", "ours": "2", "how": "counted"}])
-add("reproduce.table.percent", table.percent, share=0.5)
 add("reproduce.table.spread", table.spread, values=[1.0, 2.0], form="{:.1f}")
 add("reproduce.command.listing", command.listing, folder=FOLDER)
 

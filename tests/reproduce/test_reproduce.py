@@ -197,7 +197,6 @@ def test_figures_are_read_from_the_standard_place():
 def test_numbers_are_written_with_their_spread():
     assert table.spread([97.0]) == "97.0"
     assert table.spread([96.0, 98.0]) == "97.0 (96.0 – 98.0)"
-    assert table.percent(0.9987) == "99.9 %"
     with pytest.raises(ValueError, match="at least one number"):
         table.spread([])
 
