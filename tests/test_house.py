@@ -33,6 +33,7 @@ ABOVE_ROOMS = [
     {"model"},
     {"generation"},
     {"checkpoint", "counting", "memory", "planner", "record", "schedule", "processes", "run_folder", "optimizer"},
+    {"training_run"},
     {"training"},
     {"bench", "million", "train_command"},
     {"measured_plots", "explorers"},

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from reformer_ref import checkpoint, training
+from reformer_ref import checkpoint, training, training_run
 from reformer_ref.data import text
 from reformer_ref.generation.pytorch import generate, sample_token, token_probabilities
 from reformer_ref.lsh_attention.options import LSHOptions
@@ -296,7 +296,7 @@ def test_another_run_is_refused_with_every_difference(tmp_path, monkeypatch):
                  "text.bytes is 7 in the checkpoint and 8 now"):  # fmt: skip
         assert part in str(error.value)
     assert "checkpoint_every" not in str(error.value)
-    monkeypatch.setattr(training, "__version__", "99.0")
+    monkeypatch.setattr(training_run, "__version__", "99.0")
     with pytest.raises(ValueError, match=r"reformer_ref is '.*' in the checkpoint and '99.0' now"):
         run_in(tmp_path / "run", steps=3, about={"text": {"bytes": 7}})
 

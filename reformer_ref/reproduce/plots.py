@@ -206,6 +206,8 @@ def counts(record):
 @styled
 def figure5_speed(record):
     """Seconds per batch of a constant number of tokens, and counted bytes, against the length."""
+    from matplotlib.ticker import LogLocator
+
     picture, numbers, points = Picture(9, 4), {}, record["points"]
     left, right = picture.subplots(1, 2)
     lengths = [point["length"] for point in points]
@@ -221,6 +223,7 @@ def figure5_speed(record):
         ax.set(xscale="log", yscale="log", xlabel="tokens in a sequence", ylabel=ylabel, title=title)
         ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30)
         ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         ax.grid(axis="y", color="0.9")
     picture.legend(loc="outside lower center", ncols=4, fontsize=9)
@@ -250,7 +253,7 @@ def headline(record):
     ax.set(xlabel="GB (10⁹ bytes)", title=f"A training step on {record['config']['length']:,} tokens, peak memory")
     ax.set_xlim(0, 1.15 * max(budget, *values))
     ax.invert_yaxis()
-    ax.legend(loc="lower right")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return picture.tell(
         "Bars: peak memory of one training step on one sequence, measured (plain) and predicted (hatched), against the "
         "announced 16 GB (dashed). The small model has 6 layers and d_model 256, the large one 12 and 512. "
