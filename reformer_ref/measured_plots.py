@@ -62,7 +62,8 @@ def source(*records):
         words = [word for word in words if word != "--no-progress"]
         commands.append(" ".join(word.rpartition("/")[2] for word in words))
         m = record["machine"]
-        machines.append(f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['system']}")
+        threads = f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
+        machines.append(f"{m['cpu']}, {m['cores']} cores, {threads}, {m['system']}")
         dates.append(record["date"][:10])
     commands, machines, dates = (list(dict.fromkeys(texts)) for texts in (commands, machines, dates))
     return f"Measured by “{'”, “'.join(commands)}” on {'; '.join(machines)}; {', '.join(dates)}."

@@ -3,7 +3,8 @@
 Some 130 words of each language, and what makes translating more than looking words up: three genders and four cases,
 strong, weak and mixed endings of adjectives, separable verbs, the verb in second place, at the end of its clause or cut
 in two, *haben* and *sein*, *nicht* and *kein*, time before place. English has its own: *do*, *a* and *an*, two objects
-the other way round. The sentences mean little; the grammar of both sides is right.
+the other way round. The sentences mean little, and the times of two clauses need not fit each other; else the grammar
+of both sides is right.
 """
 
 import numpy as np

@@ -34,7 +34,8 @@ def add_reproduce_arguments(parser):
     add("--jobs", type=int, default=1, help="sub-runs side by side, each in a process of its own")
     add("--threads", type=int, help="CPU threads of each sub-run (default: the cores, divided by the jobs)")
     add("--runs", type=Path, help="folder of the runs (default: runs/reproduce; smoke versions: runs/smoke)")
-    add("--out", type=Path, help="folder of the record (default: figures/data; smoke versions: that of the runs)")
+    what = "folder of the record (default: figures/data; smoke versions, and with --data: that of the runs)"
+    add("--out", type=Path, help=what)
     add("--no-progress", action="store_true", help="no progress bars")
     add("--no-record", action="store_true", help="run, but write neither record nor picture")
     parser.set_defaults(run=run_reproduce, command="reformer-ref reproduce")
@@ -58,16 +59,16 @@ def run_reproduce(args):
     if args.data is not None and args.name not in OWN_DATA:
         raise ValueError(f"--data has no meaning for {args.name}, only for {', '.join(OWN_DATA)}")
     runs = planned(module, config, args.data)
-    jobs = min(require_int("--jobs", args.jobs, 1, 256), len(runs))
+    wanted = [name for name in runs if not args.only or _is_named(name, args.only, runs)]
+    for word in args.only or ():
+        if not any(_is_named(name, [word], runs) for name in runs):
+            raise ValueError(f"--only {word}: {args.name} has the runs {', '.join(runs)}")
+    jobs = min(require_int("--jobs", args.jobs, 1, 256), len(wanted))
     if config.get("alone") and jobs > 1:
         raise ValueError(f"{args.name} measures time or memory of the machine: leave out --jobs")
     default = max(1, usable_cores() // jobs)
     args.threads = default if args.threads is None else require_int("--threads", args.threads, 1, 4096)
     folder = (args.runs or (Path("runs/smoke") if args.smoke else RUNS)) / args.name
-    wanted = [name for name in runs if not args.only or _is_named(name, args.only, runs)]
-    for word in args.only or ():
-        if not any(_is_named(name, [word], runs) for name in runs):
-            raise ValueError(f"--only {word}: {args.name} has the runs {', '.join(runs)}")
     work = _Work(args, module, config, runs, folder)
     if not args.no_record:  # say now what cannot be written or read, not after hours of training
         require_place("--out", work.out / f"{args.name}.json")
@@ -93,7 +94,7 @@ class _Work:
 
     def __init__(self, args, module, config, runs, folder):
         self.args, self.module, self.config, self.runs, self.folder = args, module, config, runs, folder
-        self.out = args.out or (folder if args.smoke else FIGURES)
+        self.out = args.out or (folder if args.smoke or args.data else FIGURES)
 
     def here(self, names, stop):
         """One after the other, in this process: [] when all are done, None after a stop."""
@@ -172,7 +173,7 @@ class _Work:
         if not done:
             return None
         a = self.args
-        data = make_record(a.name, self.module, self.config, self.runs, done, a.command, a.threads, a.smoke)
+        data = make_record(a.name, self.module, self.config, self.runs, done, a.command, a.smoke)
         record.write(self.out / f"{a.name}.json", data)
         return data
 

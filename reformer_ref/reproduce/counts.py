@@ -3,6 +3,7 @@
 import math
 
 from reformer_ref.reproduce import language
+from reformer_ref.reproduce.given import on_given
 
 
 def sub_runs(config):
@@ -63,9 +64,9 @@ def recall(settings, context):
     """
     import torch
 
-    model, config, text, result = language.train(settings, context)
+    model, config, windows, result = language.train(settings, context)
     mass, pairs = dict.fromkeys(settings["rounds"], 0.0), dict.fromkeys(settings["rounds"], 0.0)
-    windows = text["windows"][: settings["data"]["recall_windows"]]
+    windows = windows[: settings["data"]["recall_windows"]]
     for window in windows:
         context.check_stop()
         layers = queries(model, window[None])
@@ -209,7 +210,7 @@ def rows(record):
     if "recall" in record:
         r = record["recall"]
         ours = ", ".join(f"{100 * m:.1f} % in {n} ({100 * r['pairs'][n]:.1f} % of pairs)" for n, m in r["mass"].items())
-        what = "Weight of full attention on keys that LSH attention shows, trained on text"
+        what = f"Weight of full attention on keys that LSH attention shows, trained on text{on_given(record)}"
         paper = "a few keys hold most of the weight; more rounds miss less (section 2)"
         found.append({"claim": what, "paper": paper, "ours": ours + " rounds", "how": "measured"})
     if "reconstruction" in record:

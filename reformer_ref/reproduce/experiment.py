@@ -27,6 +27,7 @@ from reformer_ref.validate import UNCLEAR, require_bool, require_choice, require
 CONFIGS = Path(__file__).with_name("configs")
 RESULT = "result.json"
 MOST_FILES = 100_000  # in a folder of the user's data
+MOST_DATA = 1 << 34  # bytes of such a folder
 MOST_BYTES = 1 << 30  # of a result or a record
 
 
@@ -47,21 +48,22 @@ class Context:
     report: object = print
     should_stop: object = field(default=lambda: False)
     trained: float = 0.0  # seconds in `train`, those before a kill included
+    settings: dict = field(default_factory=dict)  # of the sub-run: what goes on from a checkpoint must share them
 
     def check_stop(self):
         """Raise `Interrupted` if a stop was asked for."""
         if self.should_stop():
             raise Interrupted(f"stopped; go on with the same command ({self.folder})")
 
-    def train(self, model, batch_at, held_out, options, about=None, weight_of=None):
+    def train(self, model, batch_at, held_out, options, weight_of=None):
         """`training.train` in this folder, going on where it was; the `TrainingResult`. Raises `Interrupted`."""
         from reformer_ref.checkpoint import CheckpointError
         from reformer_ref.training import train
 
         try:
             result = train(
-                model, batch_at, held_out, options, folder=self.folder, resume=True, about=about, weight_of=weight_of,
-                progress=self.progress, should_stop=self.should_stop, report=self.report,
+                model, batch_at, held_out, options, folder=self.folder, resume=True, about={"settings": self.settings},
+                weight_of=weight_of, progress=self.progress, should_stop=self.should_stop, report=self.report,
             )  # fmt: skip
         except CheckpointError as error:
             raise ValueError(f"{error}; remove {self.folder} to begin this sub-run again") from error
@@ -108,21 +110,28 @@ def planned(module, config, data=None):
 
 
 def checksum(path):
-    """SHA-256 of a file; of a folder, of the names and sizes of its files. ValueError if there is nothing."""
+    """SHA-256 of a file; of a folder, of the names and contents of its files. ValueError if there is nothing."""
     path = as_path("path", path)
     try:
         if path.is_dir():
             found = list(itertools.islice(path.rglob("*"), MOST_FILES + 1))
             if len(found) > MOST_FILES:
                 raise ValueError(f"--data {path} must hold at most {MOST_FILES:,} files")
-            files = sorted((p.relative_to(path).as_posix(), p.stat().st_size) for p in found if p.is_file())
+            found = [p for p in found if p.is_file()]
+            if sum(p.stat().st_size for p in found) > MOST_DATA:
+                raise ValueError(f"--data {path} must hold at most {MOST_DATA:,} bytes")
+            files = sorted((p.relative_to(path).as_posix(), _digest(p)) for p in found)
             return hashlib.sha256(json.dumps(files).encode()).hexdigest()
         if path.exists() and not path.is_file():
             raise ValueError(f"--data {path} must be a file or a folder, it is a pipe or a device")
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(path)
     except OSError as error:
         raise ValueError(f"--data {path} cannot be read: {error.strerror or error}") from None
+
+
+def _digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def finished(folder, settings):
@@ -134,7 +143,7 @@ def finished(folder, settings):
         raise TypeError(f"settings must be JSON values, got {shown(settings)}") from None
     if not os.path.lexists(path):
         return None
-    stored = read_object(path, {"name": str, "seconds": is_time, "settings": dict, "result": dict})
+    stored = read_object(path, {"name": str, "seconds": is_time, "settings": dict, "result": dict, "about": dict})
     if stored["settings"] != wanted:
         raise ValueError(f"{path} is of a run with other settings; give another folder (--runs), or remove that one")
     return stored
@@ -180,7 +189,12 @@ def _printable(text):
 
 
 def run_here(module, name, settings, context):
-    """Run one sub-run in this process, unless it is finished: what it left, with name, seconds, settings, result."""
+    """Run one sub-run in this process, unless it is finished: what it left.
+
+    That is its name, seconds, settings, result, and "about": the date and machine on which it was finished.
+    """
+    from reformer_ref import record
+
     if not isinstance(context, Context):
         raise TypeError(f"context must be a Context, got {type(context).__name__}")
     if not isinstance(name, str):
@@ -189,11 +203,12 @@ def run_here(module, name, settings, context):
     if done is not None:
         return done
     context.folder.mkdir(parents=True, exist_ok=True)
-    spent = _Spent(context.folder)
+    spent, context.settings = _Spent(context.folder), settings
     with spent:
         result = module.run(settings, context)
     seconds = round(max(spent.total, context.trained), 1)
-    done = {"name": name, "seconds": seconds, "settings": settings, "result": result}
+    about = {key: value for key, value in record.about(name, context.threads).items() if key != "command"}
+    done = {"name": name, "seconds": seconds, "about": about, "settings": settings, "result": result}
     write_json(context.folder / RESULT, done)
     return json.loads((context.folder / RESULT).read_text(encoding="utf-8"))
 
@@ -217,22 +232,37 @@ class _Spent:
         write_json(self.path, {"seconds": self.total})
 
 
-def make_record(name, module, config, runs, done, command, threads, smoke):
+def options_of(settings):
+    """The `TrainingOptions` of a sub-run: "training" without the size of a batch, and the seed."""
+    from reformer_ref.schedule import TrainingOptions
+
+    values = {name: value for name, value in settings["training"].items() if name != "batch"}
+    return TrainingOptions(seed=settings["seed"], **values)
+
+
+def thinned(points, most=200):
+    """At most about ``most`` of the points, evenly, always with the last."""
+    every = max(1, -(-len(points) // most))
+    return [list(p) for p in points[every - 1 :: every]] + ([list(points[-1])] if len(points) % every else [])
+
+
+def make_record(name, module, config, runs, done, command, smoke):
     """The record of a claim: what was asked, what is there so far, what is missing, and what it comes to.
 
-    runs: {name: settings} of all sub-runs; done: what the finished ones left.
+    runs: {name: settings} of all sub-runs; done: what the finished ones left. Date and machine are those of the newest.
     """
-    from reformer_ref import record
+    from reformer_ref.record import without_folders
 
     missing = [run for run in runs if run not in {d["name"] for d in done}]
-    about = record.about(_printable(command), threads)
     try:
+        about = max((d["about"] for d in done), key=lambda about: about["date"])
         summary = module.summarise(config, {d["name"]: d["result"] for d in done})
     except UNCLEAR as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"a {RESULT} of {name} is damaged, or of another version ({what}); remove it") from error
     return {
-        **about, "claim": name, "smoke": smoke, "complete": not missing, "missing": missing,
+        "command": without_folders(_printable(command)), **about,
+        "claim": name, "smoke": smoke, "complete": not missing, "missing": missing,
         "minutes": round(sum(d["seconds"] for d in done) / 60.0, 2), "config": config, "runs": done,
         **summary,
     }  # fmt: skip

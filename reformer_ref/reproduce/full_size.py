@@ -14,7 +14,7 @@ def sub_runs(config):
     pace, found = config["pace"], {"bytes": {"bytes": config["bytes"]}}
     for name, change in pace["attention"].items():
         model = {**pace["model"], **change, "pattern": [name]}
-        found[f"pace-{name}"] = {"model": model, **{k: pace[k] for k in ("length", "batch", "repeats")}}
+        found[f"pace-{name}"] = {"model": model, "batch": 1, **{k: pace[k] for k in ("length", "repeats")}}
     return found | {f"size-{name}": size for name, size in config["sizes"].items()}
 
 
@@ -44,6 +44,11 @@ def operations(settings):
     with Operations() as counter:
         loss().backward()
     return settings["batch"] * counter.count
+
+
+def activations(peak):
+    """Bytes of a predicted peak (see `memory.predict_peak`) that are no weights, gradients or optimizer's states."""
+    return sum(dict(peak.parts)[part] for part in ("streams", "working set"))
 
 
 def _step(settings, device):
@@ -104,11 +109,12 @@ def rows(record):
         ours = f"{count / 1e9:.2f} GB ({count / 2**30:.2f} GiB) in float32"
         found.append({"claim": f"Memory: {name}", "paper": paper, "ours": ours, "how": "counted"})
     steps = {run["name"]: run["result"] for run in record["runs"]}
+    threads, cores = (record["machine"][what] for what in ("threads", "cores"))
     for name, days in record["days"].items():
         size, done = config["sizes"][name], steps[f"size-{name}"]["operations"]
         ours = (
             f"not run: {done:.1e} operations a step (counted); {size['steps']:,} steps take {days:,.0f} days at "
-            f"{record['pace'][size['pace']] / 1e9:.0f} · 10⁹ a second (measured)"
+            f"{record['pace'][size['pace']] / 1e9:.0f} · 10⁹ a second (measured, {threads} of {cores} cores)"
         )
         claim = f"The paper's size: {size['what']}"
         found.append({"claim": claim, "paper": size.get("paper", ""), "ours": ours, "how": "predicted"})

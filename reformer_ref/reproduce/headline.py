@@ -4,12 +4,12 @@ Measured on a CPU by ``reformer-ref million`` (the record figures/data/million.j
 model and for a larger one, and measured there where a GPU is at hand.
 """
 
-BUDGET = 16e9
-
 
 def sub_runs(config):
     """The recorded run, a prediction for every model, and a measurement if there is a GPU."""
-    runs = {"recorded": {"record": config["record"]}}
+    from reformer_ref.measured_plots import read
+
+    runs = {"recorded": {"record": config["record"], "date": read(config["record"])["date"]}}
     runs |= {f"predicted-{name}": {"length": config["length"], **model} for name, model in config["models"].items()}
     if _has_gpu():
         runs["cuda"] = {"length": config["length"], "gpu": True, **config["models"][config["measured"]]}

@@ -10,6 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from reformer_ref.reproduce.experiment import options_of, thinned
 from reformer_ref.reproduce.given import data_name
 from reformer_ref.reproduce.image_record import BASELINE, packed
 from reformer_ref.reproduce.table import spread
@@ -87,16 +88,13 @@ def run(settings, context):
 
     from reformer_ref.data import images
     from reformer_ref.model.pytorch import ReformerLM
-    from reformer_ref.reproduce.table2 import thinned
-    from reformer_ref.schedule import TrainingOptions
 
     data = Data(settings, context.data)
     config = model_config(settings, data.size)
     model = ReformerLM(config)
-    options = {name: value for name, value in settings["training"].items() if name != "batch"}
-    options = TrainingOptions(seed=settings["seed"], **options)
+    options = options_of(settings)
     windows = list(zip(*map(torch.from_numpy, images.to_tokens(data.held_out)), strict=True))
-    trained = context.train(model, data.batch_at, windows[: 4 * options.quick_windows], options, settings["data"])
+    trained = context.train(model, data.batch_at, windows[: 4 * options.quick_windows], options)
     context.report("evaluation, and the baselines")
     neighbours = images.Neighbours(data.counted, data.levels)
     bits = {"model": bits_of(model, data.held_out, context), BASELINE: neighbours.bits(data.held_out)}

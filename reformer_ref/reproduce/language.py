@@ -4,6 +4,7 @@ The text is Shakespeare's plays, or a file of the user's; its last tenth is held
 """
 
 from reformer_ref.reproduce.attention_names import carried_over, with_attention
+from reformer_ref.reproduce.experiment import options_of
 
 
 def model_config(settings):
@@ -21,15 +22,14 @@ def model_config(settings):
 
 
 def train(settings, context):
-    """(model, config, text, result): a model trained in the folder of the sub-run.
+    """(model, config, windows, result): a model trained in the folder of the sub-run.
 
-    text: {"train", "held_out" (uint8 arrays), "windows" (int64 tensor)}; result: JSON values for the record.
+    windows: held-out text, int64 (n, L); result: JSON values for the record.
     """
     import torch
 
     from reformer_ref.data import text
     from reformer_ref.model.pytorch import ReformerLM
-    from reformer_ref.schedule import TrainingOptions
 
     data, seed = settings["data"], settings["seed"]
     train_part, held_out = text.split(text.read_text(context.data) if context.data else text.shakespeare())
@@ -40,17 +40,15 @@ def train(settings, context):
 
     config = model_config(settings)
     model = ReformerLM(config)
-    options = TrainingOptions(seed=seed, **settings["training"])
-    trained = context.train(model, batch_at, windows, options, {"task": "text", **data})
+    trained = context.train(model, batch_at, windows, options_of(settings))
     last = trained.curve[-1]
     result = {
         "bits": trained.evaluations[-1]["bits"], "steps": trained.steps, "tokens": trained.tokens,
         "train_seconds": round(trained.seconds, 1), "seconds_per_step": last["seconds"] / trained.steps,
         "parameters": sum(p.numel() for p in model.parameters()),
         "curve": [[e["step"], round(e["bits"], 4)] for e in trained.evaluations],
-        "zlib": text.zlib_bits_per_byte(held_out), "unigram": text.unigram_bits_per_byte(train_part, held_out),
     }  # fmt: skip
-    return model, config, {"train": train_part, "held_out": held_out, "windows": windows}, result
+    return model, config, windows, result
 
 
 def bits_with(model, config, name, windows, context):

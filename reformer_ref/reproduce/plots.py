@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from reformer_ref.data.duplication import chance
 from reformer_ref.drawing import OKABE_ITO, Picture, readable_on, styled
 from reformer_ref.measured_plots import source
 
+HOLLOW = "Hollow: the end, on all held-out windows; before that on some of them. "
 MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
 
@@ -65,24 +67,32 @@ def table2_curves(record):
                 label = None
                 numbers.setdefault(f"steps, {name}", []).append(run["result"]["steps"])
     numbers = {name: ", ".join(f"{n:,}" for n in steps) for name, steps in numbers.items()}
-    ax.axhline(np.log2(config["data"]["vocab_size"] - 1), color="black", ls=(0, (1, 3)), marker="", label="chance")
+    ax.axhline(-np.log2(chance(config["data"]["vocab_size"])), color="black", ls=(0, (1, 3)), marker="", label="chance")
     ax.set(xlabel="steps", ylabel="bits per symbol", title="Learning to duplicate", ylim=(0, None))
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return picture.tell(
         "Line chart: steps (x) against the training loss in bits per symbol of the second w, a line for every run. All "
-        "stay at chance for a while, then learn within a few hundred steps. " + source(record),
+        "stay at chance for a while, then learn. " + source(record),
         **numbers,
     )
 
 
-def _lines(ax, variants, numbers, unit="bits per byte"):
-    """Learning curves of every variant {name: {"curves", "bits"}}: mean over seeds, a band from least to most."""
-    for i, (name, variant) in enumerate(variants.items()):
+def _lines(ax, variants, numbers, order=(), unit="bits per byte"):
+    """Learning curves of every variant {name: {"curves", "bits"}}: mean over seeds, a band from least to most.
+
+    order: names that fix the colours, of panels side by side. The last evaluation is on more windows than those on the
+    way, so that no line leads to it.
+    """
+    order = list(order or variants)
+    for name, variant in variants.items():
+        i = order.index(name)
         colour = OKABE_ITO[(4, 5, 2, 6, 0, 1)[i % 6]]
         steps = [step for step, _ in variant["curves"][0]][1:]  # without the untrained model
         values = np.array([[bits for _, bits in curve][1:] for curve in variant["curves"]])
-        ax.plot(steps, values.mean(0), color=colour, ls=DASHES[i % 8], marker=MARKERS[i % 8], ms=3, label=name, lw=1.3)
-        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+        look = {"color": colour, "marker": MARKERS[i % 8], "lw": 1.3}
+        ax.plot(steps[:-1], values.mean(0)[:-1], ls=DASHES[i % 8], ms=3, label=name, **look)
+        ax.plot(steps[-1:], values.mean(0)[-1:], ls="", ms=6, fillstyle="none", **look)
+        ax.fill_between(steps[:-1], values.min(0)[:-1], values.max(0)[:-1], color=colour, alpha=0.15, lw=0)
         numbers[name] = f"{_mean(variant['bits']):.3f} {unit}"
     ax.set(xlabel="steps", ylabel=f"{unit}, held out")
     ax.legend(fontsize=8)
@@ -107,12 +117,13 @@ def figure3(record):
     ):
         here = {name: variants[name] for name in names if name in variants}
         if here:
-            _lines(ax, here, numbers)
+            _lines(ax, here, numbers, order=variants)
         ax.set_title(title)
     _zoom(axes[0], variants)
     return picture.tell(
         "Two line charts: steps (x) against held-out bits per byte (y), mean and range over the seeds, of models with "
         "equal numbers of parameters: separate against shared queries and keys, ordinary against reversible residuals. "
+        + HOLLOW
         + source(record),
         **numbers,
     )
@@ -137,6 +148,7 @@ def figure4(record):
     return picture.tell(
         "Two line charts: held-out bits per byte (y) against steps (x) for models trained with full attention and with "
         "1 to 8 rounds; and at the end against the attention of evaluation (x), a line for each of training. "
+        + HOLLOW
         + source(record),
         **numbers,
     )
@@ -159,7 +171,9 @@ def figure5_depth(record):
     right.legend(fontsize=9)
     return picture.tell(
         "Two line charts: steps (x) against held-out bits per byte (y) of models of 1 to many layers; layers (x) "
-        "against predicted bytes of activations (y) of one training step, reversible and not. " + source(record),
+        "against predicted bytes of activations (y) of one training step, reversible and not. "
+        + HOLLOW
+        + source(record),
         **numbers,
     )
 
@@ -230,7 +244,8 @@ def figure5_speed(record):
     return picture.tell(
         f"Two line charts on logarithmic axes: tokens in one sequence (x) against seconds, and counted peak memory, of "
         f"attention over {record['config']['tokens']:,} tokens in all, forward and backward. LSH attention stays "
-        "nearly flat, full attention grows with the length. " + source(record),
+        "nearly flat, full attention grows with the length; its time is that of a fused kernel, its memory that of the "
+        "paper's formula, with the matrix of weights. " + source(record),
         **numbers,
     )
 
@@ -273,14 +288,15 @@ def long_text(record):
     ax.axhline(result["zlib"], color="black", ls=":", marker="", label="zlib -9, the end by itself")
     for length, value in zip(lengths, bits, strict=True):
         numbers[f"{length:,} bytes of context"] = f"{value:.3f}"
-    ax.set(xscale="log", xlabel="bytes of context", ylabel="bits per byte", title="The end of a text, by context")
+    ax.set(xscale="log", xlabel="bytes of context, at least", ylabel="bits per byte", title="The end of a text")
     ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30, ha="right")
     ax.minorticks_off()
     ax.legend(fontsize=9)
     return picture.tell(
         f"Line chart: bytes of context (x, logarithmic) against bits per byte (y) of the last "
-        f"{result['held_out_bytes']:,} bytes of a text, by a model that was trained on all before them as one "
-        "sequence. " + source(record),
+        f"{result['held_out_bytes']:,} bytes of a text, by a model that was trained on windows of all before them, "
+        f"and in its last {record['config']['data']['whole_steps']} steps on all of it as one sequence. "
+        + source(record),
         **numbers,
     )
 

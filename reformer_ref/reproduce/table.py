@@ -42,7 +42,8 @@ def table_rows(folder=DATA, names=NAMES):
         except UNCLEAR as error:
             path = Path(folder) / f"{name}.json"
             raise ValueError(f"{path} is damaged, or of another version: {type(error).__name__}: {error}") from error
-        for row in ours:
+        none = {"claim": config["about"], "paper": "", "ours": "nothing to compare yet", "how": config["how"]}
+        for row in ours or [none]:
             rows.append({**row, "command": command, "minutes": minutes})
     return rows
 

@@ -8,6 +8,7 @@ for every step and for every evaluated batch.
 from dataclasses import replace
 
 from reformer_ref.reproduce.attention_names import carried_over, with_attention
+from reformer_ref.reproduce.experiment import options_of, thinned
 from reformer_ref.reproduce.table import spread
 
 FRESH = 10**6  # the evaluated sequences are those of this seed and beyond, which no training uses
@@ -53,7 +54,6 @@ def run(settings, context):
 
     from reformer_ref.data import duplication
     from reformer_ref.model.pytorch import ReformerLM
-    from reformer_ref.schedule import TrainingOptions
 
     data, seed, batch = settings["data"], settings["seed"], settings["training"]["batch"]
 
@@ -63,10 +63,9 @@ def run(settings, context):
 
     config = model_config(settings)
     model = ReformerLM(config)
-    options = TrainingOptions(seed=seed, **{k: v for k, v in settings["training"].items() if k != "batch"})
+    options = options_of(settings)
     quick = batch_at(0, options.quick_windows, FRESH - 1)
-    about = {"task": "duplication", **data, "batch": batch}
-    trained = context.train(model, batch_at, list(zip(*quick, strict=True)), options, about)
+    trained = context.train(model, batch_at, list(zip(*quick, strict=True)), options)
     found = {name: evaluate(model, config, name, settings, context) for name in settings["evaluate"]}
     for label, change in settings["evaluate_changed"].items():
         changed = replace(config, lsh=replace(config.lsh, **change["lsh"]))
@@ -94,12 +93,6 @@ def evaluate(model, config, name, settings, context):
             logits = other(torch.from_numpy(tokens), generator=step_generator(FRESH, step))
             shares.append(duplication.accuracy(logits.argmax(-1).numpy(), targets))
     return sum(shares) / len(shares)
-
-
-def thinned(points, most=200):
-    """At most about ``most`` of the points, evenly, always with the last."""
-    every = -(-len(points) // most)
-    return [list(p) for p in points[every - 1 :: every or 1]] + ([list(points[-1])] if len(points) % every else [])
 
 
 def summarise(config, results):

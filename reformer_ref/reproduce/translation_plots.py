@@ -7,24 +7,26 @@ import numpy as np
 from reformer_ref.drawing import OKABE_ITO, Picture, styled
 from reformer_ref.measured_plots import source
 from reformer_ref.reproduce.given import data_name
+from reformer_ref.reproduce.plots import HOLLOW
 
 LOOKS = {"reversible": (OKABE_ITO[4], "-", ""), "ordinary": (OKABE_ITO[5], "--", "//")}
 
 
 @styled
 def curves_and_scores(record):
-    """Held-out bits per byte against steps, reversible and ordinary; BLEU of both and of the baselines."""
+    """Held-out bits per predicted token against steps, reversible and ordinary; BLEU of both and of the baselines."""
     picture, numbers, told = Picture(9.5, 3.8), {}, set()
     left, right = picture.subplots(1, 2)
     for run in record["runs"]:
         kind = run["name"].partition("-")[0]
         colour, dashes, _ = LOOKS[kind]
-        looks = {"color": colour, "ls": dashes, "marker": "o" if kind == "reversible" else "s", "lw": 1.3}
+        looks = {"color": colour, "marker": "o" if kind == "reversible" else "s", "lw": 1.3}
         x, y = zip(*run["result"]["held_out_curve"], strict=True)
-        left.plot(x, y, label=None if kind in told else kind, **looks)
+        left.plot(x[:-1], y[:-1], ls=dashes, ms=4, label=None if kind in told else kind, **looks)
+        left.plot(x[-1:], y[-1:], ls="", ms=6, fillstyle="none", **looks)
         told.add(kind)
         numbers[f"bits per byte, {run['name']}"] = run["result"]["bits"]
-    left.set(xlabel="steps", ylabel="bits per byte, held out", yscale="log", title="Learning")
+    left.set(xlabel="steps", ylabel="bits per predicted token, held out", yscale="log", title="Learning")
     left.legend(fontsize=8)
     for y, (who, values) in enumerate(record["bleu"].items()):
         colour, _, hatch = LOOKS.get(who.partition(",")[0], (OKABE_ITO[7], "", ".."))
@@ -37,9 +39,11 @@ def curves_and_scores(record):
     right.set_title("Translating")
     right.invert_yaxis()
     return picture.tell(
-        f"Line chart, logarithmic in height: bits per byte of held-out translations (y) against steps (x), reversible "
-        f"and ordinary models of equal parameters, {data_name(record)}; bar chart: BLEU of "
-        f"their translations, and of a learned dictionary and of copying the nearest sentence. " + source(record),
+        f"Line chart, logarithmic in height: bits per predicted token, mean of held-out sentences (y), against steps "
+        f"(x), reversible and ordinary models of equal parameters, {data_name(record)}; bar chart: BLEU of "
+        f"their translations, and of a learned dictionary and of copying the nearest sentence. "
+        + HOLLOW
+        + source(record),
         **numbers,
     )
 

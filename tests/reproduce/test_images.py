@@ -148,7 +148,7 @@ def test_the_claim_on_a_users_folder(folder, tmp_path):
     config = read_config("images", smoke=True)
     runs = planned(images, config, folder)
     done = [run_here(images, n, s, Context(tmp_path / n, data=folder, report=str)) for n, s in runs.items()]
-    record = make_record("images", images, config, runs, done, "reformer-ref reproduce images", 1, True)
+    record = make_record("images", images, config, runs, done, "reformer-ref reproduce images", True)
     record = json.loads(json.dumps(record))
     result = record["runs"][0]["result"]
     assert result["size"] == [6, 4]

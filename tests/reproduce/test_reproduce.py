@@ -14,7 +14,7 @@ import torch
 from reformer_ref.cli import build_parser, main
 from reformer_ref.compare import relative_error
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.reproduce import experiment, table
+from reformer_ref.reproduce import command, experiment, table
 from reformer_ref.reproduce.attention_names import carried_over, with_attention
 from reformer_ref.reproduce.claims import NAMES, claim
 from reformer_ref.reproduce.command import FIGURES, LOG, PAGE
@@ -61,6 +61,20 @@ def test_smoke_version_runs_records_and_draws(name, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "run", None)  # finished sub-runs are not run again
     assert smoke(name, tmp_path) == 0
     assert record_of(name, tmp_path)["runs"] == record["runs"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("translation", "images", "fashion")])
+def test_each_sub_run_alone_makes_a_record_with_rows_and_pictures(name, tmp_path):
+    """Of a claim that was stopped early there is a table and what can be drawn already, whatever came first."""
+    assert smoke(name, tmp_path) == 0
+    record, module = record_of(name, tmp_path), claim(name)
+    for run in record["runs"]:
+        summary = module.summarise(record["config"], {run["name"]: run["result"]})
+        (tmp_path / f"{name}.json").write_text(json.dumps({**record, "runs": [run], **summary}))
+        assert table.table_rows(tmp_path, (name,))
+        assert "| " in table.claims_markdown(tmp_path, (name,))
+        for draw in module.pictures(table.stored(name, tmp_path)).values():
+            assert draw().png()
 
 
 def test_a_part_makes_a_record_of_what_is_there(tmp_path, capsys):
@@ -110,6 +124,63 @@ def test_a_sub_run_goes_on_from_the_step_where_it_was_stopped(tmp_path):
         finished(tmp_path / "a", {**settings, "seed": 5})
 
 
+def test_a_stopped_sub_run_does_not_go_on_with_other_data(tmp_path):
+    module, config = claim("figure5_depth"), read_config("figure5_depth", smoke=True)
+    texts = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for number, path in enumerate(texts):
+        path.write_bytes(b"a text %d of one's own, " % number * 99)
+    one, two = (planned(module, config, path)["layers1-seed0"] for path in texts)
+    asked = iter([False, False, True])
+    stop = Context(tmp_path / "a", data=texts[0], should_stop=lambda: next(asked), report=str)
+    with pytest.raises(Interrupted, match="stopped after 2 steps"):
+        run_here(module, "r", one, stop)
+    with pytest.raises(ValueError, match=r"of another run.*settings.data_given"):
+        run_here(module, "r", two, Context(tmp_path / "a", data=texts[1], report=str))
+    assert run_here(module, "r", one, Context(tmp_path / "a", data=texts[0], report=str))["result"]["steps"] == 3
+
+
+def test_a_record_keeps_the_date_and_machine_of_its_runs(tmp_path):
+    assert smoke("figure5_depth", tmp_path, "--only", "layers1") == 0
+    before = record_of("figure5_depth", tmp_path)
+    path = tmp_path / "figure5_depth" / "layers1-seed0" / "result.json"
+    result = json.loads(path.read_text())
+    assert {key: before[key] for key in result["about"]} == result["about"]
+    result["about"] = {**result["about"], "date": "2020-01-02T03:04:05+00:00"}
+    result["about"]["machine"]["threads"] = 77
+    path.write_text(json.dumps(result))
+    assert smoke("figure5_depth", tmp_path, "--only", "layers1") == 0
+    after = record_of("figure5_depth", tmp_path)
+    assert (after["date"], after["machine"]["threads"]) == ("2020-01-02T03:04:05+00:00", 77)
+
+
+def test_a_run_on_data_of_ones_own_leaves_the_official_record_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_bytes(b"a text of one's own, " * 99)
+    args = build_parser().parse_args(["reproduce", "figure5_depth", "--data", "text"])
+    work = command._Work(args, None, None, {}, Path("runs/reproduce/figure5_depth"))
+    assert work.out == Path("runs/reproduce/figure5_depth")
+    args = build_parser().parse_args(["reproduce", "figure5_depth"])
+    assert command._Work(args, None, None, {}, Path("runs")).out == FIGURES
+    assert smoke("figure5_depth", tmp_path, "--only", "layers1", "--data", "text") == 0
+    record = record_of("figure5_depth", tmp_path)
+    assert all(" on text" in row["claim"] for row in claim("figure5_depth").rows(record)[:1])
+
+
+def test_one_sub_run_is_not_run_side_by_side(tmp_path, monkeypatch):
+    """``--jobs`` is at most the number of sub-runs asked for, so that one takes all the threads."""
+    monkeypatch.setattr(command._Work, "side_by_side", None)
+    assert main(["reproduce", "figure5_depth", "--smoke", "--no-progress", "--only", "layers1", "--jobs", "2",
+                 "--runs", str(tmp_path)]) == 0  # fmt: skip
+
+
+def test_curves_are_thinned_with_their_last_point():
+    assert experiment.thinned([]) == []
+    assert experiment.thinned([(0, 1), (1, 2)]) == [[0, 1], [1, 2]]
+    points = [(i, 2 * i) for i in range(1001)]
+    assert len(experiment.thinned(points)) <= 201
+    assert experiment.thinned(points)[-1] == [1000, 2000]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["nothing"], "name must be one of"), (["table2", "--only", "xyz"], "table2 has the runs"),
@@ -157,8 +228,9 @@ def test_records_match_their_configuration(name):
     assert shlex.split(record["command"])[:3] == ["reformer-ref", "reproduce", name]
     wanted = planned(claim(name), record["config"])
     for run in record["runs"]:
-        settings = {**run["settings"], "data_given": None}  # a file of the user's changes no configuration
-        assert settings == json.loads(json.dumps(wanted[run["name"]]))
+        given = run["settings"]["data_given"]
+        assert given is None or all(given["name"] in row["claim"] for row in claim(name).rows(record))
+        assert {**run["settings"], "data_given": None} == json.loads(json.dumps(wanted[run["name"]]))
     results = {run["name"]: run["result"] for run in record["runs"]}
     summary = claim(name).summarise(record["config"], results)
     assert {k: record[k] for k in summary} == json.loads(json.dumps(summary))
@@ -258,7 +330,10 @@ def test_time_and_memory_grow_as_the_tables_of_the_paper_say():
 
 
 def test_a_million_tokens_take_less_than_16_gb():
+    from reformer_ref.measured_plots import read
+
     record = recorded("headline")
+    assert record["peaks"]["recorded"] == read(record["config"]["record"])["peak_rss_bytes"]
     assert all(peak <= record["config"]["budget_bytes"] for peak in record["peaks"].values())
 
 
@@ -376,6 +451,15 @@ def test_folders_of_too_many_files_are_refused(tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / name).touch()
     assert len(experiment.checksum(tmp_path)) == 64
+    first = experiment.checksum(tmp_path)
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"2")
+    second = experiment.checksum(tmp_path)
+    (tmp_path / "b").write_bytes(b"3")  # of the same name and size
+    assert len({first, second, experiment.checksum(tmp_path)}) == 3
+    monkeypatch.setattr(experiment, "MOST_DATA", 1)
+    with pytest.raises(ValueError, match="at most 1 bytes"):
+        experiment.checksum(tmp_path)
     monkeypatch.setattr(experiment, "MOST_FILES", 2)
     with pytest.raises(ValueError, match="at most 2 files"):
         experiment.checksum(tmp_path)

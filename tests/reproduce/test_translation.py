@@ -95,7 +95,7 @@ def test_the_claim_on_a_users_file(tmp_path):
     config["data"]["max_length"] = 30
     runs = planned(translation, config, path)
     done = [run_here(translation, n, s, Context(tmp_path / n, data=path, report=str)) for n, s in runs.items()]
-    record = make_record("translation", translation, config, runs, done, "reformer-ref reproduce translation", 1, True)
+    record = make_record("translation", translation, config, runs, done, "reformer-ref reproduce translation", True)
     record = json.loads(json.dumps(record))
     assert set(record["bleu"]) == {
         "reversible, greedy", "reversible, 2 beams", "ordinary, greedy", "ordinary, 2 beams", *translation.BASELINES,
