@@ -95,7 +95,10 @@ def rows(record):
         name, result = entry["name"], entry["result"]
         gb = f"{result['peak_bytes'] / 1e9:.2f} GB"
         if name == "recorded":
-            what = f"{result['length']:,} tokens as one sequence, a training step on a CPU, whole process"
+            what = (
+                f"{result['length']:,} tokens (bytes of {result['text']}) as one sequence, a training step on a CPU, "
+                "whole process; of the record of `reformer-ref million`"
+            )
             found.append({"claim": what, "paper": paper, "ours": f"{gb}, {result['seconds']:.0f} s", "how": "measured"})
         elif name == "cuda":
             what = f"{record['config']['length']:,} tokens as one sequence, a training step on {result['gpu']}"

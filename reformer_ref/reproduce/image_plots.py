@@ -34,10 +34,10 @@ def gallery(record):
                     ax.set_title(_heading(column, count), fontsize=7, loc="center")
     return picture.tell(
         f"A grid of images of {' × '.join(map(str, originals.shape[1:]))} pixels in {levels} levels of grey, from the "
-        f"held-out part of {data_name(record)}: in each row the original, its upper half, which is all "
+        f"held-out part of {data_name(record)}: beside each original its upper half, which is all "
         f"that is given, {count} lower halves drawn by the Reformer, and one drawn from a table of the frequencies of "
-        f"10 neighbouring pixels. The Reformer's go on in the style of what is given, and differ where it leaves a "
-        f"choice. " + source(record),
+        f"10 neighbouring pixels. The Reformer's go on with the strokes that are given, often to something that was "
+        f"meant. " + source(record),
         **{"images": n, "samples of each": count, "temperature": kept["temperature"]},
     )
 
@@ -81,13 +81,16 @@ def bits(record):
     left.invert_yaxis()
     for k, run in enumerate(record["runs"]):
         x, y = zip(*run["result"]["curve"], strict=True)
-        right.plot(x, y, marker="", lw=1.2, label=run["name"], ls=("-", "--", "-.", ":")[k % 4])
-    right.axhline(np.mean(record["bits"][BASELINE]["whole"]), color="black", ls=(0, (1, 3)), marker="", label=BASELINE)
+        label = f"Reformer, training batches, {run['name']}"
+        right.plot(x, y, marker="", lw=1.2, label=label, ls=("-", "--", "-.", ":")[k % 4])
+    held_out = np.mean(record["bits"][BASELINE]["whole"])
+    right.axhline(held_out, color="black", ls=(0, (1, 3)), marker="", label=f"{BASELINE}, held out")
     right.set(xlabel="steps", ylabel="bits per pixel, training", ylim=(0, None))
     right.legend(fontsize=8)
     return picture.tell(
         f"Bar chart: bits per pixel (x) of held-out images of {data_name(record)}, of whole images and of "
-        f"lower halves whose upper halves are given, for the Reformer and for what needs no training of a net; line "
-        f"chart: the Reformer's loss (y) against steps (x). " + source(record),
+        "lower halves whose upper halves are given, for the Reformer, a table counted from many images, and "
+        "compressors of the held-out images alone; line chart: the Reformer's loss (y) against steps (x). "
+        + source(record),
         **numbers,
     )

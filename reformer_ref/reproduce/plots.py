@@ -6,7 +6,7 @@ from reformer_ref.data.duplication import chance
 from reformer_ref.drawing import OKABE_ITO, Picture, readable_on, styled
 from reformer_ref.measured_plots import source
 
-HOLLOW = "Hollow: the end, on all held-out windows; before that on some of them. "
+HOLLOW = "Hollow: at the end, on all that is held out; the lines are of a part of it. "
 MARKERS, DASHES = "osD^vPX*", ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
 
@@ -113,7 +113,7 @@ def figure3(record):
     axes = picture.subplots(1, 2, sharey=True)
     for ax, title, names in (
         (axes[0], "Queries and keys", ("separate-ordinary", "shared-ordinary")),
-        (axes[1], "Residuals", ("shared-ordinary", "shared-reversible", "separate-reversible")),
+        (axes[1], "Residuals", ("shared-ordinary", "shared-reversible", "separate-ordinary", "separate-reversible")),
     ):
         here = {name: variants[name] for name in names if name in variants}
         if here:
@@ -228,8 +228,12 @@ def figure5_speed(record):
     for i, name in enumerate(record["config"]["attention"]):
         look = {"color": "#000000" if name == "full" else OKABE_ITO[(4, 5, 2, 6)[i % 4]], "marker": MARKERS[i]}
         seconds, counted = ([point[what][name] for point in points] for what in ("seconds", "bytes"))
-        left.plot(lengths, seconds, ls=DASHES[i % 8], label=name, **look)
+        label = "full (time: fused kernel; memory: with the matrix of weights)" if name == "full" else name
+        left.plot(lengths, seconds, ls=DASHES[i % 8], label=label, **look)
         right.plot(lengths, [b / 2**20 for b in counted], ls=DASHES[i % 8], **look)
+        if i == len(record["config"]["attention"]) - 1:
+            right.annotate("the LSH lines lie on each other", (lengths[-1], counted[-1] / 2**20), (0, 6),
+                           textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
         if name in record["exponents"]:
             fit = record["exponents"][name]
             numbers[name] = f"time of a sequence l^{fit['seconds']:.2f}, memory l^{fit['bytes']:.2f}"
@@ -303,21 +307,21 @@ def long_text(record):
 
 @styled
 def full_size(record):
-    """Predicted days of the paper's models, as bars on a logarithmic axis."""
+    """Predicted days of the paper's models, as points on a logarithmic axis."""
     days, sizes = record["days"], record["config"]["sizes"]
     picture, numbers = Picture(9, 1.4 + 0.5 * len(days)), {}
     ax = picture.add_subplot()
     labels = [sizes[name]["what"].partition(":")[0] for name in days]
-    ax.barh(labels, list(days.values()), 0.6, color=OKABE_ITO[1], edgecolor="white", hatch="//")
+    ax.plot(list(days.values()), labels, ls="", marker="D", ms=8, color=OKABE_ITO[4])  # no bars: there is no zero
     for y, (name, value) in enumerate(days.items()):
-        ax.text(value, y, f" {value:,.0f} days for {sizes[name]['steps']:,} steps", va="center", fontsize=9)
+        ax.text(value, y, f"    {value:,.0f} days for {sizes[name]['steps']:,} steps", va="center", fontsize=9)
         numbers[sizes[name]["what"]] = f"{value:,.0f} days"
     ax.set(xscale="log", xlabel="days on this machine, predicted", title="The paper's sizes, trained here")
     if days:
         ax.set_xlim(min(days.values()) / 3, 30 * max(days.values()))
     ax.invert_yaxis()
     return picture.tell(
-        "Bars on a logarithmic axis: days that training the paper's models would take on this machine, predicted from "
-        "counted operations and a measured pace. " + source(record),
+        "Points on a logarithmic axis: days that training the paper's models would take on this machine, predicted "
+        "from counted operations and a pace. The pace: " + source(record),
         **numbers,
     )

@@ -68,9 +68,10 @@ def claims_markdown(folder=DATA, names=NAMES):
     lines = [
         "# The paper's claims, run again", "",
         "Written by `reformer-ref reproduce --table` from the records in `figures/data`; not edited by hand.",
-        "*Measured*: a clock, an accuracy, the memory of a process. *Counted*: exact bytes or operations. *Predicted*:",
-        "what was counted for something that was not run. Several seeds: mean (least – most). Minutes: of all sub-runs",
-        "together; `--jobs 2` runs two side by side.",
+        "*Measured*: a clock, an accuracy, the memory of a process. *Counted*: exact bytes of tensors, or operations.",
+        "*Predicted*: computed from counts, and for days from a measured pace, for what was not run. Several seeds:",
+        "mean (least – most); else one seed, or nothing random. Minutes: of all sub-runs together; `--jobs 2` runs two",
+        "side by side.",
     ]  # fmt: skip
     for name in _require_names(names):
         rows = table_rows(folder, (name,))

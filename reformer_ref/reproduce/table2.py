@@ -6,6 +6,7 @@ for every step and for every evaluated batch.
 """
 
 from dataclasses import replace
+from statistics import fmean
 
 from reformer_ref.reproduce.attention_names import carried_over, with_attention
 from reformer_ref.reproduce.experiment import options_of, thinned
@@ -123,21 +124,22 @@ def rows(record):
         add(f"duplication, trained with {name}; evaluated with {', '.join(columns)}", paper, ours)
     for name, cells in trained.items():
         ours = f"{_percent(cells['full'])}; {_percent(cells['scaled'])}; {_percent(cells['ordinary'])}"
-        paper = f"{config['paper'][name]['full']:g}, not said which"
-        add(f"trained with {name}; evaluated with full attention as here; divided by √d as well; ordinary", paper, ours)
+        paper = f"{config['paper'][name]['full']:g} (which full attention is not said)"
+        add(f"trained with {name}; evaluated with full attention: as here; with q·k̂/√d; ordinary", paper, ours)
         changed = config["evaluate_changed"]
         at = ", ".join(["lsh-1", *changed])
         ours = " / ".join(_percent(cells[column]) for column in ("lsh-1", *changed))
-        add(f"trained with {name}; evaluated with {at}", f"{config['paper'][name]['lsh-1']:g}, not said which", ours)
+        paper = f"{config['paper'][name]['lsh-1']:g} (which window is not said)"
+        add(f"trained with {name}; evaluated with {at}", paper, ours)
     for name, cells in record["variants"].items():
         change = config["variants"][name]
         at, same = change["train"], trained.get(change["train"], {})
         if cells and same:
             columns = [column for column in config["columns"] if column != "full" or at == "full"]
-            ours = " / ".join(f"{_percent(cells[column])} ({_percent(same[column])})" for column in columns)
-            add(
-                f"{change['about']}, trained with {at}; {', '.join(columns)} (in brackets without the change)", "", ours
-            )
+            ours = " / ".join(f"{_percent(cells[column])} ({100 * fmean(same[column]):.1f})" for column in columns)
+            paper = " / ".join(f"{config['paper'][at][column]:g}" for column in columns)
+            what = f"{change['about']}, trained with {at}; {', '.join(columns)} (in brackets without the change)"
+            add(what, paper, ours)
     return found
 
 

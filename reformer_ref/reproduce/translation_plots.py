@@ -25,7 +25,7 @@ def curves_and_scores(record):
         left.plot(x[:-1], y[:-1], ls=dashes, ms=4, label=None if kind in told else kind, **looks)
         left.plot(x[-1:], y[-1:], ls="", ms=6, fillstyle="none", **looks)
         told.add(kind)
-        numbers[f"bits per byte, {run['name']}"] = run["result"]["bits"]
+        numbers[f"bits per predicted token, {run['name']}"] = run["result"]["bits"]
     left.set(xlabel="steps", ylabel="bits per predicted token, held out", yscale="log", title="Learning")
     left.legend(fontsize=8)
     for y, (who, values) in enumerate(record["bleu"].items()):
