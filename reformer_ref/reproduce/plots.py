@@ -283,21 +283,24 @@ def headline(record):
 
 @styled
 def long_text(record):
-    """Bits per byte of the end of a text against the context."""
-    picture, numbers = Picture(7, 3.8), {}
-    ax, points = picture.add_subplot(), record["contexts"]
+    """Bits per byte of the end of a text against the context, beside a compressor, and by themselves."""
+    picture, numbers, points = Picture(9, 3.8), {}, record["contexts"]
+    left, right = picture.subplots(1, 2)
     lengths, bits = [p["context"] for p in points], [_mean(p["bits"]) for p in points]
-    ax.plot(lengths, bits, label="this model")
     result = record["runs"][0]["result"]
-    ax.axhline(result["zlib"], color="black", ls=":", marker="", label="zlib -9, the end by itself")
+    left.axhline(result["unigram"], color="black", ls="--", marker="", label="frequencies of bytes")
+    left.axhline(result["zlib"], color="black", ls=":", marker="", label="zlib -9, the end by itself")
     for length, value in zip(lengths, bits, strict=True):
         numbers[f"{length:,} bytes of context"] = f"{value:.3f}"
-    ax.set(xscale="log", xlabel="bytes of context, at least", ylabel="bits per byte", title="The end of a text")
-    ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30, ha="right")
-    ax.minorticks_off()
-    ax.legend(fontsize=9)
+    for ax, title in ((left, "The end of a text"), (right, "The same, enlarged")):
+        ax.plot(lengths, bits, color=OKABE_ITO[4], label="this model")
+        ax.set(xscale="log", xlabel="bytes of context, at least", ylabel="bits per byte", title=title)
+        ax.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30, ha="right")
+        ax.minorticks_off()
+    left.set_ylim(0, None)
+    left.legend(fontsize=9, loc="lower left")
     return picture.tell(
-        f"Line chart: bytes of context (x, logarithmic) against bits per byte (y) of the last "
+        f"Two line charts: bytes of context (x, logarithmic) against bits per byte (y) of the last "
         f"{result['held_out_bytes']:,} bytes of a text, by a model that was trained on windows of all before them, "
         f"and in its last {record['config']['data']['whole_steps']} steps on all of it as one sequence. "
         + source(record),
