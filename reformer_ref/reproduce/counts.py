@@ -141,7 +141,7 @@ def reconstruction(settings, context):
             context.check_stop()
             dtype = getattr(torch, name)
             found["inputs"][name].append(_inputs_again(settings, depth, dtype))
-            found["gradients"][name].append(_gradients_again(settings, depth, dtype))
+            found["gradients"][name].append(gradients_again(settings, depth, dtype))
     return {**found, "rounding": {name: torch.finfo(getattr(torch, name)).eps / 2 for name in names}}
 
 
@@ -179,7 +179,7 @@ def _inputs_again(settings, depth, dtype):
     return max((found.double() - x.double()).norm().item() for found in again) / x.double().norm().item()
 
 
-def _gradients_again(settings, depth, dtype):
+def gradients_again(settings, depth, dtype):
     """Relative difference of the gradient of all weights, LSH attention, from one that stored its activations."""
     import torch
 

@@ -187,6 +187,7 @@ WHY = {
         reproduce.given.on_given""",
     "works for one claim, on settings from its configuration": """reproduce.counts.collisions reproduce.counts.recall
         reproduce.counts.queries reproduce.counts.recalled reproduce.counts.reconstruction
+        reproduce.counts.gradients_again
         reproduce.figure5_speed.attention reproduce.figure5_speed.table3 reproduce.full_size.operations
         reproduce.headline.predicted reproduce.headline.measured reproduce.headline.recorded reproduce.images.Data
         reproduce.images.model_config reproduce.images.bits_of reproduce.images.gallery reproduce.language.model_config
