@@ -45,6 +45,8 @@ class Picture(Figure):
     As the last value of a notebook's cell it shows itself, its caption and its numbers.
     """
 
+    colours, shown_dpi = 256, 100  # of its PNG: colours enough for a drawing, at a third of the size; in a notebook
+
     @clear_errors
     def __init__(self, width=8.0, height=4.0, **options):
         for name, inches in (("width", width), ("height", height)):
@@ -67,18 +69,21 @@ class Picture(Figure):
         return " · ".join(f"{name} = {number(value)}" for name, value in self.numbers.items())
 
     def png(self, dpi=100):
-        """The picture as PNG, bytes: 256 colours are enough for a drawing, and a third of the size."""
+        """The picture as PNG, bytes, in so many ``colours``."""
         require_int("dpi", dpi, 1, 1200)
         full, small = io.BytesIO(), io.BytesIO()
         self.savefig(full, format="png", dpi=dpi)
-        image = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        image = Image.open(full).convert("RGB").quantize(self.colours, dither=Image.Dither.NONE)
         image.save(small, format="png", optimize=True, dpi=(dpi, dpi))
         return small.getvalue()
 
     def _ipython_display_(self):
         from IPython.display import Markdown, display
 
-        data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": f"<Picture: {self.caption}>"}
+        data = {
+            "image/png": base64.b64encode(self.png(self.shown_dpi)).decode(),
+            "text/plain": f"<Picture: {self.caption}>",
+        }
         display(data, metadata={"image/png": {"alt": self.caption}, "alt": self.caption}, raw=True)
         display(Markdown(f"*{self.caption}*" + (f"\n\n`{self.told}`" if self.numbers else "")))
 

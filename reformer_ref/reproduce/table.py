@@ -60,7 +60,12 @@ def claims_table(folder=DATA, names=NAMES):
     for row in table_rows(folder, names):
         cells = (f"<code>{html.escape(row[k])}</code>" if k == "command" else html.escape(row[k]) for k in HEAD)
         lines.append("<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>")
-    return Html("\n".join([*lines, "</tbody></table>"]))
+    return _Table("\n".join([*lines, "</tbody></table>"]))
+
+
+class _Table(Html):
+    def __repr__(self):  # a notebook stores this beside the table
+        return "<the claims table>"
 
 
 def claims_markdown(folder=DATA, names=NAMES):
@@ -94,7 +99,9 @@ def show(name, number=0, folder=DATA):
         told = f"Not recorded here yet: {config['about']}. About {config['minutes']} minutes:"
         return Html(f"<p>{html.escape(told)} <code>reformer-ref reproduce {name}</code></p>")
     pictures = list(claim(name).pictures(record).values())
-    return pictures[require_int("number", number, 0, len(pictures) - 1)]()
+    picture = pictures[require_int("number", number, 0, len(pictures) - 1)]()
+    picture.colours, picture.shown_dpi = 64, 85  # a notebook of a dozen pictures must stay small
+    return picture
 
 
 @clear_errors

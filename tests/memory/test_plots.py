@@ -49,7 +49,7 @@ def told(picture, **expected):
 def test_a_record_says_where_it_comes_from():
     text = plots.source(HEAD, HEAD)
     assert text.count("“reformer-ref bench a”") == 1
-    assert "A processor, 2 cores, 1 threads, Linux x86_64; 2026-01-02." in text
+    assert "A processor, 2 cores, 1 thread, Linux x86_64; 2026-01-02." in text
     assert "figures" not in text
     with pytest.raises(ValueError, match="records must be at least one"):
         plots.source()
