@@ -17,8 +17,7 @@ WHOLE, FORWARD_ONLY, BOTH = "whole", "sliced in forward only", "sliced in forwar
 @clear_errors
 def slice_sizes(length, slice_length):
     """The number of positions in each slice, as ``sliced`` hands them to the function that it is given."""
-    sizes = []
-    require_int("length", length, 1, MOST)
+    sizes, length = [], require_int("length", length, 1, MOST)
     sliced(lambda piece: sizes.append(piece.shape[-2]) or piece, torch.empty(length, 1), (), slice_length)
     return sizes
 
@@ -29,7 +28,7 @@ def feed_forward_ways(length, slice_length, d_model=64, d_ff=256, device="cpu"):
 
     Each returns the gradients of x (length, d_model) and of the four weights, float32.
     """
-    require_int("length", length, 1, MOST), require_int("slice_length", slice_length, 1, MOST)
+    length, slice_length = require_int("length", length, 1, MOST), require_int("slice_length", slice_length, 1, MOST)
     tensors = x, *weights = _draw(device, (length, d_model), (d_model, d_ff), (d_ff,), (d_ff, d_model), (d_model,))
 
     def piece_by_piece():
@@ -46,7 +45,7 @@ def feed_forward_ways(length, slice_length, d_model=64, d_ff=256, device="cpu"):
 @clear_errors
 def loss_ways(length, slice_length, d_model=64, vocabulary=8192, device="cpu"):
     """The same three ways for the cross-entropy over a vocabulary: hidden (length, d_model), weight, bias, float32."""
-    require_int("length", length, 1, MOST), require_int("slice_length", slice_length, 1, MOST)
+    length, slice_length = require_int("length", length, 1, MOST), require_int("slice_length", slice_length, 1, MOST)
     tensors = hidden, weight, bias = _draw(device, (length, d_model), (d_model, vocabulary), (vocabulary,))
     targets = torch.arange(length, device=device) % vocabulary
 

@@ -143,7 +143,7 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
     from reformer_ref.model.pytorch import ReformerLM
 
     tokens, targets = map(torch.from_numpy, images.to_tokens(given, "given"))
-    require_int("samples", samples, 1, MOST_ROWS // len(given))
+    samples = require_int("samples", samples, 1, MOST_ROWS // len(given))
     (n, height, width), half = given.shape, given.shape[1] // 2 * given.shape[2]
     check_sampling(temperature)
     if not isinstance(model, ReformerLM) or model.config.vocab_size > 256:

@@ -83,6 +83,12 @@ def test_the_three_ways_give_the_same_gradients(ways):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("ways", [feed_forward_ways, partial(loss_ways, vocabulary=30)])
+def test_integers_of_numpy_are_integers(ways):
+    for run in ways(np.uint8(50), np.uint8(8)).values():
+        assert run()
+
+
 def test_slices_are_those_of_the_package():
-    assert slice_sizes(10, 4) == [4, 4, 2]
+    assert slice_sizes(10, 4) == slice_sizes(np.uint8(10), np.uint8(4)) == [4, 4, 2]
     assert slice_sizes(3, 100) == [3]
