@@ -90,6 +90,7 @@ def train_steps(config, length, steps=2):
 
     from reformer_ref.model.pytorch import ReformerLM
 
+    steps = require_int("steps", steps, 1, 1000)
     model = ReformerLM(config)
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(steps):

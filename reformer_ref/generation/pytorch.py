@@ -101,6 +101,8 @@ def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None
         return probabilities.argmax(-1)
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator when temperature > 0, got {type(generator).__name__}")
+    if logits.is_meta:
+        raise ValueError("logits must hold values to draw by, got a tensor on the meta device")
     flat = probabilities.reshape(-1, probabilities.shape[-1]).cpu()  # (rows, V)
     return torch.multinomial(flat, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
 

@@ -138,7 +138,7 @@ def finished(folder, settings):
     """What a finished sub-run left in its folder, or None. ValueError if that was a run of other settings."""
     path = as_path("folder", folder) / RESULT
     try:
-        wanted = json.loads(json.dumps(settings))
+        wanted = json.loads(json.dumps(settings, allow_nan=False))
     except UNCLEAR:
         raise TypeError(f"settings must be JSON values, got {shown(settings)}") from None
     if not os.path.lexists(path):

@@ -523,3 +523,9 @@ def test_killed_in_the_middle_and_started_again_is_the_same(tmp_path):
         assert {k: v for k, v in one["result"].items() if k not in timed} == {
             k: v for k, v in two["result"].items() if k not in timed
         }
+
+
+@pytest.mark.parametrize("settings", [float("-inf"), {"a": float("nan")}, {"a": {1}}])
+def test_settings_must_be_json_values(settings, tmp_path):
+    with pytest.raises(TypeError, match="settings must be JSON values"):
+        finished(tmp_path, settings)
