@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reformer_ref.compare import relative_error
-from reformer_ref.generation.pytorch import Decoder, Recomputer, generate, why_not
+from reformer_ref.generation.pytorch import Decoder, Recomputer, generate, sample_token, why_not
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
@@ -257,3 +257,8 @@ def test_more_of_what_is_wrong_is_said():
         generate(model, tokens[0], 1, cache="no")
     ring = model_of(local=LocalOptions(chunk_length=4, wrap=True, chunks_after=1))
     assert "wrap around" in why_not(ring.config)
+
+
+def test_nothing_is_drawn_from_logits_without_values():
+    with pytest.raises(ValueError, match="logits must hold values"):
+        sample_token(torch.zeros(1, 3, device="meta"), 0.7, generator=torch.Generator())

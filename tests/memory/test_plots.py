@@ -177,3 +177,9 @@ def test_points_are_written_as_they_are_read(tmp_path):
     assert (stored["parts"], stored["layers"]) == (written["parts"], written["layers"])
     same = next(e for e in stored["points"] if (e["heads"], e["rounds"], e["reversible"]) == (4, 2, True))
     np.testing.assert_allclose(written["points"][0]["bytes"][0], same["bytes"][0], rtol=0.01)
+
+
+@pytest.mark.parametrize("steps", [0, 2**62, 1.5])
+def test_so_many_steps_are_refused(steps):
+    with pytest.raises((TypeError, ValueError), match="steps must be"):
+        explorer.train_steps(explorer.config_of(64, 2, 1, 1, True), 64, steps)
