@@ -49,9 +49,8 @@ def rows(record):
         if all(name in variants for name in names):
             bits = (spread(variants[name]["bits"], "{:.3f}") for name in names)
             ours = " then ".join(bits) + " bits per byte held out"
-            found.append(
-                {"claim": what.replace(":", f"{on_given(record)}:"), "paper": paper, "ours": ours, "how": "measured"}
-            )
+            what = what.replace(":", f"{on_given(record)}:")
+            found.append({"claim": what, "paper": paper, "ours": ours, "how": "measured"})
     return found
 
 

@@ -1,9 +1,8 @@
 """Figure 5, right, and tables 1 and 3: time and memory of attention against length, at a constant number of tokens.
 
-Time is measured, forward and backward, everybody in turn. For full attention it is that of PyTorch's fused kernel.
-Memory is counted; for full attention, as the paper writes it, with the matrix of weights,
-which the fused kernel is made to do without. The memory of whole models (table 3) is predicted, and fitted by powers of
-the length and of the number of layers.
+Time is measured, forward and backward, everybody in turn; for full attention it is that of PyTorch's fused kernel.
+Memory is counted; for full attention with the matrix of weights, as the paper writes it. The memory of whole models
+(table 3) is predicted, and fitted by powers of the length and of the number of layers.
 """
 
 import time

@@ -157,11 +157,7 @@ def rows(record):
     what = (
         (f"Translation: {name}: BLEU", config["paper"], told("bleu")),
         (f"Translation: {name}: translations without any fault, %", "", told("exact", times=100.0)),
-        (
-            f"Translation: {name}: bits per predicted token, mean of sentences",
-            "",
-            told("bits", "{:.4f}"),
-        ),
+        (f"Translation: {name}: bits per predicted token, mean of sentences", "", told("bits", "{:.4f}")),
     )
     return [{"claim": claim, "paper": paper, "ours": ours, "how": "measured"} for claim, paper, ours in what]
 

@@ -223,7 +223,10 @@ def test_constants_of_early_versions_are_no_weights():
     theirs = hf_model()
     name = "reformer.encoder.layers.1.attention.self_attention.self_mask_value_float16"
     weights = theirs.state_dict() | {name: torch.tensor(-1e3)}
-    ReformerLM.from_huggingface(weights, config_from_huggingface(theirs.config))
+    config = config_from_huggingface(theirs.config)
+    ours, plain = (ReformerLM.from_huggingface(w, config).state_dict() for w in (weights, theirs.state_dict()))
+    assert ours.keys() == plain.keys()
+    assert all(torch.equal(ours[key], plain[key]) for key in plain)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"google/reformer-enwik8", torch.nn.Linear(2, 2)])
