@@ -5,12 +5,14 @@ Every figure of ours is read from a record; nothing here is typed in by hand.
 
 import html
 import os
+import shlex
 from pathlib import Path
 
 from reformer_ref.drawing import Html
 from reformer_ref.files import as_path
 from reformer_ref.reproduce.claims import NAMES, claim
 from reformer_ref.reproduce.experiment import is_time, read_config, read_object
+from reformer_ref.reproduce.given import given_name
 from reformer_ref.validate import UNCLEAR, clear_errors, require_choice, require_int, shown
 
 DATA = Path(__file__).resolve().parents[2] / "figures" / "data"
@@ -36,6 +38,8 @@ def table_rows(folder=DATA, names=NAMES):
             row = {"claim": config["about"], "paper": "", "ours": "not run yet", "how": config["how"]}
             rows.append({**row, "command": command, "minutes": f"{config['minutes']} (predicted)"})
             continue
+        given = given_name(record)
+        command += "" if given is None else f" --data {shlex.quote(given)}"
         minutes = f"{record['minutes']:.3g}" + ("" if record["complete"] else " so far")
         try:
             ours = claim(name).rows(record)
