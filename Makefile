@@ -32,20 +32,20 @@ lab: $(CORE)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_map.ipynb
 
 walkthrough: $(CORE)  ## run every notebook without a browser, write the pages to gallery/
-	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_ref walkthrough --out gallery
+	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_lab walkthrough --out gallery
 
 demo: $(CORE)  ## train a small ReformerLM on Shakespeare, then let it write
-	$(BIN)/python -m reformer_ref train --task text --out $(RUN) --resume
-	$(BIN)/python -m reformer_ref generate --checkpoint $(RUN)
+	$(BIN)/python -m reformer_lab train --task text --out $(RUN) --resume
+	$(BIN)/python -m reformer_lab generate --checkpoint $(RUN)
 
 notebooks: $(CORE)  ## run every notebook and store its outputs in it
-	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_ref walkthrough --store
+	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_lab walkthrough --store
 
 figures: $(CORE)  ## draw the pictures, with the data they show
-	$(BIN)/python -m reformer_ref figures
+	$(BIN)/python -m reformer_lab figures
 
 assignments: $(GRADING)  ## generate the students' versions of the assignments from their sources
-	$(BIN)/python -m reformer_ref classroom generate
+	$(BIN)/python -m reformer_lab classroom generate
 
 test: $(CORE) tests-alone nbval  ## all tests and notebooks, but neither peers nor browser nor whole classes
 
@@ -67,7 +67,7 @@ grading: $(GRADING)  ## whole classes hand in, right, wrong and cheating, and ge
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m grading tests/classroom $(PYTEST_ARGS)
 
 grade-demo: $(GRADING)  ## a round of a course with made-up students: releases, grading, feedback, marks.csv
-	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_ref classroom demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_lab classroom demo
 
 nightly: $(CORE)  ## more of what is tried at random: 10,000 fuzz cases, 40 killed runs
 	REFORMER_FUZZ=nightly $(PYTEST) tests/fuzz $(PYTEST_ARGS)
@@ -95,17 +95,17 @@ $(VENV)/.created:
 $(CORE): $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 	@echo "Installing reformer_ref and what it needs into $(VENV); the first time takes some minutes."
 	$(PIP) 'torch>=2.6'
-	$(PIP) -e '.[test,train,reproduce]'
+	$(PIP) -e '.[test,lab]'
 	@touch $@
 
 $(PEERS): $(CORE)
-	$(PIP) -e '.[test,train,reproduce,peers]'
+	$(PIP) -e '.[test,lab,peers]'
 	@touch $@
 
 $(GRADING): $(CORE)
-	$(PIP) -e '.[test,train,grading]'
+	$(PIP) -e '.[test,lab,grading]'
 	@touch $@
 
 $(BROWSER): $(CORE)
-	$(PIP) -e '.[test,train,reproduce,browser]'
+	$(PIP) -e '.[test,lab,browser]'
 	@touch $@

@@ -1,10 +1,11 @@
-"""Settings shared by all tests. Nothing here seeds or restores random numbers: a test brings its own generator."""
+"""Settings shared by all tests. Nothing here seeds or restores random numbers: a test brings its
+own generator.
+"""
 
 import os
 from importlib.util import find_spec
 
 from hypothesis import settings
-
 from tests.fuzz.conftest import pytest_terminal_summary  # noqa: F401 the counts of fuzz cases, at the end of all tests
 
 settings.register_profile("house", deadline=None, print_blob=True, derandomize="CI" in os.environ)
@@ -16,5 +17,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one 
 
     torch.set_num_threads(1)
 
-# Without the extra `peers` its tests are not collected at all: `pytest -m peers` then fails, and never passes empty.
+# Without the extra `peers` its tests are not collected at all: `pytest -m peers` then fails, and
+# never passes empty.
 collect_ignore = [] if find_spec("transformers") and find_spec("reformer_pytorch") else ["peers"]

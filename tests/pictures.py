@@ -1,6 +1,6 @@
 """What tests ask of a picture, whoever drew it."""
 
-from reformer_ref.drawing import Picture
+from reformer_lab.plots.drawing import Picture
 
 
 def texts(picture):

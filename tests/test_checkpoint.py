@@ -1,4 +1,6 @@
-"""Checkpoints: what was saved comes back, a failing disk loses nothing, the newest good one is found."""
+"""Checkpoints: what was saved comes back, a failing disk loses nothing, the newest good one is
+found.
+"""
 
 import json
 import math
@@ -6,8 +8,7 @@ import os
 
 import pytest
 import torch
-
-from reformer_ref import checkpoint, files
+from reformer_lab.training import checkpoint, files
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
@@ -36,7 +37,7 @@ def same(model, other):
 
 
 def test_what_is_saved_comes_back(tmp_path):
-    model, training = ReformerLM(CONFIG), {"a:exp_avg": torch.arange(3.0), "a:step": torch.tensor(7.0)}
+    model, training = (ReformerLM(CONFIG), {"a:exp_avg": torch.arange(3.0), "a:step": torch.tensor(7.0)})
     extra = {"note": "σ", "list": [1, 2.5, None]}
     path = checkpoint.save(tmp_path / "new/run", model, step=12, training=training, state={"x": 1}, extra=extra)
     loaded, found = checkpoint.load(tmp_path / "new/run")

@@ -1,7 +1,8 @@
 """The checks of the rooms reject what they are there to reject.
 
-Each fault that implementations of the Reformer are known for is built into an implementation that is otherwise right;
-the check that must notice rejects it with a sentence that says where to look, and accepts the same code without it.
+Each fault that implementations of the Reformer are known for is built into an implementation that
+is otherwise right; the check that must notice rejects it with a sentence that says where to look,
+and accepts the same code without it.
 """
 
 from dataclasses import replace
@@ -10,10 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from reformer_ref.attention.spec import attend, attend_vjp, normalize_keys, normalize_keys_vjp
-from reformer_ref.bridge import to_numpy, to_torch
 from reformer_ref.chunking import checks as chunking_checks
 from reformer_ref.chunking import spec as chunking
 from reformer_ref.local_attention import checks as local_checks
@@ -23,6 +21,8 @@ from reformer_ref.lsh_attention import checks, spec
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.reversible import checks as reversible_checks
 from reformer_ref.reversible.pytorch import reversible_stack
+from reformer_ref.testing import to_numpy, to_torch
+from torch import nn
 
 
 def rejects(check, wrong, message, *args, **kwargs):
@@ -31,7 +31,8 @@ def rejects(check, wrong, message, *args, **kwargs):
         check(wrong, *args, **kwargs)
 
 
-# LSH attention as an implementation computes it: sort, chunk, look at neighbours, attend, undo, merge rounds
+# LSH attention as an implementation computes it: sort, chunk, look at neighbours, attend, undo,
+# merge rounds
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask, fault=None, dtype=np.float64):
@@ -72,7 +73,7 @@ def one_sequence(qk, v, buckets, o, real, fault):
 
 def look(chunks, c, n_chunks, o, fault):
     """[(round, slot, position)] in the window of chunk number c."""
-    window, before = [], o.chunks_before + {"one chunk too few": -1, "one chunk too many": 1}.get(fault, 0)
+    window, before = ([], o.chunks_before + {"one chunk too few": -1, "one chunk too many": 1}.get(fault, 0))
     for place in range(c - before, c + o.chunks_after + 1):
         if o.wrap or place // n_chunks == c // n_chunks:
             window += chunks[place % len(chunks)]
@@ -100,7 +101,9 @@ def one_round(qk, v, i, shown, o, fault):
 
 
 def merge(rounds, alone, fault):
-    """One softmax from several; ``alone``: the answer of a token to which no round shows anything else."""
+    """One softmax from several; ``alone``: the answer of a token to which no round shows anything
+    else.
+    """
     if not rounds:
         return alone
     log_sums, outs = map(np.stack, zip(*rounds, strict=True))
@@ -145,7 +148,9 @@ def test_causal_by_slots():
 
 
 def test_self_by_a_penalty_in_float32():
-    """−1e5 on self: exact in float64, but in float32 a token that sees only itself is wrong by up to a per cent."""
+    """−1e5 on self: exact in float64, but in float32 a token that sees only itself is wrong by up
+    to a per cent.
+    """
     right, wrong = (partial(lsh_attention, dtype=np.float32, fault=f) for f in (None, "self by a penalty"))
     checks.check_lsh_attention(right, tolerance=1e-5)
     rejects(checks.check_lsh_attention, wrong, "attends to itself only when", tolerance=1e-5)
@@ -304,7 +309,9 @@ def test_local_gradient_that_counts_a_key_once():
 
 
 class Bucket(nn.Module):
-    """x_i · table[bucket(x_i)], hashed once, or, with ``rehash``, again from what backward reconstructs."""
+    """x_i · table[bucket(x_i)], hashed once, or, with ``rehash``, again from what backward
+    reconstructs.
+    """
 
     keeps_memo = True
 
@@ -319,7 +326,9 @@ class Bucket(nn.Module):
 
 
 class Dropped(nn.Module):
-    """dropout(x w), with noise from the global generator, which is replayed, or from one that nobody puts back."""
+    """dropout(x w), with noise from the global generator, which is replayed, or from one that
+    nobody puts back.
+    """
 
     def __init__(self, w, rate, generator=None):
         super().__init__()

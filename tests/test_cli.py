@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from reformer_ref import checkpoint, cli, training
+from reformer_lab import cli
+from reformer_lab.training import checkpoint
+from reformer_lab.training import loop as training
 from reformer_ref.model.config import ReformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +26,7 @@ TINY = [word for name, value in TINY.items() for word in (f"--{name}", str(value
 def start(*args, cwd):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "reformer_ref", *map(str, args)],
+        [sys.executable, "-m", "reformer_lab", *map(str, args)],
         cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -49,7 +50,7 @@ def trained(tmp_path_factory):
 
 
 def test_train_says_what_it_does_and_writes_what_it_learned(trained):
-    out, metrics = (trained / "out.txt").read_text(), json.loads((trained / "runs/text/metrics.json").read_text())
+    out, metrics = ((trained / "out.txt").read_text(), json.loads((trained / "runs/text/metrics.json").read_text()))
     assert "text.txt: 2,430 bytes to train on, 270 held out" in out
     assert f"{metrics['parameters']:,} parameters: 2 layers (local, lsh)" in out
     baselines = metrics["held_out_bits_per_byte"]
@@ -246,5 +247,5 @@ def test_help_is_complete(command, capsys):
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from reformer_ref import cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from reformer_lab import cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-
-from reformer_ref.drawing import number
-from reformer_ref.figures import computed, draw_all, record_run, recorded
+from reformer_lab.figures import computed, draw_all, record_run, recorded
+from reformer_lab.plots.drawing import number
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
-STORED = json.loads((FIGURES / "data" / "pictures.json").read_text(encoding="utf-8"))
+STORED = json.loads((FIGURES / "pictures.json").read_text(encoding="utf-8"))
 METRICS = {
     "command": "reformer-ref train --out /some/where/run", "text": "a text",
     "held_out_bits_per_byte": {"zlib": 3.2, "unigram": 4.8},
@@ -24,7 +23,9 @@ def test_every_picture_is_there_and_no_other():
 
 @pytest.mark.parametrize("name", [*computed(), *recorded()])
 def test_pictures_are_what_the_code_draws_today(name):
-    """Captions and numbers; pixels differ between releases of matplotlib. If this fails: ``make figures``."""
+    """Captions and numbers; pixels differ between releases of matplotlib. If this fails: ``make
+    figures``.
+    """
     picture = (computed() | recorded())[name]()
     assert picture.caption == STORED[name]["caption"]
     assert {what: number(value) for what, value in picture.numbers.items()} == STORED[name]["numbers"]
@@ -32,11 +33,11 @@ def test_pictures_are_what_the_code_draws_today(name):
 
 def test_all_are_drawn_into_a_folder(tmp_path, monkeypatch, capsys):
     few = {name: computed()[name] for name in ("five_strips", "rings")}
-    monkeypatch.setattr("reformer_ref.figures.computed", lambda: few)
-    monkeypatch.setattr("reformer_ref.figures.recorded", dict)
+    monkeypatch.setattr("reformer_lab.figures.computed", lambda: few)
+    monkeypatch.setattr("reformer_lab.figures.recorded", dict)
     draw_all(tmp_path / "new")
     assert (tmp_path / "new" / "five_strips.png").read_bytes().startswith(b"\x89PNG")
-    told = json.loads((tmp_path / "new" / "data" / "pictures.json").read_text())
+    told = json.loads((tmp_path / "new" / "pictures.json").read_text())
     assert told == {name: STORED[name] for name in few}
     assert told["rings"]["caption"] in capsys.readouterr().out
 
@@ -44,7 +45,7 @@ def test_all_are_drawn_into_a_folder(tmp_path, monkeypatch, capsys):
 def test_a_run_is_recorded(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
     record_run(tmp_path, tmp_path / "figures")
-    data = json.loads((tmp_path / "figures" / "data" / "training_curve.json").read_text())
+    data = json.loads((tmp_path / "figures" / "training_curve.json").read_text())
     assert data["step"] == [1, 2]
     assert data["train_bits_per_byte"] == [7.0, 5.0]
     assert data["held_out_bits_per_byte"] == [8.0, 4.0]

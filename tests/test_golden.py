@@ -1,11 +1,11 @@
-"""The values of the authors' own code (see golden/README.md), reproduced by the spec and by PyTorch in float64."""
+"""The values of the authors' own code (see golden/README.md), reproduced by the spec and by PyTorch
+in float64.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-
 import reformer_ref.attention.pytorch as attention_pytorch
 import reformer_ref.attention.spec as attention_spec
 import reformer_ref.chunking.pytorch as chunking_pytorch
@@ -16,14 +16,15 @@ import reformer_ref.local_attention.pytorch as local_pytorch
 import reformer_ref.local_attention.spec as local_spec
 import reformer_ref.lsh_attention.pytorch as lsh_pytorch
 import reformer_ref.lsh_attention.spec as lsh_spec
-from reformer_ref.bridge import as_numpy, autograd_vjp, to_torch
-from reformer_ref.compare import expect_close, expect_equal
+import torch
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, expect_equal, to_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 PREFIX = "trax_lsh_"
-# A row that sees only itself was pushed away by −1e5 in every round: with two rounds float64 itself leaves about 2e-12.
+# A row that sees only itself was pushed away by −1e5 in every round: with two rounds float64 itself
+# leaves about 2e-12.
 EXACT, SELF_ONLY, FLOAT32 = 1e-12, 1e-11, 1e-5
 
 BOTH = pytest.mark.parametrize("version", ["spec", "pytorch"])
@@ -136,13 +137,13 @@ def test_head_in_float32(name):
 def test_head_round_by_round(name):
     """The record's weights are shares of the one softmax.
 
-    In each round they give the authors' output of that round, and add up to exp(log-sum-exp of the round −
-    log-sum-exp of all rounds): to nothing where a round shows only the token itself.
+    In each round they give the authors' output of that round, and add up to exp(log-sum-exp of the
+    round − log-sum-exp of all rounds): to nothing where a round shows only the token itself.
     """
     z = head(name)
-    tensors = to_torch([z["qk"], z["v"], z["buckets"]]), None if z["mask"] is None else to_torch(z["mask"])
+    tensors = (to_torch([z["qk"], z["v"], z["buckets"]]), None if z["mask"] is None else to_torch(z["mask"]))
     _, record = lsh_pytorch.lsh_attention(*tensors[0], z["options"], tensors[1], return_record=True)
-    positions, weights = record.queries.numpy().ravel(), record.weights.numpy()  # (n_hashes·L,), (n_hashes, …)
+    positions, weights = (record.queries.numpy().ravel(), record.weights.numpy())  # (n_hashes·L,), (n_hashes, …)
     expect_equal("positions in sorted order", positions, z["st"])
     values = z["v"] if z["mask"] is None else z["v"] * z["mask"][:, None]
     out = (weights @ values[record.keys.numpy()]).reshape(len(positions), -1)
@@ -186,7 +187,9 @@ def test_v1(name, version):
 
 
 def layer(version, z, attend, attend_vjp, shared):
-    """out and gradients of x and of the weights. attend(q, k, v), or (q, v) if shared; (2, 2, L, d) each."""
+    """out and gradients of x and of the weights. attend(q, k, v), or (q, v) if shared; (2, 2, L, d)
+    each.
+    """
     x, ct, names = load("x")["x"], z["ct"], ["w_q", "w_v"] if shared else ["w_q", "w_k", "w_v"]
     if version == "pytorch":
 
@@ -274,7 +277,9 @@ def test_layer_dense_shared_qk(name, version):
 
 @BOTH
 def test_decoding_one_token_at_a_time_is_local_attention(version):
-    """Memory 16, 8 of them dropped whenever it is full: the chunk of the token and the one before, as in training."""
+    """Memory 16, 8 of them dropped whenever it is full: the chunk of the token and the one before,
+    as in training.
+    """
     z = load("predict_local")
     q, k, v = (np.einsum("bld,hde->bhle", z["x"], z[w]) for w in ("w_q", "w_k", "w_v"))
     attend = local_spec.local_attention if version == "spec" else as_numpy(local_pytorch.local_attention)
@@ -299,7 +304,9 @@ def test_hash(version):
 
 @BOTH
 def test_hash_of_a_layer_sorts_alike(version):
-    """Round offsets and a bucket for padding are the authors' way to one sort key; here the two stay apart."""
+    """Round offsets and a bucket for padding are the authors' way to one sort key; here the two
+    stay apart.
+    """
     z = load("hash")
     hash_vectors = hashing_spec.hash_vectors if version == "spec" else as_numpy(hashing_pytorch.hash_vectors)
     sort_by_bucket = chunking_spec.sort_by_bucket if version == "spec" else as_numpy(chunking_pytorch.sort_by_bucket)
@@ -341,7 +348,9 @@ def test_length_normalized(version):
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_masked_scores(version, causal, exclude_self, masked):
-    """Counts of visible pairs, and self as a last resort, give the softmax of the authors' penalised scores."""
+    """Counts of visible pairs, and self as a last resort, give the softmax of the authors'
+    penalised scores.
+    """
     z = load("parts")
     scores, recorded = z["dots"], z[f"mask_c{causal:d}e{exclude_self:d}m{masked:d}"]
     seen = (z["kv_info"] <= z["q_info"]) if causal else np.ones(scores.shape, bool)

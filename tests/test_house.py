@@ -1,4 +1,6 @@
-"""The rules of the house, as tests: furniture of the rooms, twins of names, direction of imports, length, manners."""
+"""The rules of the house, as tests: furniture of the rooms, twins of names, direction of imports,
+length, manners.
+"""
 
 import ast
 import graphlib
@@ -28,7 +30,8 @@ EXPECTED_ROOMS = {
 }
 ROOMS = sorted(EXPECTED_ROOMS | {spec.parent.name for spec in PACKAGE.glob("*/spec.py")})
 
-# From the ground up: a module imports from its own floor and the floors below. A new module needs a place here.
+# From the ground up: a module imports from its own floor and the floors below. A new module needs a
+# place here.
 ABOVE_ROOMS = [
     {"model"},
     {"generation"},
@@ -45,7 +48,8 @@ ABOVE_ROOMS = [
 GROUND = {"files", "validate", "compare", "tensors", "bridge", "replay", "data", "drawing"}
 FLOORS = [GROUND, set(ROOMS) - set().union(*ABOVE_ROOMS), *ABOVE_ROOMS]
 
-# Public functions that pytorch.py takes from its spec.py instead of writing them again, with the reason.
+# Public functions that pytorch.py takes from its spec.py instead of writing them again, with the
+# reason.
 WRITTEN_ONCE = {("hashing", "default_n_buckets"): "integers in, integers out: there is no array to be fast with"}
 # Public functions of a spec.py that pytorch.py does without, with the reason.
 SPEC_ONLY = {
@@ -96,7 +100,9 @@ MODULES = {module_name(path): path for path in SOURCES}
 
 
 def imports(path):
-    """Every imported module of a file as (line, dotted name), also inside functions and relative ones."""
+    """Every imported module of a file as (line, dotted name), also inside functions and relative
+    ones.
+    """
     package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
     found = []
     for node in ast.walk(tree(path)):
@@ -163,7 +169,9 @@ def twins(room):
 
 
 def signature(function):
-    """Positional arguments in order, and the defaults of all arguments, under the names of pytorch.py."""
+    """Positional arguments in order, and the defaults of all arguments, under the names of
+    pytorch.py.
+    """
     arguments = function.args
     positional = [SAME_ARGUMENT.get(a.arg, a.arg) for a in arguments.posonlyargs + arguments.args]
     last = positional[len(positional) - len(arguments.defaults) :]
@@ -195,7 +203,7 @@ def test_twins_take_the_same_arguments(room):
     for name in spec:
         if not (isinstance(spec[name], ast.FunctionDef) and isinstance(fast.get(name), ast.FunctionDef)):
             continue
-        (arguments, defaults), (fast_arguments, fast_defaults) = signature(spec[name]), signature(fast[name])
+        (arguments, defaults), (fast_arguments, fast_defaults) = (signature(spec[name]), signature(fast[name]))
         where = f"{room}.{name}: spec.py has ({', '.join(arguments)}), pytorch.py ({', '.join(fast_arguments)})"
         assert fast_arguments[: len(arguments)] == arguments, where
         assert {k: fast_defaults.get(k) for k in defaults} == defaults, f"{room}.{name}: the defaults differ"
@@ -234,7 +242,9 @@ def test_imports_have_no_circle():
 
 
 def allowed(kind, room):
-    """(other libraries, modules of this package) that a file of a room may import, as regular expressions."""
+    """(other libraries, modules of this package) that a file of a room may import, as regular
+    expressions.
+    """
     shared = r"reformer_ref\.(validate|\w+\.options|\w+\.config)"
     return {
         "spec.py": (r"numpy|math|dataclasses|functools|itertools", rf"{shared}|reformer_ref\.\w+\.spec"),

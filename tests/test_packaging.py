@@ -1,4 +1,6 @@
-"""What is declared in several places says the same everywhere: pyproject, constraints, environment, citation."""
+"""What is declared in several places says the same everywhere: pyproject, constraints, environment,
+citation.
+"""
 
 import re
 import subprocess
@@ -8,11 +10,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import reformer_ref
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-import reformer_ref
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -54,15 +55,17 @@ def test_constraints_are_exact_pins_in_order():
 
 def test_constraints_satisfy_the_declared_ranges():
     pinned = pins()
-    for name, condition in declared("test", "train", "reproduce", "peers", "grading").items():
+    for name, condition in declared("lab", "test", "peers", "grading").items():
         assert name in pinned, f"constraints.txt does not pin {name}"
         assert condition.contains(pinned[name]), f"constraints.txt pins {name} {pinned[name]}, declared {condition}"
 
 
 def test_constraints_pin_everything_that_gets_installed():
-    """Follow the dependencies of what is installed here, as far as it is what constraints.txt asks for."""
+    """Follow the dependencies of what is installed here, as far as it is what constraints.txt asks
+    for.
+    """
     pinned, seen, missing = pins(), set(), set()
-    queue = [(name, "") for name in declared("test", "train", "reproduce", "peers", "grading")]
+    queue = [(name, "") for name in declared("lab", "test", "peers", "grading")]
     while queue:
         name, extra = queue.pop()
         if (name, extra) in seen or name in INSTALLERS or TORCH_BRINGS.match(name):
@@ -88,7 +91,7 @@ def test_environment_uses_conda_forge_alone_and_the_declared_ranges():
     (pip,) = [entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict)]
     assert not any("::" in line for line in conda)
 
-    wanted = declared("test", "train", "reproduce")
+    wanted = declared("lab", "test")
     by_pip = {name: wanted.pop(name) for name in PIP_ONLY}
     wanted = {CONDA_NAMES.get(name, name): condition for name, condition in wanted.items()}
     wanted |= ranges(["python" + PROJECT["requires-python"], "pip"])
@@ -113,23 +116,26 @@ def test_version_is_declared_once():
 
 def test_every_folder_with_code_is_a_package():
     """A folder without __init__.py would be left out of the wheel."""
-    folders = {path.parent for path in (ROOT / "reformer_ref").rglob("*.py")}
+    folders = {
+        path.parent
+        for path in (p for package in ("reformer_ref", "reformer_lab") for p in (ROOT / package).rglob("*.py"))
+    }
     assert [f.name for f in folders if not (f / "__init__.py").is_file()] == []
 
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["generate", "--help"]])
 def test_command_line_explains_itself(command):
     done = subprocess.run(
-        [sys.executable, "-m", "reformer_ref", *command], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "reformer_lab", *command], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
 
 
 def test_console_script_is_the_same_command():
-    from reformer_ref import cli
+    from reformer_lab import cli
 
-    assert PROJECT["scripts"] == {"reformer-ref": "reformer_ref.cli:main"}
+    assert PROJECT["scripts"] == {"reformer-ref": "reformer_lab.cli:main"}
     assert callable(cli.main)
 
 

@@ -12,16 +12,17 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from reformer_ref import checkpoint, training, training_run
-from reformer_ref.data import text
+from reformer_lab.data import text
+from reformer_lab.training import checkpoint
+from reformer_lab.training import loop as training
+from reformer_lab.training import run as training_run
+from reformer_lab.training.loop import NonFiniteLoss, train
+from reformer_lab.training.schedule import PRESETS, TIMED_STEPS, TrainingOptions, learning_rate_at
 from reformer_ref.generation.pytorch import generate, sample_token, token_probabilities
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.schedule import PRESETS, TIMED_STEPS, TrainingOptions, learning_rate_at
-from reformer_ref.training import NonFiniteLoss, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SENTENCE = np.frombuffer(b"the quick brown fox jumps over the lazy dog. " * 60, dtype=np.uint8)
 CONFIG = ReformerConfig(
@@ -93,7 +94,9 @@ def test_evaluation_leaves_every_mode_as_it_was():
 
 
 class Constant(torch.nn.Module):
-    """A model with one weight whose loss is given by a function of the weight and the number of the call."""
+    """A model with one weight whose loss is given by a function of the weight and the number of the
+    call.
+    """
 
     def __init__(self, loss):
         super().__init__()
@@ -186,7 +189,8 @@ def test_schedules():
 
 
 def test_presets_have_the_authors_peak_rates():
-    # constant · min(step/warmup, 1) / sqrt(max(step, warmup)) with the constants of the authors' configurations
+    # constant · min(step/warmup, 1) / sqrt(max(step, warmup)) with the constants of the authors'
+    # configurations
     for name, constant in (("enwik8", 0.03125), ("imagenet64", 0.03125), ("wmt", 0.088), ("paper", 1.0)):
         options = TrainingOptions.preset(name, steps=10)
         for step in (1, options.warmup // 2, options.warmup, 4 * options.warmup):
@@ -412,7 +416,7 @@ def test_fp16_is_not_silently_something_else_on_a_cpu():
 def test_batches_of_several_tensors_count_by_weight(tmp_path):
     tokens = torch.from_numpy(batch_at(0))
     targets = torch.full_like(tokens, -100)
-    targets[0, :10], targets[1, :30] = tokens[0, :10], tokens[1, :30]  # rows that do not count the same
+    targets[0, :10], targets[1, :30] = (tokens[0, :10], tokens[1, :30])  # rows that do not count the same
 
     def gradients(accumulate):
         model = ReformerLM(CONFIG)

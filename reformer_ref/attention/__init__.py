@@ -1,1 +1,3 @@
-"""Dense attention: the quadratic baseline, and the oracle that every sparse attention is compared with."""
+"""Dense attention: the quadratic baseline, and the oracle that every sparse attention is compared
+with.
+"""

@@ -1,15 +1,17 @@
 """Dense attention, in NumPy.
 
-Every attention of this package is a softmax over the keys that a query may see. ``attend`` writes that down once, with
-a count per pair: 0 hides a key, 1 shows it, m shows it as often as the softmax would meet it in m places
-(paper section 2, equations 1 to 3). What differs between dense, local and LSH attention is only the counts.
+Every attention of this package is a softmax over the keys that a query may see. ``attend`` writes
+that down once, with a count per pair: 0 hides a key, 1 shows it, m shows it as often as the softmax
+would meet it in m places (paper section 2, equations 1 to 3). What differs between dense, local and
+LSH attention is only the counts.
 
-Errors, in every function: TypeError for a wrong dtype, ValueError for shapes that do not fit, NaN and infinity.
+Errors, in every function: TypeError for a wrong dtype, ValueError for shapes that do not fit, NaN
+and infinity.
 """
 
 import numpy as np
 
-from reformer_ref.validate import (
+from reformer_ref._arguments import (
     as_array,
     as_floats,
     as_mask,
@@ -27,7 +29,8 @@ LARGEST_SCALE = 1e6  # the size of the factor of q·k must be smaller
 def normalize_keys(x, norm_eps=1e-6):
     """Unit keys k̂ = x / √(‖x‖² + d·norm_eps), float64 (…, L, d); a zero vector stays zero.
 
-    With shared queries and keys the key is the query's direction (paper section 2, "Shared-QK attention").
+    With shared queries and keys the key is the query's direction (paper section 2, "Shared-QK
+    attention").
     """
     x = _floats("x", x)
     return x * _inverse_length(x, norm_eps)
@@ -43,14 +46,17 @@ def normalize_keys_vjp(x, d_out, norm_eps=1e-6):
 
 
 def attend(q, k, v, counts, scale=1.0):
-    """(out, weights): out (…, L_q, d_v), weights (…, L_q, L_k), one softmax over everything visible.
+    """(out, weights): out (…, L_q, d_v), weights (…, L_q, L_k), one softmax over everything
+    visible.
 
-    q (…, L_q, d), k (…, L_k, d), v (…, L_k, d_v), counts bool or int ≥ 0, broadcast to (…, L_q, L_k):
-    w_ij ∝ counts_ij · exp(scale · q_i·k_j). A query with all counts zero gets zeros.
+    q (…, L_q, d), k (…, L_k, d), v (…, L_k, d_v), counts bool or int ≥ 0, broadcast to (…, L_q,
+    L_k): w_ij ∝ counts_ij · exp(scale · q_i·k_j). A query with all counts zero gets zeros.
     """
     q, k, v = _qkv(q, k, v)
     counts = _counts(counts, (*q.shape[:-1], k.shape[-2]))
-    scores = np.where(counts > 0, _factor(scale) * (q @ np.swapaxes(k, -1, -2)), -np.inf)  # (…, L_q, L_k)
+    scores = np.where(
+        counts > 0, _factor(scale) * (q @ np.swapaxes(k, -1, -2)), -np.inf
+    )  # (…, L_q, L_k)
     top = np.max(scores, axis=-1, keepdims=True)
     weights = counts * np.exp(scores - np.where(np.isfinite(top), top, 0.0))
     total = np.sum(weights, axis=-1, keepdims=True)
@@ -69,7 +75,9 @@ def attend_vjp(q, k, v, counts, d_out, scale=1.0):
 
 
 def self_as_last_resort(counts):
-    """The self rule: a token sees itself only if nothing else is visible to it (paper section 2). counts (…, L, L)."""
+    """The self rule: a token sees itself only if nothing else is visible to it (paper section 2).
+    counts (…, L, L).
+    """
     counts = _counts(counts)
     eye = np.eye(counts.shape[-1], dtype=bool)
     others = np.where(eye, 0, counts)
@@ -78,11 +86,15 @@ def self_as_last_resort(counts):
 
 
 def visible_pairs(query_length, key_length, causal, padding_mask=None):
-    """Dense counts: int (…, L_q, L_k), 1 where query i may see key j. padding_mask bool (…, L_k), True = real token."""
+    """Dense counts: int (…, L_q, L_k), 1 where query i may see key j. padding_mask bool (…, L_k),
+    True = real token.
+    """
     shape = require_int("query_length", query_length), require_int("key_length", key_length)
     require_room(query_length=query_length, key_length=key_length)
     if require_bool("causal", causal) and query_length != key_length:
-        raise ValueError(f"causal attention needs as many queries as keys, got {query_length} and {key_length}")
+        raise ValueError(
+            f"causal attention needs as many queries as keys, got {query_length} and {key_length}"
+        )
     visible = np.tril(np.ones(shape, dtype=int)) if causal else np.ones(shape, dtype=int)
     if padding_mask is None:
         return visible
@@ -93,8 +105,8 @@ def visible_pairs(query_length, key_length, causal, padding_mask=None):
 def regular_attention(q, k, v, causal=False, padding_mask=None, scale=None, strip=None):
     """Dense attention with queries and keys of their own (equation 1): float64 (…, L_q, d_v).
 
-    q (…, L_q, d), k (…, L_k, d), v (…, L_k, d_v); padding_mask bool, broadcast to (…, L_k), True = real key. Any
-    L_q, L_k ≥ 1; causal needs L_q = L_k. scale: a number; None or "rsqrt_d" for 1/√d.
+    q (…, L_q, d), k (…, L_k, d), v (…, L_k, d_v); padding_mask bool, broadcast to (…, L_k), True =
+    real key. Any L_q, L_k ≥ 1; causal needs L_q = L_k. scale: a number; None or "rsqrt_d" for 1/√d.
     strip: this many queries at a time, the same result in O(L_k·strip) memory.
     """
     q, k, v = _qkv(q, k, v)
@@ -109,19 +121,23 @@ def regular_attention_vjp(q, k, v, d_out, causal=False, padding_mask=None, scale
     return attend_vjp(q, k, v, counts, d_out, _scale(scale, q.shape[-1]))
 
 
-def shared_qk_attention(qk, v, causal=True, padding_mask=None, scale=1.0, norm_eps=1e-6, strip=None):
+def shared_qk_attention(
+    qk, v, causal=True, padding_mask=None, scale=1.0, norm_eps=1e-6, strip=None
+):
     """Dense attention with shared queries and keys: float64 (…, L, d_v).
 
-    qk (…, L, d): the query is q, the key q/‖q‖; v (…, L, d_v); padding_mask bool, broadcast to (…, L), True = real
-    token: padding is not seen. A token sees itself only if nothing else is visible to it (paper section 2).
-    scale and strip as for ``regular_attention``.
+    qk (…, L, d): the query is q, the key q/‖q‖; v (…, L, d_v); padding_mask bool, broadcast to (…,
+    L), True = real token: padding is not seen. A token sees itself only if nothing else is visible
+    to it (paper section 2). scale and strip as for ``regular_attention``.
     """
     qk, k, v, counts = _shared(qk, v, causal, padding_mask, norm_eps)
     return _by_strips(qk, k, v, counts, _scale(scale, qk.shape[-1]), strip)
 
 
 def shared_qk_attention_vjp(qk, v, d_out, causal=True, padding_mask=None, scale=1.0, norm_eps=1e-6):
-    """(d_qk, d_v) for the cotangent d_out (…, L, d_v): qk receives its part as a query and its part as a key."""
+    """(d_qk, d_v) for the cotangent d_out (…, L, d_v): qk receives its part as a query and its part
+    as a key.
+    """
     qk, k, v, counts = _shared(qk, v, causal, padding_mask, norm_eps)
     d_q, d_k, d_v = attend_vjp(qk, k, v, counts, d_out, _scale(scale, qk.shape[-1]))
     return d_q + normalize_keys_vjp(qk, d_k, norm_eps), d_v
@@ -130,7 +146,9 @@ def shared_qk_attention_vjp(qk, v, d_out, causal=True, padding_mask=None, scale=
 def _shared(qk, v, causal, padding_mask, norm_eps):
     """(query, key, v, counts) of shared-QK attention."""
     qk, _, v = _qkv(qk, qk, v, names=("qk", "qk"))
-    visible = visible_pairs(qk.shape[-2], qk.shape[-2], causal, as_mask(padding_mask, qk.shape[:-1]))
+    visible = visible_pairs(
+        qk.shape[-2], qk.shape[-2], causal, as_mask(padding_mask, qk.shape[:-1])
+    )
     return qk, normalize_keys(qk, norm_eps), v, self_as_last_resort(visible)
 
 
@@ -138,7 +156,9 @@ def _by_strips(q, k, v, counts, scale, strip):
     length = q.shape[-2]
     strip = length if strip is None else require_int("strip", strip)
     cuts = [slice(start, start + strip) for start in range(0, length, strip)]
-    return np.concatenate([attend(q[..., c, :], k, v, counts[..., c, :], scale)[0] for c in cuts], axis=-2)
+    return np.concatenate(
+        [attend(q[..., c, :], k, v, counts[..., c, :], scale)[0] for c in cuts], axis=-2
+    )
 
 
 def _scale(scale, d):
@@ -151,7 +171,9 @@ def _factor(scale):
 
 
 def _inverse_length(x, norm_eps):
-    square = np.sum(x * x, axis=-1, keepdims=True) + x.shape[-1] * require_float("norm_eps", norm_eps, minimum=0.0)
+    square = np.sum(x * x, axis=-1, keepdims=True) + x.shape[-1] * require_float(
+        "norm_eps", norm_eps, minimum=0.0
+    )
     return np.where(square > 0, 1.0 / np.sqrt(np.where(square > 0, square, 1.0)), 0.0)
 
 
@@ -168,7 +190,9 @@ def _floats(name, x, shape=None):
 def _qkv(q, k, v, names=("q", "k")):
     """q (…, L_q, d), k (…, L_k, d), v (…, L_k, d_v) with the same leading dimensions."""
     q, k, v = _floats(names[0], q), _floats(names[1], k), _floats("v", v)
-    require_shape(names[1], k, (*q.shape[:-2], k.shape[-2], q.shape[-1]), f"(…, L_k, d) to go with {names[0]}")
+    require_shape(
+        names[1], k, (*q.shape[:-2], k.shape[-2], q.shape[-1]), f"(…, L_k, d) to go with {names[0]}"
+    )
     require_shape("v", v, (*k.shape[:-1], v.shape[-1]), f"(…, L_k, d_v) to go with {names[1]}")
     return q, k, v
 
@@ -178,8 +202,12 @@ def _counts(counts, shape=None):
     counts = as_array("counts", counts)
     if counts.dtype.kind not in "biu":
         raise TypeError(f"counts must be boolean or integer, got dtype {counts.dtype}")
-    if shape is None and (counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or 0 in counts.shape):
-        raise ValueError(f"counts must have shape (…, L, L) with every size ≥ 1, got {counts.shape}")
+    if shape is None and (
+        counts.ndim < 2 or counts.shape[-1] != counts.shape[-2] or 0 in counts.shape
+    ):
+        raise ValueError(
+            f"counts must have shape (…, L, L) with every size ≥ 1, got {counts.shape}"
+        )
     if (counts < 0).any():
         raise ValueError(f"counts must not be negative, got {counts.min()}")
     return counts if shape is None else broadcast("counts", counts, shape, "(…, L_q, L_k)")

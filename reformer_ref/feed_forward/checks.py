@@ -1,23 +1,24 @@
-"""What any layer norm, feed-forward and cross-entropy must satisfy. Each check takes a function on NumPy arrays.
+"""What any layer norm, feed-forward and cross-entropy must satisfy. Each check takes a function on
+NumPy arrays.
 
-The expected values come from formulas written out here for one row or one position at a time; gradients are compared
-with central differences of those formulas and, closely, with the spec differentiated all at once.
+The expected values come from formulas written out here for one row or one position at a time;
+gradients are compared with central differences of those formulas and, closely, with the spec
+differentiated all at once.
 """
 
 import math
 
 import numpy as np
 
-from reformer_ref.compare import central_difference, expect_close, in_a_sentence
 from reformer_ref.feed_forward import spec
+from reformer_ref.testing import central_difference, expect_close, in_a_sentence
 
-# (leading axes, L, slice lengths): slices that divide L, that do not, that are longer than L, and no slices at all
-LENGTHS = (
-    ((), 1, (None, 1, 6)),
-    ((2,), 7, (None, 1, 3, 5, 7, 12)),
-    ((2, 3), 13, (None, 2, 4, 13)),
+# (leading axes, L, slice lengths): slices that divide L, that do not, that are longer than L, and
+# no slices at all
+LENGTHS = (((), 1, (None, 1, 6)), ((2,), 7, (None, 1, 3, 5, 7, 12)), ((2, 3), 13, (None, 2, 4, 13)))
+SLICES = (
+    "Is every slice computed, the last and shorter one too, and are sums taken over all of them?"
 )
-SLICES = "Is every slice computed, the last and shorter one too, and are sums taken over all of them?"
 
 
 @in_a_sentence
@@ -39,7 +40,9 @@ def check_layer_norm(fn, seed=0, tolerance=1e-12):
 
 @in_a_sentence
 def check_layer_norm_vjp(fn, seed=0, tolerance=1e-12):
-    """fn(x, scale, bias, d_out, eps) -> (d_x, d_scale, d_bias) against central differences and the spec."""
+    """fn(x, scale, bias, d_out, eps) -> (d_x, d_scale, d_bias) against central differences and the
+    spec.
+    """
     rng = np.random.default_rng(seed + 1)
     report = _GradientReport("check_layer_norm_vjp", tolerance)
     for x, scale, bias, eps in _layer_norm_cases(seed):
@@ -67,7 +70,9 @@ def check_feed_forward(fn, seed=0, tolerance=1e-12):
         want = _by_position_feed_forward(*arrays, activation)
         for slice_length in slice_lengths:
             what = f"feed_forward of shape {want.shape}, {activation}, slice_length={slice_length}"
-            errors.append(expect_close(what, fn(*arrays, activation, slice_length), want, tolerance, SLICES))
+            errors.append(
+                expect_close(what, fn(*arrays, activation, slice_length), want, tolerance, SLICES)
+            )
     print(f"check_feed_forward: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
@@ -95,23 +100,31 @@ def check_feed_forward_vjp(fn, seed=0, tolerance=1e-12):
 
 @in_a_sentence
 def check_cross_entropy(fn, seed=0, tolerance=1e-12):
-    """fn(hidden, weight, bias, targets, slice_length) against the formula; ignored targets and huge logits included."""
+    """fn(hidden, weight, bias, targets, slice_length) against the formula; ignored targets and huge
+    logits included.
+    """
     hint = f"Divide by the number of counted positions once, over all slices. {SLICES}"
     errors = []
     for arrays, targets, slice_lengths in _cross_entropy_cases(seed):
         want = _by_position_cross_entropy(*arrays, targets)
         for slice_length in slice_lengths:
             what = f"cross_entropy of targets of shape {targets.shape}, slice_length={slice_length}"
-            errors.append(expect_close(what, fn(*arrays, targets, slice_length), want, tolerance, hint))
+            errors.append(
+                expect_close(what, fn(*arrays, targets, slice_length), want, tolerance, hint)
+            )
     print(f"check_cross_entropy: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
 @in_a_sentence
 def check_cross_entropy_vjp(fn, seed=0, tolerance=1e-12):
-    """fn(hidden, weight, bias, targets, d_loss, slice_length) -> (d_hidden, d_weight, d_bias), as for layer norm."""
+    """fn(hidden, weight, bias, targets, d_loss, slice_length) -> (d_hidden, d_weight, d_bias), as
+    for layer norm.
+    """
     report = _GradientReport("check_cross_entropy_vjp", tolerance)
     for arrays, targets, slice_lengths in _cross_entropy_cases(seed, huge=False):
-        for d_loss, slice_length in zip((1.0, -2.5, 0.7, 3.0, 0.1, 1.5), slice_lengths, strict=False):
+        for d_loss, slice_length in zip(
+            (1.0, -2.5, 0.7, 3.0, 0.1, 1.5), slice_lengths, strict=False
+        ):
             report.compare(
                 f"cross_entropy of targets of shape {targets.shape}, d_loss={d_loss}, slice_length={slice_length}",
                 ("d_hidden", "d_weight", "d_bias"),
@@ -126,7 +139,9 @@ def check_cross_entropy_vjp(fn, seed=0, tolerance=1e-12):
 
 
 class _GradientReport:
-    """Compares each gradient with central differences (1e-7) and with the spec (``tolerance``), and keeps the worst."""
+    """Compares each gradient with central differences (1e-7) and with the spec (``tolerance``), and
+    keeps the worst.
+    """
 
     def __init__(self, name, tolerance):
         self.name, self.tolerance = name, tolerance
@@ -134,12 +149,21 @@ class _GradientReport:
 
     def compare(self, what, names, got, spec_grads, formula, inputs, d_out, hint):
         if len(got) != len(names):
-            raise AssertionError(f"{what}: got {len(got)} gradients, expected {len(names)}: {', '.join(names)}.")
+            raise AssertionError(
+                f"{what}: got {len(got)} gradients, expected {len(names)}: {', '.join(names)}."
+            )
         for i, name in enumerate(names):
-            numeric = central_difference(lambda a, i=i: formula(*inputs[:i], a, *inputs[i + 1 :]), inputs[i], d_out)
-            error = expect_close(f"{name} of {what}, against central differences", got[i], numeric, 1e-7, hint)
+            numeric = central_difference(
+                lambda a, i=i: formula(*inputs[:i], a, *inputs[i + 1 :]), inputs[i], d_out
+            )
+            error = expect_close(
+                f"{name} of {what}, against central differences", got[i], numeric, 1e-7, hint
+            )
             self.worst_difference = max(self.worst_difference, error)
-            self.worst = max(self.worst, expect_close(f"{name} of {what}", got[i], spec_grads[i], self.tolerance, hint))
+            self.worst = max(
+                self.worst,
+                expect_close(f"{name} of {what}", got[i], spec_grads[i], self.tolerance, hint),
+            )
         self.n += 1
 
     def print(self):
@@ -151,7 +175,13 @@ class _GradientReport:
 
 def _layer_norm_cases(seed):
     rng = np.random.default_rng(seed)
-    for shape, eps in (((5,), 1e-5), ((1, 2), 1e-3), ((7, 11), 1e-12), ((2, 3, 8), 1e-5), ((3, 1), 1e-5)):
+    for shape, eps in (
+        ((5,), 1e-5),
+        ((1, 2), 1e-3),
+        ((7, 11), 1e-12),
+        ((2, 3, 8), 1e-5),
+        ((3, 1), 1e-5),
+    ):
         yield 2 + 3 * rng.standard_normal(shape), *rng.standard_normal((2, shape[-1])), eps
 
 
@@ -172,7 +202,13 @@ def _feed_forward_cases(seed):
             while True:  # until no activation sits so close to the kink of relu that a difference quotient straddles it
                 x, w1, b1, w2, b2 = (
                     rng.standard_normal(s)
-                    for s in ((*lead, length, d_model), (d_model, d_ff), d_ff, (d_ff, d_model), d_model)
+                    for s in (
+                        (*lead, length, d_model),
+                        (d_model, d_ff),
+                        d_ff,
+                        (d_ff, d_model),
+                        d_model,
+                    )
                 )
                 if np.abs(x @ w1 + b1).min() > 1e-3:
                     break
@@ -199,7 +235,9 @@ def _cross_entropy_cases(seed, huge=True):
             weight, bias = rng.standard_normal((3, 6)), rng.standard_normal(6)
             targets = rng.integers(0, 6, (*lead, length))
             if length > 1:
-                targets[..., [0, 2, 3, 6]] = spec.IGNORED  # counted and ignored positions unevenly spread over slices
+                targets[..., [0, 2, 3, 6]] = (
+                    spec.IGNORED
+                )  # counted and ignored positions unevenly spread over slices
             yield (hidden, weight, bias), targets, slice_lengths
 
 

@@ -1,19 +1,30 @@
-"""Layer norm, feed-forward and cross-entropy, slice by slice, in NumPy float64 with gradients by hand.
+"""Layer norm, feed-forward and cross-entropy, slice by slice, in NumPy float64 with gradients by
+hand.
 
-Paper: section 3, "the feed-forward layers [...] computations are completely independent across positions in a
-sequence, so the computation can be split into c chunks", with the same remark for the log-probabilities of a large
-vocabulary. A slice changes how much is in memory at once, never a value.
+Paper: section 3, "the feed-forward layers [...] computations are completely independent across
+positions in a sequence, so the computation can be split into c chunks", with the same remark for
+the log-probabilities of a large vocabulary. A slice changes how much is in memory at once, never a
+value.
 """
 
 import math
 
 import numpy as np
 
-from reformer_ref.validate import as_floats, as_integers, require_choice, require_float, require_int, require_shape
+from reformer_ref._arguments import (
+    as_floats,
+    as_integers,
+    require_choice,
+    require_float,
+    require_int,
+    require_shape,
+)
 
 IGNORED = -100  # a target with this value takes no part in the loss
 
-as_in_pytorch = np.errstate(over="ignore", invalid="ignore")  # NaN and infinity go through without a warning
+as_in_pytorch = np.errstate(
+    over="ignore", invalid="ignore"
+)  # NaN and infinity go through without a warning
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -33,9 +44,11 @@ ACTIVATIONS = {
 
 @as_in_pytorch
 def layer_norm(x, scale, bias, eps=1e-5):
-    """scale · (x - mean) / √(variance + eps) + bias, over the last axis (Ba et al. 2016, arXiv:1607.06450).
+    """scale · (x - mean) / √(variance + eps) + bias, over the last axis (Ba et al. 2016,
+    arXiv:1607.06450).
 
-    x (…, d), scale (d), bias (d) -> (…, d). ValueError on other shapes, TypeError if not floating point.
+    x (…, d), scale (d), bias (d) -> (…, d). ValueError on other shapes, TypeError if not floating
+    point.
     """
     normal, _, scale, bias = _normalised(x, scale, bias, eps)
     return scale * normal + bias
@@ -52,28 +65,36 @@ def layer_norm_vjp(x, scale, bias, d_out, eps=1e-5):
     along_one = d_normal.mean(-1, keepdims=True)
     along_row = normal * (d_normal * normal).mean(-1, keepdims=True)
     leading = tuple(range(normal.ndim - 1))
-    return (d_normal - along_one - along_row) / deviation, (d_out * normal).sum(leading), d_out.sum(leading)
+    return (
+        (d_normal - along_one - along_row) / deviation,
+        (d_out * normal).sum(leading),
+        d_out.sum(leading),
+    )
 
 
 @as_in_pytorch
 def feed_forward(x, w1, b1, w2, b2, activation="relu", slice_length=None):
     """activation(x w1 + b1) w2 + b2 at every position, ``slice_length`` positions at a time.
 
-    Vaswani et al. 2017, equation 2. x (…, L, d_model), w1 (d_model, d_ff), b1 (d_ff), w2 (d_ff, d_model), b2 (d_model)
-    -> (…, L, d_model). A bias may be None; activation is "relu" or "gelu" (the exact one); slice_length ≥ 1 need not
-    divide L, None means all at once. ValueError on other shapes or an empty sequence, TypeError if not floating point.
+    Vaswani et al. 2017, equation 2. x (…, L, d_model), w1 (d_model, d_ff), b1 (d_ff), w2 (d_ff,
+    d_model), b2 (d_model) -> (…, L, d_model). A bias may be None; activation is "relu" or "gelu"
+    (the exact one); slice_length ≥ 1 need not divide L, None means all at once. ValueError on other
+    shapes or an empty sequence, TypeError if not floating point.
     """
     x, w1, b1, w2, b2, act, _ = _feed_forward_arguments(x, w1, b1, w2, b2, activation)
     out = np.empty_like(x)
     for s in _slices(x.shape[-2], slice_length):
-        hidden = act(x[..., s, :] @ w1 + b1)  # (…, slice, d_ff): the wide array, alive for one slice only
+        hidden = act(
+            x[..., s, :] @ w1 + b1
+        )  # (…, slice, d_ff): the wide array, alive for one slice only
         out[..., s, :] = hidden @ w2 + b2
     return out
 
 
 @as_in_pytorch
 def feed_forward_vjp(x, w1, b1, w2, b2, d_out, activation="relu", slice_length=None):
-    """Gradients (d_x, d_w1, d_b1, d_w2, d_b2) of Σ d_out · feed_forward(…); each slice is recomputed by itself.
+    """Gradients (d_x, d_w1, d_b1, d_w2, d_b2) of Σ d_out · feed_forward(…); each slice is
+    recomputed by itself.
 
     The gradient of a bias that is None is None.
     """
@@ -96,25 +117,32 @@ def feed_forward_vjp(x, w1, b1, w2, b2, d_out, activation="relu", slice_length=N
 
 @as_in_pytorch
 def cross_entropy(hidden, weight, bias, targets, slice_length=None):
-    """Mean over the counted positions of log Σ_v exp(z_v) - z_target in nats, with logits z = hidden · weight + bias.
+    """Mean over the counted positions of log Σ_v exp(z_v) - z_target in nats, with logits z =
+    hidden · weight + bias.
 
-    hidden (…, d), weight (d, V), bias (V) or None, targets (…) integers in [0, V), or IGNORED = -100 where a position
-    does not count -> float. The (N, V) logits exist for ``slice_length`` positions at a time. ValueError on other
-    shapes, targets out of range, or when no position counts; TypeError on other dtypes.
+    hidden (…, d), weight (d, V), bias (V) or None, targets (…) integers in [0, V), or IGNORED =
+    -100 where a position does not count -> float. The (N, V) logits exist for ``slice_length``
+    positions at a time. ValueError on other shapes, targets out of range, or when no position
+    counts; TypeError on other dtypes.
     """
     hidden, weight, bias, targets = _cross_entropy_arguments(hidden, weight, bias, targets)
     counted = targets != IGNORED
     total = 0.0
     for s in _slices(len(hidden), slice_length):
         logits = hidden[s] @ weight + bias  # (slice, V)
-        nats = _log_sum_exp(logits)[:, 0] - logits[np.arange(len(logits)), np.where(counted[s], targets[s], 0)]
+        nats = (
+            _log_sum_exp(logits)[:, 0]
+            - logits[np.arange(len(logits)), np.where(counted[s], targets[s], 0)]
+        )
         total += nats[counted[s]].sum()
     return total / counted.sum()
 
 
 @as_in_pytorch
 def cross_entropy_vjp(hidden, weight, bias, targets, d_loss=1.0, slice_length=None):
-    """Gradients (d_hidden, d_weight, d_bias) of d_loss · cross_entropy(…): d_logits = (softmax - one-hot) / count."""
+    """Gradients (d_hidden, d_weight, d_bias) of d_loss · cross_entropy(…): d_logits = (softmax -
+    one-hot) / count.
+    """
     given_bias = bias is not None
     shape = _floats("hidden", hidden).shape
     hidden, weight, bias, targets = _cross_entropy_arguments(hidden, weight, bias, targets)
@@ -132,7 +160,9 @@ def cross_entropy_vjp(hidden, weight, bias, targets, d_loss=1.0, slice_length=No
 
 
 def _slices(length, slice_length):
-    """The slices of ``slice_length`` positions that cover ``length`` positions; the last may be shorter."""
+    """The slices of ``slice_length`` positions that cover ``length`` positions; the last may be
+    shorter.
+    """
     step = length if slice_length is None else require_int("slice_length", slice_length)
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
@@ -173,7 +203,11 @@ def _feed_forward_arguments(x, w1, b1, w2, b2, activation):
 
 
 def _cross_entropy_arguments(hidden, weight, bias, targets):
-    hidden, weight, targets = _floats("hidden", hidden), _floats("weight", weight), as_integers("targets", targets)
+    hidden, weight, targets = (
+        _floats("hidden", hidden),
+        _floats("weight", weight),
+        as_integers("targets", targets),
+    )
     _require_positions("hidden", hidden, at_least=1)
     vocabulary = weight.shape[-1] if weight.ndim else 0
     bias = np.zeros(vocabulary) if bias is None else _floats("bias", bias)
@@ -191,10 +225,14 @@ def _cross_entropy_arguments(hidden, weight, bias, targets):
 
 
 def _floats(name, value):
-    return as_floats(name, value, bounded=False, must="be floating point")  # a loss that is not finite is told as it is
+    return as_floats(
+        name, value, bounded=False, must="be floating point"
+    )  # a loss that is not finite is told as it is
 
 
 def _require_positions(name, array, at_least):
     if array.ndim < at_least or array.size == 0:
         shape = "(…, L, d_model)" if at_least == 2 else "(…, d)"
-        raise ValueError(f"{name} must have shape {shape} and hold at least one position, got {array.shape}")
+        raise ValueError(
+            f"{name} must have shape {shape} and hold at least one position, got {array.shape}"
+        )

@@ -1,12 +1,16 @@
-"""What can be decoded from a cache, and what can be sampled with: asked by both versions of this room."""
+"""What can be decoded from a cache, and what can be sampled with: asked by both versions of this
+room.
+"""
 
+from reformer_ref._arguments import require_float, require_int
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.validate import require_float, require_int
 
 
 def check_sampling(temperature=1.0, top_k=None, top_p=None):
-    """Raise TypeError or ValueError unless temperature ≥ 0, top_k ≥ 1 (or None) and 0 < top_p ≤ 1 (or None)."""
+    """Raise TypeError or ValueError unless temperature ≥ 0, top_k ≥ 1 (or None) and 0 < top_p ≤ 1
+    (or None).
+    """
     require_float("temperature", temperature, minimum=0.0)
     if top_k is not None:
         require_int("top_k", top_k)
@@ -15,7 +19,9 @@ def check_sampling(temperature=1.0, top_k=None, top_p=None):
 
 
 def check_beams(vocab_size, start, end, max_new_tokens, beams=1, length_penalty=0.0):
-    """Raise TypeError or ValueError unless start and end are two tokens, and the counts ≥ 1, length_penalty ≥ 0."""
+    """Raise TypeError or ValueError unless start and end are two tokens, and the counts ≥ 1,
+    length_penalty ≥ 0.
+    """
     require_int("vocab_size", vocab_size, 2)
     for name, token in (("start", start), ("end", end)):
         require_int(name, token, 0, vocab_size - 1)
@@ -31,13 +37,19 @@ def require_strict(options):
     if not isinstance(options, LSHOptions):
         raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
     if options.window != "rank":
-        raise ValueError(f'options.window must be "rank", the strict window, got {options.window!r}')
+        raise ValueError(
+            f'options.window must be "rank", the strict window, got {options.window!r}'
+        )
 
 
 def require_decodable(options):
-    """TypeError or ValueError unless these are local options under which a prefix says all that a query sees."""
+    """TypeError or ValueError unless these are local options under which a prefix says all that a
+    query sees.
+    """
     if depends_on_length(options) or not options.causal:
-        raise ValueError("options must be causal, and without wrap if chunks_before > 1 or chunks_after > 0")
+        raise ValueError(
+            "options must be causal, and without wrap if chunks_before > 1 or chunks_after > 0"
+        )
 
 
 def depends_on_length(options):

@@ -1,27 +1,17 @@
-"""Generation, in PyTorch: decoding token by token that is the training function, and sampling from it.
+"""Generation, in PyTorch: decoding token by token that is the training function, and sampling from
+it.
 
-With the strict window every output depends on its prefix alone, so a cache of fixed size gives the very logits of the
-full forward pass. Chunk windows have no such cache: their pattern moves with every token. Models that use them are
-decoded by computing the full forward pass again for every token: slower, but never another function.
+With the strict window every output depends on its prefix alone, so a cache of fixed size gives the
+very logits of the full forward pass. Chunk windows have no such cache: their pattern moves with
+every token. Models that use them are decoded by computing the full forward pass again for every
+token: slower, but never another function.
 """
 
 import math
 
 import torch
 
-from reformer_ref.generation.caches import DenseCache, LocalCache, StrictCache
-from reformer_ref.generation.options import check_sampling, depends_on_length, require_decodable, require_strict
-from reformer_ref.model.config import n_buckets_for, require_config
-from reformer_ref.model.pytorch import ReformerLM, check_tokens, count_positions, read_out
-from reformer_ref.tensors import (
-    evaluating,
-    has_values,
-    require_finite,
-    require_floating,
-    require_integers,
-    require_same_kind,
-)
-from reformer_ref.validate import (
+from reformer_ref._arguments import (
     LARGEST_ARRAY,
     bucket_factors,
     require_bool,
@@ -30,6 +20,23 @@ from reformer_ref.validate import (
     require_shape,
     shown,
 )
+from reformer_ref._tensors import (
+    evaluating,
+    has_values,
+    require_finite,
+    require_floating,
+    require_integers,
+    require_same_kind,
+)
+from reformer_ref.generation.caches import DenseCache, LocalCache, StrictCache
+from reformer_ref.generation.options import (
+    check_sampling,
+    depends_on_length,
+    require_decodable,
+    require_strict,
+)
+from reformer_ref.model.config import n_buckets_for, require_config
+from reformer_ref.model.pytorch import ReformerLM, check_tokens, count_positions, read_out
 
 MOST_ROWS = 1 << 16  # continuations of one prompt
 
@@ -38,16 +45,21 @@ MOST_ROWS = 1 << 16  # continuations of one prompt
 def lsh_decode(qk, v, buckets, options):
     """LSH attention in the strict window, one token after the other from rings: (…, L, d_v).
 
-    Arguments as in ``lsh_attention``, and the same result; ``options.window`` must be "rank". Nothing of the past is
-    kept but the last chunk_length members of every bucket.
+    Arguments as in ``lsh_attention``, and the same result; ``options.window`` must be "rank".
+    Nothing of the past is kept but the last chunk_length members of every bucket.
     """
     require_strict(options)
     (rows, heads, length, d), lead = _rows_and_heads(qk=qk, v=v), qk.shape[:-2]
     q, values = qk.reshape(rows, heads, length, d), v.reshape(rows, heads, length, -1)
     require_shape(
-        "buckets", require_integers("buckets", buckets), (*lead, options.n_hashes, length), "(…, n_hashes, L)"
+        "buckets",
+        require_integers("buckets", buckets),
+        (*lead, options.n_hashes, length),
+        "(…, n_hashes, L)",
     )
-    numbers, buckets = buckets.reshape(rows, heads, options.n_hashes, length).unique(return_inverse=True)
+    numbers, buckets = buckets.reshape(rows, heads, options.n_hashes, length).unique(
+        return_inverse=True
+    )
     sizes = len(numbers), d, values.shape[-1], length  # a ring for each bucket that occurs
     cache, out = StrictCache(rows, heads, options, *sizes, q), torch.empty_like(values)
     for i in range(length):
@@ -59,7 +71,9 @@ def lsh_decode(qk, v, buckets, options):
 
 @torch.no_grad()
 def local_decode(q, k, v, options):
-    """Causal local attention, one token after the other from the last chunks: (…, L, d_v), as ``local_attention``."""
+    """Causal local attention, one token after the other from the last chunks: (…, L, d_v), as
+    ``local_attention``.
+    """
     require_decodable(options)
     (rows, heads, length, d), lead = _rows_and_heads(q=q, k=k, v=v), q.shape[:-2]
     require_shape("k", k, q.shape, "(…, L, d)")
@@ -75,45 +89,58 @@ def local_decode(q, k, v, options):
 def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """The distribution that ``sample_token`` draws from, float64 (…, V), for logits (…, V).
 
-    Temperature divides the logits; 0 puts everything on the largest (the first one on a tie). Then ``top_k`` keeps the
-    k likeliest tokens, then ``top_p`` the fewest of the likeliest that together reach top_p. What is left sums to 1.
+    Temperature divides the logits; 0 puts everything on the largest (the first one on a tie). Then
+    ``top_k`` keeps the k likeliest tokens, then ``top_p`` the fewest of the likeliest that together
+    reach top_p. What is left sums to 1.
     """
     check_sampling(temperature, top_k, top_p)
     logits, temperature = _require_logits(logits).double(), float(temperature)
     if temperature == 0.0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
     best = logits.amax(-1, keepdim=True)
-    sorted_p, order = torch.softmax((logits - best) / temperature, -1).sort(dim=-1, descending=True, stable=True)
+    sorted_p, order = torch.softmax((logits - best) / temperature, -1).sort(
+        dim=-1, descending=True, stable=True
+    )
     if top_k is not None:
         sorted_p[..., top_k:] = 0.0
         sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
     if top_p is not None:
-        likelier = sorted_p.cumsum(-1) - sorted_p  # together; below top_p, so the first token always stays
+        likelier = (
+            sorted_p.cumsum(-1) - sorted_p
+        )  # together; below top_p, so the first token always stays
         sorted_p = sorted_p.masked_fill(likelier >= top_p, 0.0)
         sorted_p = sorted_p / sorted_p.sum(-1, keepdim=True)
     return torch.zeros_like(sorted_p).scatter(-1, order, sorted_p)
 
 
 def sample_token(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """One token, int64 (…), for logits (…, V). ``generator`` lives on the CPU and must be given if temperature > 0."""
+    """One token, int64 (…), for logits (…, V). ``generator`` lives on the CPU and must be given if
+    temperature > 0.
+    """
     probabilities = token_probabilities(logits, temperature, top_k, top_p)
     if temperature == 0.0:
         return probabilities.argmax(-1)
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator when temperature > 0, got {type(generator).__name__}")
+        raise TypeError(
+            f"generator must be a torch.Generator when temperature > 0, got {type(generator).__name__}"
+        )
     if logits.is_meta:
         raise ValueError("logits must hold values to draw by, got a tensor on the meta device")
     flat = probabilities.reshape(-1, probabilities.shape[-1]).cpu()  # (rows, V)
-    return torch.multinomial(flat, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
+    return (
+        torch.multinomial(flat, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
+    )
 
 
 class Decoder:
-    """Token by token, the logits of ``model(tokens)``; for models whose windows allow it (``why_not``).
+    """Token by token, the logits of ``model(tokens)``; for models whose windows allow it
+    (``why_not``).
 
-    ``prefill`` reads the prompts in parallel, each ``step`` one more token of every row, in time and memory that do not
-    depend on how many came before (layers of dense attention excepted). Rows may have prompts of different lengths.
-    capacity: the most tokens a row will hold, None for ``config.max_length``. ValueError for models that have no such
-    cache. Dropout is never applied; the model's stored rotations are used.
+    ``prefill`` reads the prompts in parallel, each ``step`` one more token of every row, in time
+    and memory that do not depend on how many came before (layers of dense attention excepted). Rows
+    may have prompts of different lengths. capacity: the most tokens a row will hold, None for
+    ``config.max_length``. ValueError for models that have no such cache. Dropout is never applied;
+    the model's stored rotations are used.
     """
 
     def __init__(self, model, capacity=None):
@@ -127,10 +154,16 @@ class Decoder:
         self.one = model.config.streams == 1  # ordinary residuals: both streams are kept the same
 
     def prefill(self, tokens, padding_mask=None):
-        """Read prompts (rows, L), padded on any side; logits (rows, vocab_size) after the last real token of each."""
+        """Read prompts (rows, L), padded on any side; logits (rows, vocab_size) after the last real
+        token of each.
+        """
         if self.positions is not None:
-            raise ValueError("prefill comes first; this decoder has read a prompt already, make a new one")
-        mask = check_tokens(self.model.config, tokens, padding_mask, device=self.trunk.embedding.weight.device)
+            raise ValueError(
+                "prefill comes first; this decoder has read a prompt already, make a new one"
+            )
+        mask = check_tokens(
+            self.model.config, tokens, padding_mask, device=self.trunk.embedding.weight.device
+        )
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         if not bool(mask.any(1).all()):
             raise ValueError("padding_mask must leave at least one real token in every row")
@@ -152,9 +185,13 @@ class Decoder:
             return self._logits(y1[rows, last], y2[rows, last])
 
     def step(self, tokens):
-        """Read one more token in every row, int (rows,); logits (rows, vocab_size) for the next one."""
+        """Read one more token in every row, int (rows,); logits (rows, vocab_size) for the next
+        one.
+        """
         if self.positions is None:
-            raise ValueError("step needs a prompt: call prefill first, with at least one token in every row")
+            raise ValueError(
+                "step needs a prompt: call prefill first, with at least one token in every row"
+            )
         _require_one_each(self.model, tokens, len(self.positions))
         if self._longest >= self.capacity:
             raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")
@@ -169,7 +206,9 @@ class Decoder:
             return self._logits(y1, y2)
 
     def repeat(self, n):
-        """Every row n times, one copy after the other: several continuations that share what was read so far."""
+        """Every row n times, one copy after the other: several continuations that share what was
+        read so far.
+        """
         if self.positions is None:
             raise ValueError("repeat needs a prompt: call prefill first")
         n = require_int("n", n, 1, MOST_ROWS)
@@ -197,12 +236,15 @@ class Decoder:
         return DenseCache(rows, c.n_heads, scale, c.lsh.norm_eps, shared, *size)
 
     def _prompt(self, half, cache, x, positions, mask):
-        """The half on whole prompts, x (rows, L, d_model), by the very code that trains; the cache is filled."""
+        """The half on whole prompts, x (rows, L, d_model), by the very code that trains; the cache
+        is filled.
+        """
         n, memo, every = half.norm(x), {}, range(half.config.n_heads)
         projected = {name: layer(n) for name, layer in half.inputs().items()}
         out = half.attend(projected, every, mask, None, memo)
         q, k, v = (
-            projected[p].unflatten(-1, (len(every), -1)).transpose(1, 2) if p in projected else None for p in "qkv"
+            projected[p].unflatten(-1, (len(every), -1)).transpose(1, 2) if p in projected else None
+            for p in "qkv"
         )
         cache.fill(q, k, v, memo.get(every), positions, mask)
         return half.out(out)
@@ -210,7 +252,10 @@ class Decoder:
     def _next(self, half, cache, x):
         """The half on the next token of each row, x (rows, d_model)."""
         n, heads = half.norm(x), half.config.n_heads
-        q, v, k = (layer(n).unflatten(-1, (heads, -1)) for layer in (half.q, half.v, getattr(half, "k", half.q)))
+        q, v, k = (
+            layer(n).unflatten(-1, (heads, -1))
+            for layer in (half.q, half.v, getattr(half, "k", half.q))
+        )
         if half.kind == "lsh":
             buckets = half.hash(q[:, :, None], range(heads))[..., 0]  # (rows, heads, n_hashes)
             out = cache.attend(q, v, buckets)
@@ -224,12 +269,16 @@ class Decoder:
         return half.out(out.flatten(1))
 
     def _logits(self, y1, y2):
-        hidden, weight, bias = read_out(self.trunk.join(y1, y2), *self.trunk.head_weights(self.model.head))
+        hidden, weight, bias = read_out(
+            self.trunk.join(y1, y2), *self.trunk.head_weights(self.model.head)
+        )
         return hidden @ weight + bias
 
 
 class Recomputer:
-    """The same as ``Decoder`` for every causal model, by a full forward pass over each row for every token."""
+    """The same as ``Decoder`` for every causal model, by a full forward pass over each row for
+    every token.
+    """
 
     def __init__(self, model):
         _require_causal(_require_model(model).config)
@@ -237,18 +286,26 @@ class Recomputer:
 
     def prefill(self, tokens, padding_mask=None):
         """As ``Decoder.prefill``."""
-        mask = check_tokens(self.model.config, tokens, padding_mask, device=self.model.trunk.embedding.weight.device)
+        mask = check_tokens(
+            self.model.config, tokens, padding_mask, device=self.model.trunk.embedding.weight.device
+        )
         if mask is not None and not bool(mask.any(1).all()):
             raise ValueError("padding_mask must leave at least one real token in every row")
-        self.rows = list(tokens) if mask is None else [t[m] for t, m in zip(tokens, mask, strict=True)]
+        self.rows = (
+            list(tokens) if mask is None else [t[m] for t, m in zip(tokens, mask, strict=True)]
+        )
         return self._logits()
 
     def step(self, tokens):
         """As ``Decoder.step``."""
         if self.rows is None:
-            raise ValueError("step needs a prompt: call prefill first, with at least one token in every row")
+            raise ValueError(
+                "step needs a prompt: call prefill first, with at least one token in every row"
+            )
         _require_one_each(self.model, tokens, len(self.rows))
-        self.rows = [torch.cat([row, token[None]]) for row, token in zip(self.rows, tokens, strict=True)]
+        self.rows = [
+            torch.cat([row, token[None]]) for row, token in zip(self.rows, tokens, strict=True)
+        ]
         return self._logits()
 
     def repeat(self, n):
@@ -259,7 +316,9 @@ class Recomputer:
         self.rows = [row for row in self.rows for _ in range(n)]
 
     def _logits(self):
-        with evaluating(self.model):  # each row by itself: with a ring, padding would move its windows
+        with evaluating(
+            self.model
+        ):  # each row by itself: with a ring, padding would move its windows
             return torch.stack([self.model(row[None])[0, -1] for row in self.rows])
 
 
@@ -286,15 +345,18 @@ def generate(
     model, prompt, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, *,
     samples=None, cache=None, on_token=None, progress=False,
 ):  # fmt: skip
-    """``prompt`` continued by ``max_new_tokens`` tokens: int64 (n,) on the CPU, prompt and continuation.
+    """``prompt`` continued by ``max_new_tokens`` tokens: int64 (n,) on the CPU, prompt and
+    continuation.
 
-    prompt: bytes or an int64 tensor (n,), n ≥ 1; or a list of prompts, of any lengths, which gives a list. samples: so
-    many continuations of each prompt, which share its reading: (samples, n) instead of (n,). generator: a CPU
-    `torch.Generator`; None stands for a new one seeded with 0, so the global random state is never read or changed.
-    cache: True decodes from a cache of fixed size (ValueError where ``why_not`` has a reason), False computes the full
-    forward pass for every token, None takes the cache where it is exact; the function computed is always
-    ``model(tokens)``. on_token: called with every new token as soon as it is drawn (an int; a list of ints for several
-    rows). Ctrl-C ends the generation and returns what there is. Prompt and continuation must fit ``config.max_length``.
+    prompt: bytes or an int64 tensor (n,), n ≥ 1; or a list of prompts, of any lengths, which gives
+    a list. samples: so many continuations of each prompt, which share its reading: (samples, n)
+    instead of (n,). generator: a CPU `torch.Generator`; None stands for a new one seeded with 0, so
+    the global random state is never read or changed. cache: True decodes from a cache of fixed size
+    (ValueError where ``why_not`` has a reason), False computes the full forward pass for every
+    token, None takes the cache where it is exact; the function computed is always
+    ``model(tokens)``. on_token: called with every new token as soon as it is drawn (an int; a list
+    of ints for several rows). Ctrl-C ends the generation and returns what there is. Prompt and
+    continuation must fit ``config.max_length``.
     """
     check_sampling(temperature, top_k, top_p)
     config, many = _require_model(model).config, isinstance(prompt, (list, tuple))
@@ -310,16 +372,30 @@ def generate(
         )
     require_choice("cache", cache, (True, False, None)), require_bool("progress", progress)
     if on_token is not None and not callable(on_token):
-        raise TypeError(f"on_token must be a function of the new token or None, got {shown(on_token)}")
+        raise TypeError(
+            f"on_token must be a function of the new token or None, got {shown(on_token)}"
+        )
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     reason = why_not(config)
     if cache and reason:
         raise ValueError(f"cache=True is not possible for this model: {reason}")
     decoder = Recomputer(model) if reason or cache is False else Decoder(model, capacity=longest)
     rows = [p for p in prompts for _ in range(each)]
-    new = _continue(decoder, prompts, each, max_new_tokens, (temperature, top_k, top_p, generator), on_token, progress)
+    new = _continue(
+        decoder,
+        prompts,
+        each,
+        max_new_tokens,
+        (temperature, top_k, top_p, generator),
+        on_token,
+        progress,
+    )
     done = [torch.cat([row, n]) for row, n in zip(rows, new, strict=True)]
-    done = done if samples is None else [torch.stack(done[i : i + each]) for i in range(0, len(done), each)]
+    done = (
+        done
+        if samples is None
+        else [torch.stack(done[i : i + each]) for i in range(0, len(done), each)]
+    )
     return done if many else done[0]
 
 
@@ -335,7 +411,9 @@ def _continue(decoder, prompts, each, max_new_tokens, how, on_token, progress):
         logits = None
         for _ in tqdm(range(max_new_tokens), unit="token", disable=not progress):
             if logits is None:
-                logits = decoder.prefill(tokens, None if bool(mask.all()) else mask).repeat_interleave(each, 0)
+                logits = decoder.prefill(
+                    tokens, None if bool(mask.all()) else mask
+                ).repeat_interleave(each, 0)
                 if each > 1:
                     decoder.repeat(each)
             else:
@@ -345,7 +423,9 @@ def _continue(decoder, prompts, each, max_new_tokens, how, on_token, progress):
                 on_token(drawn[-1].tolist() if len(drawn[-1]) > 1 else int(drawn[-1]))
     except KeyboardInterrupt:
         pass
-    return torch.stack(drawn, 1) if drawn else torch.empty(len(prompts) * each, 0, dtype=torch.int64)
+    return (
+        torch.stack(drawn, 1) if drawn else torch.empty(len(prompts) * each, 0, dtype=torch.int64)
+    )
 
 
 def _prompt_tokens(prompt, vocab_size):
@@ -365,7 +445,9 @@ def _prompt_tokens(prompt, vocab_size):
 
 def _require_causal(config):
     if not require_config(config).causal:
-        raise ValueError("model must be causal to continue a prompt, got one with config.causal=False")
+        raise ValueError(
+            "model must be causal to continue a prompt, got one with config.causal=False"
+        )
 
 
 def _require_model(model):
@@ -383,21 +465,35 @@ def _require_one_each(model, tokens, rows):
 
 
 def _require_logits(logits):
-    """``logits`` (…, V), V ≥ 1, numbers below infinity, −∞ where something else is left; TypeError or ValueError."""
+    """``logits`` (…, V), V ≥ 1, numbers below infinity, −∞ where something else is left; TypeError
+    or ValueError.
+    """
     if require_floating("logits", logits).ndim < 1 or 0 in logits.shape:
-        raise ValueError(f"logits must have shape (…, V) with every size ≥ 1, got {tuple(logits.shape)}")
-    if has_values(logits) and not bool(logits.amax(-1).isfinite().all()):  # NaN, +∞, or nothing but −∞
-        raise ValueError("logits must be numbers below infinity, with a finite one among those of each token")
+        raise ValueError(
+            f"logits must have shape (…, V) with every size ≥ 1, got {tuple(logits.shape)}"
+        )
+    if has_values(logits) and not bool(
+        logits.amax(-1).isfinite().all()
+    ):  # NaN, +∞, or nothing but −∞
+        raise ValueError(
+            "logits must be numbers below infinity, with a finite one among those of each token"
+        )
     return logits
 
 
 def _rows_and_heads(**tensors):
-    """(rows, heads, L, d) for the first of ``tensors``, queries (…, L, d); the others are (…, L, their own size)."""
+    """(rows, heads, L, d) for the first of ``tensors``, queries (…, L, d); the others are (…, L,
+    their own size).
+    """
     first, x = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if require_floating(name, tensor).ndim < 2 or 0 in tensor.shape:
-            raise ValueError(f"{name} must have shape (…, L, d) with every size ≥ 1, got {tuple(tensor.shape)}")
-        require_shape(name, tensor, (*x.shape[:-1], tensor.shape[-1]), f"(…, L, its size) as {first}")
+            raise ValueError(
+                f"{name} must have shape (…, L, d) with every size ≥ 1, got {tuple(tensor.shape)}"
+            )
+        require_shape(
+            name, tensor, (*x.shape[:-1], tensor.shape[-1]), f"(…, L, its size) as {first}"
+        )
         require_finite(name, tensor)
     require_same_kind(first, x, **tensors)
     heads = x.shape[-3] if x.ndim > 2 else 1

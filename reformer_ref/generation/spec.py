@@ -1,28 +1,38 @@
-"""Generation, in NumPy: decoding token by token from what the strict window needs, and the distribution to draw from.
+"""Generation, in NumPy: decoding token by token from what the strict window needs, and the
+distribution to draw from.
 
-With the strict window, query i sees key j if in some round they share the bucket and j is among the ``chunk_length``
-most recent earlier members of that bucket. So all that the next token can ever ask for stands in one short queue per
-round and bucket. Local attention needs the last chunks alone.
+With the strict window, query i sees key j if in some round they share the bucket and j is among the
+``chunk_length`` most recent earlier members of that bucket. So all that the next token can ever ask
+for stands in one short queue per round and bucket. Local attention needs the last chunks alone.
 """
 
 import numpy as np
 
+from reformer_ref._arguments import as_array, as_floats, as_integers, require_shape
 from reformer_ref.attention.spec import attend, normalize_keys
-from reformer_ref.generation.options import check_beams, check_sampling, require_decodable, require_strict
-from reformer_ref.validate import as_array, as_floats, as_integers, require_shape
+from reformer_ref.generation.options import (
+    check_beams,
+    check_sampling,
+    require_decodable,
+    require_strict,
+)
 
 
 def lsh_decode(qk, v, buckets, options):
-    """LSH attention in the strict window, one token after the other from queues: float64 (…, L, d_v).
+    """LSH attention in the strict window, one token after the other from queues: float64 (…, L,
+    d_v).
 
-    Arguments as in ``lsh_attention`` (qk (…, L, d), v (…, L, d_v), buckets int (…, n_hashes, L)), and the same result.
-    ValueError unless ``options.window`` is "rank". Source: DESIGN, "Strict causality".
+    Arguments as in ``lsh_attention`` (qk (…, L, d), v (…, L, d_v), buckets int (…, n_hashes, L)),
+    and the same result. ValueError unless ``options.window`` is "rank". Source: DESIGN, "Strict
+    causality".
     """
     require_strict(options)
     qk, v, buckets = as_floats("qk", qk), as_floats("v", v), as_integers("buckets", buckets)
     _require_rows(qk=qk, v=v)
     require_shape("v", v, (*qk.shape[:-1], v.shape[-1]), "(…, L, d_v)")
-    require_shape("buckets", buckets, (*qk.shape[:-2], options.n_hashes, qk.shape[-2]), "(…, n_hashes, L)")
+    require_shape(
+        "buckets", buckets, (*qk.shape[:-2], options.n_hashes, qk.shape[-2]), "(…, n_hashes, L)"
+    )
     k, out = normalize_keys(qk, options.norm_eps), np.empty_like(v)
     for at in np.ndindex(qk.shape[:-2]):
         queues = {}  # (round, bucket) -> positions of its last chunk_length members
@@ -39,8 +49,8 @@ def lsh_decode(qk, v, buckets, options):
 
 
 def local_decode(q, k, v, options):
-    """Causal local attention, one token after the other from the last chunks: float64 (…, L, d_v), as
-    ``local_attention``.
+    """Causal local attention, one token after the other from the last chunks: float64 (…, L, d_v),
+    as ``local_attention``.
 
     ValueError for options that are not causal.
     """
@@ -65,9 +75,10 @@ def local_decode(q, k, v, options):
 def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """The distribution that the next token is drawn from: float64 (…, V), for logits (…, V).
 
-    Temperature divides the logits; 0 puts everything on the largest (the first one on a tie). Then ``top_k`` keeps the
-    k likeliest tokens, then ``top_p`` the fewest of the likeliest that together reach top_p (Holtzman et al. 2020).
-    What is left sums to 1. TypeError or ValueError unless temperature ≥ 0, top_k ≥ 1 or None, 0 < top_p ≤ 1 or None.
+    Temperature divides the logits; 0 puts everything on the largest (the first one on a tie). Then
+    ``top_k`` keeps the k likeliest tokens, then ``top_p`` the fewest of the likeliest that together
+    reach top_p (Holtzman et al. 2020). What is left sums to 1. TypeError or ValueError unless
+    temperature ≥ 0, top_k ≥ 1 or None, 0 < top_p ≤ 1 or None.
     """
     check_sampling(temperature, top_k, top_p)
     logits, temperature = _logits(logits), float(temperature)
@@ -77,7 +88,9 @@ def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         if temperature == 0:
             out[at][likeliest[0]] = 1.0
             continue
-        with np.errstate(over="ignore"):  # a temperature near 0 makes −∞ of what is below the largest
+        with np.errstate(
+            over="ignore"
+        ):  # a temperature near 0 makes −∞ of what is below the largest
             p = np.exp((logits[at] - logits[at].max()) / temperature)
         p = p[likeliest][:top_k] / p[likeliest][:top_k].sum()
         if top_p is not None:
@@ -87,20 +100,27 @@ def token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     return out
 
 
-def beam_search(log_probabilities, vocab_size, start, end, max_new_tokens, beams=1, length_penalty=0.0):
-    """(tokens, score) of the best output that a beam of so many prefixes finds; tokens: a tuple, without start and end.
+def beam_search(
+    log_probabilities, vocab_size, start, end, max_new_tokens, beams=1, length_penalty=0.0
+):
+    """(tokens, score) of the best output that a beam of so many prefixes finds; tokens: a tuple,
+    without start and end.
 
-    log_probabilities: function of a tuple of tokens, start first -> float64 (vocab_size,), those of the next token.
-    Each step extends every living prefix by every token and ranks all of them by log-probability (on a tie the earlier
-    prefix, then the lower token). Of the best ``beams``, those that end are finished; the best ``beams`` that do not
-    end live on. The search is over when ``beams`` outputs are finished, or after ``max_new_tokens`` tokens, end
-    included; if nothing is finished then, the best living prefix is. The best output is the finished one with the
-    highest score: its log-probability divided by ((5 + n) / 6)^length_penalty, n its tokens with the end (Wu et al.
-    2016, equation 14; the first found on a tie). beams=1 is greedy. ValueError or TypeError as ``check_beams``.
+    log_probabilities: function of a tuple of tokens, start first -> float64 (vocab_size,), those of
+    the next token. Each step extends every living prefix by every token and ranks all of them by
+    log-probability (on a tie the earlier prefix, then the lower token). Of the best ``beams``,
+    those that end are finished; the best ``beams`` that do not end live on. The search is over when
+    ``beams`` outputs are finished, or after ``max_new_tokens`` tokens, end included; if nothing is
+    finished then, the best living prefix is. The best output is the finished one with the highest
+    score: its log-probability divided by ((5 + n) / 6)^length_penalty, n its tokens with the end
+    (Wu et al. 2016, equation 14; the first found on a tie). beams=1 is greedy. ValueError or
+    TypeError as ``check_beams``.
     """
     check_beams(vocab_size, start, end, max_new_tokens, beams, length_penalty)
     if not callable(log_probabilities):
-        raise TypeError(f"log_probabilities must be a function, got {type(log_probabilities).__name__}")
+        raise TypeError(
+            f"log_probabilities must be a function, got {type(log_probabilities).__name__}"
+        )
     living, finished = [((start,), 0.0)], []
     for n in range(1, max_new_tokens + 1):
         grown = [
@@ -110,7 +130,9 @@ def beam_search(log_probabilities, vocab_size, start, end, max_new_tokens, beams
             if more > -np.inf
         ]
         grown.sort(key=lambda one: -one[1])  # stable
-        finished += [(prefix[1:-1], score, n) for prefix, score in grown[:beams] if prefix[-1] == end]
+        finished += [
+            (prefix[1:-1], score, n) for prefix, score in grown[:beams] if prefix[-1] == end
+        ]
         living = [(prefix, score) for prefix, score in grown if prefix[-1] != end][:beams]
         if not living or len(finished) >= beams:
             break
@@ -133,9 +155,13 @@ def _logits(logits):
     """Logits as float64: −∞, what must not be drawn, is allowed where something else is left."""
     logits = as_array("logits", logits)
     if logits.dtype.kind != "f" or logits.ndim < 1 or 0 in logits.shape:
-        raise TypeError(f"logits must be floating-point numbers (…, V), V ≥ 1, got {logits.dtype} {logits.shape}")
+        raise TypeError(
+            f"logits must be floating-point numbers (…, V), V ≥ 1, got {logits.dtype} {logits.shape}"
+        )
     if not np.isfinite(logits.max(-1)).all():  # NaN, +∞, or nothing but −∞
-        raise ValueError("logits must be numbers below infinity, with a finite one among those of each token")
+        raise ValueError(
+            "logits must be numbers below infinity, with a finite one among those of each token"
+        )
     return logits.astype(np.float64)
 
 

@@ -1,18 +1,19 @@
 """What any implementation of the hash must satisfy. Each check takes a function on NumPy arrays.
 
-The expected buckets come from a formula written out here for one vector at a time, the expected probabilities from
-geometry, the expected numbers of buckets from a record of the authors' code.
+The expected buckets come from a formula written out here for one vector at a time, the expected
+probabilities from geometry, the expected numbers of buckets from a record of the authors' code.
 """
 
 import math
 
 import numpy as np
 
-from reformer_ref.compare import expect_close, expect_equal, in_a_sentence
+from reformer_ref._arguments import bucket_factors
 from reformer_ref.hashing import spec
-from reformer_ref.validate import bucket_factors
+from reformer_ref.testing import expect_close, expect_equal, in_a_sentence
 
-# (leading axes of x, leading axes of the rotations, n_hashes, L, d, n_buckets): rotations for all, or one set per head
+# (leading axes of x, leading axes of the rotations, n_hashes, L, d, n_buckets): rotations for all,
+# or one set per head
 CASES = (
     ((), (), 1, 1, 1, 2),
     ((), (), 3, 2, 4, 6),
@@ -24,24 +25,42 @@ CASES = (
     ((), (2,), 2, 7, 6, 64),
 )
 # Recorded from the authors' code, for chunks of 64 tokens.
-AUTHORS = {2: 2, 64: 2, 512: 16, 520: 16, 1024: 32, 4096: 128, 16384: (32, 16), 65536: (64, 32), 524288: (128, 128)}
+AUTHORS = {
+    2: 2,
+    64: 2,
+    512: 16,
+    520: 16,
+    1024: 32,
+    4096: 128,
+    16384: (32, 16),
+    65536: (64, 32),
+    524288: (128, 128),
+}
 
 
 @in_a_sentence
 def check_default_n_buckets(fn):
-    """fn(length, chunk_length): the authors' recorded numbers; even factors; a pure function of L // chunk_length."""
+    """fn(length, chunk_length): the authors' recorded numbers; even factors; a pure function of L
+    // chunk_length.
+    """
     for length, want in AUTHORS.items():
         got = fn(length, 64)
         if got != want:
             raise AssertionError(
                 f"default_n_buckets({length}, 64): got {got}, expected {want}, as in the authors' code."
             )
-    cases = [(length, chunk) for chunk in (1, 4, 37, 64) for length in (1, 3, 63, 64, 65, 8191, 8256, 40_000, 2**20)]
+    cases = [
+        (length, chunk)
+        for chunk in (1, 4, 37, 64)
+        for length in (1, 3, 63, 64, 65, 8191, 8256, 40_000, 2**20)
+    ]
     for length, chunk_length in cases:
         got = fn(length, chunk_length)
         factors = got if isinstance(got, tuple) else (got,)
         if any(factor % 2 for factor in factors):
-            raise AssertionError(f"default_n_buckets({length}, {chunk_length}): got {got}, expected even factors.")
+            raise AssertionError(
+                f"default_n_buckets({length}, {chunk_length}): got {got}, expected even factors."
+            )
         wanted, total = 2 * max(1, length // chunk_length), math.prod(factors)
         if not wanted / 2 <= total <= wanted:
             raise AssertionError(
@@ -58,7 +77,8 @@ def check_default_n_buckets(fn):
 
 @in_a_sentence
 def check_random_rotations(fn, make_generator=np.random.default_rng, seed=0):
-    """fn(generator, n_hashes, d, n_buckets, n_heads): shape, standard normal, drawn from the generator alone.
+    """fn(generator, n_hashes, d, n_buckets, n_heads): shape, standard normal, drawn from the
+    generator alone.
 
     make_generator(seed) gives a fresh generator of the kind that ``fn`` takes.
     """
@@ -76,35 +96,52 @@ def check_random_rotations(fn, make_generator=np.random.default_rng, seed=0):
                 f"random_rotations{sizes}: got shape {first.shape}, expected {want} = (…, Σfactors/2)."
             )
         expect_equal(
-            "random_rotations, called twice", again, first, "The same generator state must give the same numbers."
+            "random_rotations, called twice",
+            again,
+            first,
+            "The same generator state must give the same numbers.",
         )
     r = first
     if repr(np.random.get_state()) != global_state:  # noqa: NPY002
-        raise AssertionError("random_rotations changed NumPy's global random state, expected it untouched.")
+        raise AssertionError(
+            "random_rotations changed NumPy's global random state, expected it untouched."
+        )
     generator = make_generator(seed)
     others = {
-        "two calls with one generator": (np.asarray(fn(generator, *sizes)), np.asarray(fn(generator, *sizes))),
+        "two calls with one generator": (
+            np.asarray(fn(generator, *sizes)),
+            np.asarray(fn(generator, *sizes)),
+        ),
         "two seeds": (r, np.asarray(fn(make_generator(seed + 1), *sizes))),
         "two heads": (r[0], r[1]),
         "two rounds": (r[0, 0], r[0, 1]),
     }
     for what, (a, b) in others.items():
         if np.array_equal(a, b):
-            raise AssertionError(f"random_rotations: {what} gave the same numbers, expected independent ones.")
-    # Moments of the normal distribution, 0, 1, 0 and 3, with their standard deviations over r.size samples.
+            raise AssertionError(
+                f"random_rotations: {what} gave the same numbers, expected independent ones."
+            )
+    # Moments of the normal distribution, 0, 1, 0 and 3, with their standard deviations over r.size
+    # samples.
     for power, (want, variance) in enumerate(((0, 1), (1, 2), (0, 15), (3, 96)), start=1):
         got, error = np.mean(r.astype(np.float64) ** power), math.sqrt(variance / r.size)
         if not abs(got - want) <= 4 * error:
-            raise AssertionError(f"random_rotations: mean of r^{power} is {got:.4f}, expected {want} ± {error:.4f}.")
-    print(f"check_random_rotations: {len(shapes)} shapes, four moments of {r.size} numbers within 4 standard errors")
+            raise AssertionError(
+                f"random_rotations: mean of r^{power} is {got:.4f}, expected {want} ± {error:.4f}."
+            )
+    print(
+        f"check_random_rotations: {len(shapes)} shapes, four moments of {r.size} numbers within 4 standard errors"
+    )
 
 
 @in_a_sentence
 def check_hash_vectors(fn, seed=0, tolerance=1e-12):
-    """fn(x, rotations, n_buckets) against the formula, one vector at a time; ties; vectors of any length.
+    """fn(x, rotations, n_buckets) against the formula, one vector at a time; ties; vectors of any
+    length.
 
-    A bucket may differ from the expected one only if its score is as large but for ``tolerance``, relative to the
-    longest column of R: for float32 give 1e-6. On exact ties the lowest bucket wins.
+    A bucket may differ from the expected one only if its score is as large but for ``tolerance``,
+    relative to the longest column of R: for float32 give 1e-6. On exact ties the lowest bucket
+    wins.
     """
     rng = np.random.default_rng(seed)
     n, n_close = 0, 0
@@ -122,30 +159,51 @@ def check_hash_vectors(fn, seed=0, tolerance=1e-12):
         # small whole numbers: every score is exact, and many are equal
         x, rotations = (rng.integers(-1, 2, a.shape).astype(np.float64) for a in (x, rotations))
         x[..., 0, :] = 0
-        _expect_buckets(f"{what}, with ties", fn(x, rotations, n_buckets), x, rotations, n_buckets, 0.0)
+        _expect_buckets(
+            f"{what}, with ties", fn(x, rotations, n_buckets), x, rotations, n_buckets, 0.0
+        )
         n += 3
-    x = np.array([[1, 1, 0], [-1, 0, -1], [1, -1, 0], [-1, 1, 0], [0, 0, -1], [0, 0, 0]], dtype=np.float64)
+    x = np.array(
+        [[1, 1, 0], [-1, 0, -1], [1, -1, 0], [-1, 1, 0], [0, 0, -1], [0, 0, 0]], dtype=np.float64
+    )
     hint = "bucket = argmax([xR ; −xR]), the lowest index on a tie."
     expect_equal("hash_vectors with R = 1", fn(x, np.eye(3)[None], 6), [[0, 3, 0, 1, 5, 0]], hint)
     hint = "bucket = b0 + f0·b1, each factor with its own columns of R."
-    expect_equal("hash_vectors with R = 1, factors (4, 2)", fn(x, np.eye(3)[None], (4, 2)), [[0, 6, 0, 1, 4, 0]], hint)
+    expect_equal(
+        "hash_vectors with R = 1, factors (4, 2)",
+        fn(x, np.eye(3)[None], (4, 2)),
+        [[0, 6, 0, 1, 4, 0]],
+        hint,
+    )
     print(f"check_hash_vectors: {n + 2} cases, {n_close} buckets other than the spec's (near ties)")
 
 
 @in_a_sentence
 def check_collision_probability(fn, seed=0, n_hashes=4096):
-    """fn = hash_vectors: two buckets are shared with probability 1 − θ/π, more buckets less the larger the angle θ."""
+    """fn = hash_vectors: two buckets are shared with probability 1 − θ/π, more buckets less the
+    larger the angle θ.
+    """
     rng = np.random.default_rng(seed)
     d, angles = 8, np.pi * np.array([0.0, 0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0])
     frame = np.linalg.qr(rng.standard_normal((d, d)))[0]
-    x = np.cos(angles)[:, None] * frame[0] + np.sin(angles)[:, None] * frame[1]  # (angles, d), the first at θ = 0
+    x = (
+        np.cos(angles)[:, None] * frame[0] + np.sin(angles)[:, None] * frame[1]
+    )  # (angles, d), the first at θ = 0
     x *= np.exp(rng.standard_normal((len(x), 1)))
     x[-1] = -2 * x[0]  # θ = π without rounding
     errors = []
     for n_buckets in (2, 8, 32):
-        buckets = np.asarray(fn(x, spec.random_rotations(rng, n_hashes, d, n_buckets), n_buckets))  # (n_hashes, angles)
+        buckets = np.asarray(
+            fn(x, spec.random_rotations(rng, n_hashes, d, n_buckets), n_buckets)
+        )  # (n_hashes, angles)
         shared = np.mean(buckets == buckets[:, :1], axis=0)
-        expect_close(f"n_buckets={n_buckets}, opposite vectors", shared[-1], 0.0, 0.0, "x and −x never share a bucket.")
+        expect_close(
+            f"n_buckets={n_buckets}, opposite vectors",
+            shared[-1],
+            0.0,
+            0.0,
+            "x and −x never share a bucket.",
+        )
         if not np.all(np.diff(shared) <= 4 / math.sqrt(n_hashes)):
             raise AssertionError(
                 f"n_buckets={n_buckets}: probabilities {shared.round(3)}, expected falling with the angle."
@@ -159,22 +217,35 @@ def check_collision_probability(fn, seed=0, n_hashes=4096):
                     f"two buckets: probabilities {shared.round(3)}, expected 1 − θ/π = {want.round(3)} ± "
                     f"{standard_error.max():.3f}."
                 )
-    print(f"check_collision_probability: {len(angles)} angles, at most {max(errors):.1f} standard errors from 1 − θ/π")
+    print(
+        f"check_collision_probability: {len(angles)} angles, at most {max(errors):.1f} standard errors from 1 − θ/π"
+    )
 
 
 def _expect_buckets(what, got, x, rotations, n_buckets, tolerance):
-    """How many buckets differ from the formula's; AssertionError if one differs by more than a near tie."""
+    """How many buckets differ from the formula's; AssertionError if one differs by more than a near
+    tie.
+    """
     factors, got = bucket_factors(n_buckets), np.asarray(got)
     lead = np.broadcast_shapes(x.shape[:-2], rotations.shape[:-3])
     want = np.zeros((*lead, rotations.shape[-3], x.shape[-2]), dtype=np.int64)
     if got.dtype.kind not in "iu" or got.shape != want.shape:
-        raise AssertionError(f"{what}: got {got.dtype} {got.shape}, expected integers {want.shape} = (…, n_hashes, L).")
-    x, rotations = np.broadcast_to(x, lead + x.shape[-2:]), np.broadcast_to(rotations, lead + rotations.shape[-3:])
+        raise AssertionError(
+            f"{what}: got {got.dtype} {got.shape}, expected integers {want.shape} = (…, n_hashes, L)."
+        )
+    x, rotations = (
+        np.broadcast_to(x, lead + x.shape[-2:]),
+        np.broadcast_to(rotations, lead + rotations.shape[-3:]),
+    )
     near = np.zeros(want.shape, dtype=bool)
     for index in np.ndindex(want.shape):
         *at, h, i = index
         xr = x[(*at, i)] @ rotations[(*at, h)]  # (Σfactors/2,)
-        slack = tolerance * np.linalg.norm(x[(*at, i)]) * np.max(np.linalg.norm(rotations[(*at, h)], axis=0))
+        slack = (
+            tolerance
+            * np.linalg.norm(x[(*at, i)])
+            * np.max(np.linalg.norm(rotations[(*at, h)], axis=0))
+        )
         start, stride, rest, near[index] = 0, 1, int(got[index]), True
         for factor in factors:
             scores = [*xr[start : start + factor // 2], *(-xr[start : start + factor // 2])]

@@ -2,16 +2,18 @@
 
 from dataclasses import asdict, dataclass
 
-from reformer_ref.validate import require_bool, require_float, require_int
+from reformer_ref._arguments import require_bool, require_float, require_int
 
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """A query sees its own chunk of ``chunk_length`` positions, ``chunks_before`` and ``chunks_after`` neighbours.
+    """A query sees its own chunk of ``chunk_length`` positions, ``chunks_before`` and
+    ``chunks_after`` neighbours.
 
-    causal: only keys at the query's position or before it. wrap: the first chunk's predecessor is the last chunk (the
-    authors' code); as there, a key that stands twice in a window counts twice. scale: logits are scale · q·k, above 0
-    and below 1e6; None for 1/√d. ValueError or TypeError for anything else.
+    causal: only keys at the query's position or before it. wrap: the first chunk's predecessor is
+    the last chunk (the authors' code); as there, a key that stands twice in a window counts twice.
+    scale: logits are scale · q·k, above 0 and below 1e6; None for 1/√d. ValueError or TypeError for
+    anything else.
     """
 
     chunk_length: int = 64

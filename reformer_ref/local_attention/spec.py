@@ -1,21 +1,24 @@
-"""Local attention, in NumPy: a matrix of counts says who sees whom, the dense softmax does the rest."""
+"""Local attention, in NumPy: a matrix of counts says who sees whom, the dense softmax does the
+rest.
+"""
 
 import numpy as np
 
+from reformer_ref._arguments import as_array, as_floats, as_mask, require_shape
 from reformer_ref.attention.spec import attend, attend_vjp
 from reformer_ref.chunking.spec import look_adjacent, split_chunks
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.validate import as_array, as_floats, as_mask, require_shape
 
 
 def local_attention(q, k, v, options, padding_mask=None):
     """Chunked local attention: float64 (…, L, d_v).
 
-    q, k floating (…, L, d), v floating (…, L, d_v), padding_mask bool (…, L), True = real token. Padding is sorted
-    behind the real tokens before the sequence is cut into chunks, so without ``wrap`` it changes nothing, wherever it
-    stands. Any L ≥ 1. A query sees itself; one that sees nothing gets zeros. ValueError for shapes that do not fit, NaN
-    and infinity, TypeError for wrong dtypes.
-    Source: the local layers of the authors' model (DESIGN: visibility); what each option means: ``LocalOptions``.
+    q, k floating (…, L, d), v floating (…, L, d_v), padding_mask bool (…, L), True = real token.
+    Padding is sorted behind the real tokens before the sequence is cut into chunks, so without
+    ``wrap`` it changes nothing, wherever it stands. Any L ≥ 1. A query sees itself; one that sees
+    nothing gets zeros. ValueError for shapes that do not fit, NaN and infinity, TypeError for wrong
+    dtypes. Source: the local layers of the authors' model (DESIGN: visibility); what each option
+    means: ``LocalOptions``.
     """
     q, k, v, counts = _prepare(q, k, v, options, padding_mask)
     return attend(q, k, v, counts, options.scale_for(q.shape[-1]))[0]
@@ -30,14 +33,20 @@ def local_attention_vjp(q, k, v, options, d_out, padding_mask=None):
 
 
 def local_counts(real, options):
-    """How often each query sees each key: int (L, L) for one sequence; real bool (L,), True = real token."""
+    """How often each query sees each key: int (L, L) for one sequence; real bool (L,), True = real
+    token.
+    """
     _require_options(options)
     real = as_array("real", real)
     if real.dtype != bool or real.ndim != 1 or real.size == 0:
-        raise TypeError(f"real must be booleans of shape (L,), L ≥ 1, got {real.dtype} {real.shape}")
+        raise TypeError(
+            f"real must be booleans of shape (L,), L ≥ 1, got {real.dtype} {real.shape}"
+        )
     length = len(real)
     real_first = np.argsort(~real, kind="stable")
-    chunks = split_chunks(real_first, min(options.chunk_length, length))[..., None]  # longer chunks are the sequence
+    chunks = split_chunks(real_first, min(options.chunk_length, length))[
+        ..., None
+    ]  # longer chunks are the sequence
     keys = look_adjacent(chunks, options.chunks_before, options.chunks_after, options.wrap, fill=-1)
     counts = np.zeros((length, length), dtype=np.int64)
     for queries, seen in zip(chunks[..., 0], keys[..., 0], strict=True):
@@ -50,7 +59,13 @@ def local_counts(real, options):
 def _prepare(q, k, v, options, padding_mask):
     _require_options(options)
     q, k, v = as_floats("q", q), as_floats("k", k), as_floats("v", v)
-    if q.ndim < 2 or 0 in q.shape or 0 in v.shape or q.shape != k.shape or v.shape[:-1] != q.shape[:-1]:
+    if (
+        q.ndim < 2
+        or 0 in q.shape
+        or 0 in v.shape
+        or q.shape != k.shape
+        or v.shape[:-1] != q.shape[:-1]
+    ):
         raise ValueError(
             f"q, k (…, L, d) and v (…, L, d_v) must agree, every size ≥ 1; got {q.shape}, {k.shape} and {v.shape}"
         )

@@ -1,1 +1,3 @@
-"""LSH attention: several rounds of hash, sort, chunk, attend and undo, merged into one softmax (paper section 2)."""
+"""LSH attention: several rounds of hash, sort, chunk, attend and undo, merged into one softmax
+(paper section 2).
+"""

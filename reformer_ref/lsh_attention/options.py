@@ -1,15 +1,29 @@
-"""The options of LSH attention, and the named combinations that reproduce the paper and the code people use."""
+"""The options of LSH attention, and the named combinations that reproduce the paper and the code
+people use.
+"""
 
 from dataclasses import asdict, dataclass
 
-from reformer_ref.validate import bucket_factors, require_bool, require_choice, require_float, require_int
+from reformer_ref._arguments import (
+    bucket_factors,
+    require_bool,
+    require_choice,
+    require_float,
+    require_int,
+)
 
 # Only what differs from the defaults, which are the paper's.
 PRESETS = {
     "paper": {},
     "trax": {"within_bucket": False, "count_once": False, "wrap": True},
     "huggingface": {"within_bucket": False, "count_once": False, "wrap": True},
-    "lucidrains": {"within_bucket": False, "count_once": False, "wrap": True, "scale": "rsqrt_d", "norm_eps": 0.0},
+    "lucidrains": {
+        "within_bucket": False,
+        "count_once": False,
+        "wrap": True,
+        "scale": "rsqrt_d",
+        "norm_eps": 0.0,
+    },
     "strict": {"window": "rank"},
 }
 
@@ -20,19 +34,22 @@ class LSHOptions:
 
     n_hashes: rounds of hashing. n_buckets: an even int, a tuple of even factors, or None for
         ``default_n_buckets(L, chunk_length)``.
-    chunk_length, chunks_before, chunks_after: a query sees its own chunk of the sorted sequence and its neighbours.
-    causal: only keys at the query's position or before it.
-    within_bucket: only keys of the query's own bucket (paper equation 4); False: everything in the window.
-    count_once: the union over rounds, each key once (the paper's N_ij); False: a key seen in m rounds counts m times.
-    window: "chunk" (paper) or "rank": the ``chunk_length`` most recent earlier members of the query's bucket. With
+    chunk_length, chunks_before, chunks_after: a query sees its own chunk of the sorted sequence and
+    its neighbours. causal: only keys at the query's position or before it. within_bucket: only keys
+    of the query's own bucket (paper equation 4); False: everything in the window. count_once: the
+    union over rounds, each key once (the paper's N_ij); False: a key seen in m rounds counts m
+    times. window: "chunk" (paper) or "rank": the ``chunk_length`` most recent earlier members of
+    the query's bucket. With
         "rank" every output depends on its prefix alone, also through the pattern.
-    wrap: all rounds form one ring, and the first chunk of a round sees the last chunk of the round before (the authors'
-        last code and the ports). What stands in that chunk depends on the length, padding included: with wrap, and
-        only with wrap, a different amount of padding is a different window.
+    wrap: all rounds form one ring, and the first chunk of a round sees the last chunk of the round
+    before (the authors'
+        last code and the ports). What stands in that chunk depends on the length, padding included:
+        with wrap, and only with wrap, a different amount of padding is a different window.
     scale: logits are scale · q·k̂; a number above 0 and below 1e6, or "rsqrt_d" for 1/√d.
     norm_eps: keys are k̂ = q / √(‖q‖² + d·norm_eps).
 
-    Raises ValueError or TypeError for any value outside this, and for "rank" with options that contradict it.
+    Raises ValueError or TypeError for any value outside this, and for "rank" with options that
+    contradict it.
     """
 
     n_hashes: int = 1
@@ -49,7 +66,12 @@ class LSHOptions:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        for name, minimum in (("n_hashes", 1), ("chunk_length", 1), ("chunks_before", 0), ("chunks_after", 0)):
+        for name, minimum in (
+            ("n_hashes", 1),
+            ("chunk_length", 1),
+            ("chunks_before", 0),
+            ("chunks_after", 0),
+        ):
             object.__setattr__(self, name, require_int(name, getattr(self, name), minimum))
         if self.n_buckets is not None:
             factors = bucket_factors(self.n_buckets)
@@ -65,14 +87,26 @@ class LSHOptions:
                 raise ValueError(f'scale must be positive or "rsqrt_d", got {self.scale}')
         object.__setattr__(self, "norm_eps", require_float("norm_eps", self.norm_eps, minimum=0.0))
         if self.window == "rank":
-            fixed = {"causal": True, "within_bucket": True, "wrap": False, "chunks_before": 1, "chunks_after": 0}
-            wrong = {name: getattr(self, name) for name, value in fixed.items() if getattr(self, name) != value}
+            fixed = {
+                "causal": True,
+                "within_bucket": True,
+                "wrap": False,
+                "chunks_before": 1,
+                "chunks_after": 0,
+            }
+            wrong = {
+                name: getattr(self, name)
+                for name, value in fixed.items()
+                if getattr(self, name) != value
+            }
             if wrong:
                 raise ValueError(f'window="rank" needs {fixed}, got {wrong}')
 
     @classmethod
     def preset(cls, name, **overrides):
-        """``LSHOptions.preset("paper" | "trax" | "huggingface" | "lucidrains" | "strict", n_hashes=4, …)``."""
+        """``LSHOptions.preset("paper" | "trax" | "huggingface" | "lucidrains" | "strict",
+        n_hashes=4, …)``.
+        """
         require_choice("preset", name, tuple(PRESETS))
         return cls(**{**PRESETS[name], **overrides})
 

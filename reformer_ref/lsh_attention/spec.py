@@ -1,36 +1,47 @@
 """LSH attention, in NumPy.
 
-The spec says which pairs (i, j) are visible, round by round and with plain loops, and writes the answer into a matrix
-of counts. The rest is the dense softmax of ``attention.spec.attend`` over that matrix: one softmax for all rounds
-(paper section 2, equations 3 to 5). What a real implementation must not do, keep an L × L matrix, makes this one easy
-to believe.
+The spec says which pairs (i, j) are visible, round by round and with plain loops, and writes the
+answer into a matrix of counts. The rest is the dense softmax of ``attention.spec.attend`` over that
+matrix: one softmax for all rounds (paper section 2, equations 3 to 5). What a real implementation
+must not do, keep an L × L matrix, makes this one easy to believe.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
-from reformer_ref.attention.spec import attend, attend_vjp, normalize_keys, normalize_keys_vjp, self_as_last_resort
+from reformer_ref._arguments import as_array, as_floats, as_mask, require_shape
+from reformer_ref.attention.spec import (
+    attend,
+    attend_vjp,
+    normalize_keys,
+    normalize_keys_vjp,
+    self_as_last_resort,
+)
 from reformer_ref.chunking.spec import look_adjacent, sort_by_bucket, split_chunks, undo_sort
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.validate import as_array, as_floats, as_mask, require_shape
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None):
     """LSH attention with shared queries and keys: float64 (…, L, d_v).
 
-    qk floating (…, L, d), v floating (…, L, d_v), buckets int (…, n_hashes, L) without round offsets, padding_mask bool
-    (…, L), True = real token. Padding sorts last and is never seen. A token sees itself only if no round shows it
-    anything else; a query to which nothing at all is visible, as happens to padding, gets zeros. ValueError for shapes
-    that do not fit, NaN, infinity and negative buckets; TypeError for wrong dtypes.
-    Source: paper section 2; what each option means: ``LSHOptions``.
+    qk floating (…, L, d), v floating (…, L, d_v), buckets int (…, n_hashes, L) without round
+    offsets, padding_mask bool (…, L), True = real token. Padding sorts last and is never seen. A
+    token sees itself only if no round shows it anything else; a query to which nothing at all is
+    visible, as happens to padding, gets zeros. ValueError for shapes that do not fit, NaN, infinity
+    and negative buckets; TypeError for wrong dtypes. Source: paper section 2; what each option
+    means: ``LSHOptions``.
     """
     qk, v, counts = _prepare(qk, v, buckets, options, padding_mask)
-    return attend(qk, normalize_keys(qk, options.norm_eps), v, counts, options.scale_for(qk.shape[-1]))[0]
+    return attend(
+        qk, normalize_keys(qk, options.norm_eps), v, counts, options.scale_for(qk.shape[-1])
+    )[0]
 
 
 def lsh_attention_vjp(qk, v, buckets, options, d_out, padding_mask=None):
-    """(d_qk, d_v) for the cotangent d_out (…, L, d_v). Nothing flows through buckets, sort, masks or counts."""
+    """(d_qk, d_v) for the cotangent d_out (…, L, d_v). Nothing flows through buckets, sort, masks
+    or counts.
+    """
     qk, v, counts = _prepare(qk, v, buckets, options, padding_mask)
     d_out = as_floats("d_out", d_out)
     require_shape("d_out", d_out, v.shape, "(…, L, d_v), the shape of the output")
@@ -51,9 +62,13 @@ def visible_counts(buckets, options, padding_mask=None):
 
 
 def _counts_of_one(buckets, options, real):
-    """Counts (L, L) of a single sequence, self not yet excluded. buckets (n_hashes, L), real bool (L,)."""
+    """Counts (L, L) of a single sequence, self not yet excluded. buckets (n_hashes, L), real bool
+    (L,).
+    """
     n_hashes, length = buckets.shape
-    options = replace(options, chunk_length=min(options.chunk_length, length))  # longer chunks are the sequence
+    options = replace(
+        options, chunk_length=min(options.chunk_length, length)
+    )  # longer chunks are the sequence
     order = sort_by_bucket(buckets, real)
     slot, buckets = undo_sort(order), np.where(real, buckets, -1)  # padding has a bucket of its own
     keys, key_rounds = _windows(order, options)
@@ -75,8 +90,12 @@ def _counts_of_one(buckets, options, real):
 
 
 def _windows(order, options):
-    """Keys that each chunk looks at, and the round each comes from: int (n_hashes, n_chunks, width·chunk_length)."""
-    chunks = split_chunks(order, options.chunk_length)[..., None]  # (n_hashes, n_chunks, chunk_length, 1)
+    """Keys that each chunk looks at, and the round each comes from: int (n_hashes, n_chunks,
+    width·chunk_length).
+    """
+    chunks = split_chunks(order, options.chunk_length)[
+        ..., None
+    ]  # (n_hashes, n_chunks, chunk_length, 1)
     n_hashes, n_chunks = chunks.shape[:2]
     rounds = np.broadcast_to(np.arange(n_hashes)[:, None, None, None], chunks.shape)
     both = np.concatenate([chunks, rounds], axis=-1)
@@ -90,11 +109,15 @@ def _windows(order, options):
 def _prepare(qk, v, buckets, options, padding_mask):
     qk, v = as_floats("qk", qk), as_floats("v", v)
     if qk.ndim < 2 or 0 in qk.shape or v.ndim < 2 or 0 in v.shape:
-        raise ValueError(f"qk and v must have shape (…, L, d) with every size ≥ 1, got {qk.shape} and {v.shape}")
+        raise ValueError(
+            f"qk and v must have shape (…, L, d) with every size ≥ 1, got {qk.shape} and {v.shape}"
+        )
     if v.shape[:-1] != qk.shape[:-1]:
         raise ValueError(f"v must have shape {qk.shape[:-1]} + (d_v,) to go with qk, got {v.shape}")
     buckets = _bucket_numbers(buckets, options)
-    require_shape("buckets", buckets, (*qk.shape[:-2], options.n_hashes, qk.shape[-2]), "(…, n_hashes, L)")
+    require_shape(
+        "buckets", buckets, (*qk.shape[:-2], options.n_hashes, qk.shape[-2]), "(…, n_hashes, L)"
+    )
     return qk, v, visible_counts(buckets, options, padding_mask)
 
 
@@ -109,5 +132,7 @@ def _bucket_numbers(buckets, options):
             f"buckets must have shape (…, n_hashes, L) with n_hashes = {options.n_hashes}, L ≥ 1, got {buckets.shape}"
         )
     if buckets.min() < 0 or buckets.max() >= 2**63 - 1:  # the largest int64 is where padding sorts
-        raise ValueError(f"buckets must lie in [0, 2⁶³ − 1), got {buckets.min()} to {buckets.max()}")
+        raise ValueError(
+            f"buckets must lie in [0, 2⁶³ − 1), got {buckets.min()} to {buckets.max()}"
+        )
     return buckets

@@ -1,20 +1,21 @@
 """Who stands in which window, and who may see whom: the integer side of LSH attention.
 
-The sorted orders of all rounds are cut into chunks once; then everything is asked for one block of chunks at a time, so
-that nothing of size O(L · chunk_length) need exist. A pair's visibility comes as a float penalty, 0 = visible, 1 or
-more = hidden, that the matrix product of the scores takes in: on a CPU a tenth of the cost of filling masks.
+The sorted orders of all rounds are cut into chunks once; then everything is asked for one block of
+chunks at a time, so that nothing of size O(L · chunk_length) need exist. A pair's visibility comes
+as a float penalty, 0 = visible, 1 or more = hidden, that the matrix product of the scores takes in:
+on a CPU a tenth of the cost of filling masks.
 
-A *row* is a token of the flattened batch; the last row, number B·L, is nobody: it fills chunks that are not full.
-Row = sequence·L + position; with ``heads`` > 1, row = (batch·L + position)·heads + head, as a projection leaves its
-heads in memory, so that they need not be copied apart.
+A *row* is a token of the flattened batch; the last row, number B·L, is nobody: it fills chunks that
+are not full. Row = sequence·L + position; with ``heads`` > 1, row = (batch·L + position)·heads +
+head, as a projection leaves its heads in memory, so that they need not be copied apart.
 """
 
 from dataclasses import replace
 
 import torch
 
+from reformer_ref._arguments import require_room
 from reformer_ref.chunking.pytorch import sort_by_bucket, split_chunks, undo_sort
-from reformer_ref.validate import require_room
 
 EXACT_FLOAT32 = 1 << 22  # places up to here, and their halves, are exact in float32
 
@@ -22,11 +23,13 @@ EXACT_FLOAT32 = 1 << 22  # places up to here, and their halves, are exact in flo
 class Windows:
     """The sorted orders of B sequences of length L, and what is needed to say who may see whom.
 
-    buckets: int (B, n_hashes, L). padding_mask: bool (B, L) or None. heads: see above, divides B. see_self: whether a
-    token sees itself like any other. dtype: of the penalties.
+    buckets: int (B, n_hashes, L). padding_mask: bool (B, L) or None. heads: see above, divides B.
+    see_self: whether a token sees itself like any other. dtype: of the penalties.
     """
 
-    def __init__(self, buckets, options, padding_mask=None, *, heads=1, see_self=False, dtype=torch.float32):
+    def __init__(
+        self, buckets, options, padding_mask=None, *, heads=1, see_self=False, dtype=torch.float32
+    ):
         self.batch, _, self.length = buckets.shape
         # chunks longer than the sequence are the sequence
         options = replace(options, chunk_length=min(options.chunk_length, self.length))
@@ -38,30 +41,44 @@ class Windows:
         sequence = torch.arange(self.batch, device=order.device).view(-1, 1, 1, 1)
         first = sequence // heads * (heads * self.length) + sequence % heads
         rows = torch.where(chunks < 0, self.nobody, chunks * heads + first)
-        self.rows, self.key_rounds = self._look_around(rows.to(torch.int32 if self.nobody < 2**31 else torch.int64))
+        self.rows, self.key_rounds = self._look_around(
+            rows.to(torch.int32 if self.nobody < 2**31 else torch.int64)
+        )
         self.real = None if padding_mask is None else self._in_rows(padding_mask)
         if padding_mask is not None:  # padding has a bucket of its own
             buckets = buckets.long().masked_fill(~padding_mask[:, None], -1)
         self._tables(buckets, order)
 
     def _look_around(self, rows):
-        """Rows (B, n_hashes, n_chunks, chunk_length) with what the outermost chunks look at, (…, n_chunks + width − 1,
-        chunk_length): nobody or, on a ring, another round; and the round of each, (n_hashes, n_chunks + width − 1).
+        """Rows (B, n_hashes, n_chunks, chunk_length) with what the outermost chunks look at, (…,
+        n_chunks + width − 1, chunk_length): nobody or, on a ring, another round; and the round of
+        each, (n_hashes, n_chunks + width − 1).
         """
         o, n = self.options, self.n_chunks
-        in_a_round = {"n_chunks + chunks_before + chunks_after": n + o.width - 1, "chunk_length": o.chunk_length}
+        in_a_round = {
+            "n_chunks + chunks_before + chunks_after": n + o.width - 1,
+            "chunk_length": o.chunk_length,
+        }
         if not torch.compiler.is_compiling():
             require_room(sequences=self.batch, n_hashes=o.n_hashes, **in_a_round)
         chunk = torch.arange(-o.chunks_before, n + o.chunks_after, device=rows.device)
         number = chunk + n * torch.arange(o.n_hashes, device=rows.device)[:, None]
-        number = number % (o.n_hashes * n) if o.wrap else number.masked_fill((chunk < 0) | (chunk >= n), o.n_hashes * n)
+        number = (
+            number % (o.n_hashes * n)
+            if o.wrap
+            else number.masked_fill((chunk < 0) | (chunk >= n), o.n_hashes * n)
+        )
         chunks = torch.nn.functional.pad(rows.flatten(1, 2), (0, 0, 0, 1), value=self.nobody)
         return chunks[:, number], number // n
 
     def _tables(self, buckets, order):
-        """What penalties are made of, one number per row (last: nobody): position, bucket, place in sorted order."""
+        """What penalties are made of, one number per row (last: nobody): position, bucket, place in
+        sorted order.
+        """
         o, device = self.options, buckets.device
-        far = 2.0 * self.length + 2  # the position of keys that nobody may see, if the position alone decides
+        far = (
+            2.0 * self.length + 2
+        )  # the position of keys that nobody may see, if the position alone decides
         position = torch.arange(self.length, device=device, dtype=self.dtype)
         position = self._in_rows(position.expand(self.batch, self.length))
         hidden = torch.zeros(self.nobody + 1, dtype=self.dtype, device=device)
@@ -69,7 +86,9 @@ class Windows:
         if self.real is not None:
             hidden[:-1] = ~self.real
         self.position = torch.cat([position, position.new_full((1,), far)])
-        self.key_position = torch.where(hidden > 0, far, self.position) if o.causal else self.position
+        self.key_position = (
+            torch.where(hidden > 0, far, self.position) if o.causal else self.position
+        )
         self.key_hidden = None if o.causal else hidden
         self.bucket = self.place = None
         if o.within_bucket:  # numbered 0, 1, 2, … in sorted order: small, so exact as floats
@@ -91,26 +110,36 @@ class Windows:
         return torch.nn.functional.pad(values, (0, 1), value=-1.0)
 
     def blocks(self, scores_at_a_time):
-        """Every block, all rounds of a sequence in turn: a run of its chunks, or several whole sequences."""
+        """Every block, all rounds of a sequence in turn: a run of its chunks, or several whole
+        sequences.
+        """
         per_chunk, n = self.options.chunk_length**2 * self.options.width, self.n_chunks
         step = max(1, scores_at_a_time // per_chunk)
         sequences = max(1, step // n)
         run = -(-n // -(-n // min(step, n)))  # runs of about equal length
-        for b in range(0, self.batch, sequences):  # outside: what one sequence needs may stay in a cache
+        for b in range(
+            0, self.batch, sequences
+        ):  # outside: what one sequence needs may stay in a cache
             for h in range(self.options.n_hashes):
                 for first in range(0, n, run):
-                    yield self.block(h, slice(b, min(b + sequences, self.batch)), first, min(first + run, n))
+                    yield self.block(
+                        h, slice(b, min(b + sequences, self.batch)), first, min(first + run, n)
+                    )
 
     def block(self, h, sequences, first, last):
         """The ``Block`` of chunks first … last − 1 in round h of some sequences."""
         looked_at = slice(first, last + self.options.width - 1)
-        return Block(h, self.rows[sequences, h, looked_at].long(), self.key_rounds[h, looked_at], self)
+        return Block(
+            h, self.rows[sequences, h, looked_at].long(), self.key_rounds[h, looked_at], self
+        )
 
     def penalty(self, block, scratch):
-        """(m, chunk_length, width·chunk_length): 0 where query i may see key j, 1 or more where it may not.
+        """(m, chunk_length, width·chunk_length): 0 where query i may see key j, 1 or more where it
+        may not.
 
-        With ``count_once`` a pair is hidden where an earlier place shows it. The self rule of last resort is not here:
-        a token never sees itself unless ``see_self``. It stands in ``scratch`` under the name "scores".
+        With ``count_once`` a pair is hidden where an earlier place shows it. The self rule of last
+        resort is not here: a token never sees itself unless ``see_self``. It stands in ``scratch``
+        under the name "scores".
         """
         o, h = self.options, block.round
         i, j = self._pairs(block, self.position, self.key_position)
@@ -138,14 +167,18 @@ class Windows:
         return penalty
 
     def _pairs(self, block, of_query, of_key=None):
-        """What a table says of the queries, (m, chunk_length, 1), and of the keys, (m, 1, width·chunk_length)."""
+        """What a table says of the queries, (m, chunk_length, 1), and of the keys, (m, 1,
+        width·chunk_length).
+        """
         j = block.spread(pick(of_query if of_key is None else of_key, block.keys))
         return pick(of_query, block.queries).flatten(0, 1)[..., None], j[:, None]
 
     def _hide_seen(self, penalty, block, scratch):
         """Add 1 for every earlier round that shows the pair too, in place."""
         o = self.options
-        low, high = (1, o.chunk_length) if o.window == "rank" else (-o.chunks_after, o.chunks_before)
+        low, high = (
+            (1, o.chunk_length) if o.window == "rank" else (-o.chunks_after, o.chunks_before)
+        )
         for s in range(block.round):
             i, j = self._pairs(block, self.place[s])
             apart = scratch.pairs("seen", torch.sub, i.sub((low + high) / 2), j)
@@ -156,9 +189,13 @@ class Windows:
             penalty.add_(seen)
 
     def _seen_on_ring(self, block):
-        """The same with wrap, where a window may reach into other rounds and may hold a key twice: bool, plainly."""
+        """The same with wrap, where a window may reach into other rounds and may hold a key twice:
+        bool, plainly.
+        """
         o, chunks, again = self.options, self.options.n_hashes * self.n_chunks, False
-        chunk = [self._pairs(block, self.place[s].long() + s * self.n_chunks) for s in range(o.n_hashes)]
+        chunk = [
+            self._pairs(block, self.place[s].long() + s * self.n_chunks) for s in range(o.n_hashes)
+        ]
         which = torch.arange(o.width * o.chunk_length, device=block.keys.device) // o.chunk_length
         for s in range(block.round + 1):
             for number, offset in enumerate(range(-o.chunks_before, o.chunks_after + 1)):
@@ -173,20 +210,31 @@ class Windows:
 
 
 class Block:
-    """Some chunks of one round with the chunks that they look at, each key's row standing here once.
+    """Some chunks of one round with the chunks that they look at, each key's row standing here
+    once.
 
-    queries (s, n, chunk_length) and keys (s, n + width − 1, chunk_length): rows, int64, of s sequences; m = s·n
-    windows. key_rounds (n + width − 1): the round that each chunk of keys belongs to, another one only on a ring.
+    queries (s, n, chunk_length) and keys (s, n + width − 1, chunk_length): rows, int64, of s
+    sequences; m = s·n windows. key_rounds (n + width − 1): the round that each chunk of keys
+    belongs to, another one only on a ring.
     """
 
     def __init__(self, number, keys, key_rounds, windows):
-        self.round, self.keys, self.key_rounds, self.width = number, keys, key_rounds, windows.options.width
+        self.round, self.keys, self.key_rounds, self.width = (
+            number,
+            keys,
+            key_rounds,
+            windows.options.width,
+        )
         self.before = windows.options.chunks_before
         self.queries = self.own(keys)
-        self.readable = keys.clamp(max=windows.nobody - 1)  # for nobody the last row is read, and its penalty hides it
+        self.readable = keys.clamp(
+            max=windows.nobody - 1
+        )  # for nobody the last row is read, and its penalty hides it
 
     def own(self, x):
-        """x (s, n + width − 1, chunk_length, …), one per key -> (s, n, chunk_length, …), one per query: a view."""
+        """x (s, n + width − 1, chunk_length, …), one per key -> (s, n, chunk_length, …), one per
+        query: a view.
+        """
         return x.narrow(1, self.before, x.shape[1] - self.width + 1)
 
     def take(self, x):
@@ -194,7 +242,8 @@ class Block:
         return pick(x, self.readable)
 
     def spread(self, x):
-        """x (s, n + width − 1, chunk_length, …), one per key -> one per place in a window (m, width·chunk_length, …).
+        """x (s, n + width − 1, chunk_length, …), one per key -> one per place in a window (m,
+        width·chunk_length, …).
 
         Windows overlap in memory where one sequence stands in the block: nothing is copied then.
         """
@@ -205,7 +254,9 @@ class Block:
         return x.as_strided(shape, strides).flatten(0, 1)
 
     def fold(self, x):
-        """Sums over the places of each key: x (m, width·chunk_length, d) -> (s, n + width − 1, chunk_length, d)."""
+        """Sums over the places of each key: x (m, width·chunk_length, d) -> (s, n + width − 1,
+        chunk_length, d).
+        """
         s, n, chunk_length = self.queries.shape
         x = x.view(s, n, self.width, chunk_length, -1)
         if self.width == 1:

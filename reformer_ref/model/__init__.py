@@ -1,1 +1,3 @@
-"""The whole Reformer: language model, encoder-decoder, configuration, and weights of other libraries."""
+"""The whole Reformer: language model, encoder-decoder, configuration, and weights of other
+libraries.
+"""

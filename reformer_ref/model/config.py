@@ -4,10 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 
-from reformer_ref.hashing.spec import default_n_buckets
-from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.validate import (
+from reformer_ref._arguments import (
     LARGEST_ARRAY,
     bucket_factors,
     require_bool,
@@ -16,6 +13,9 @@ from reformer_ref.validate import (
     require_int,
     shown,
 )
+from reformer_ref.hashing.spec import default_n_buckets
+from reformer_ref.local_attention.options import LocalOptions
+from reformer_ref.lsh_attention.options import LSHOptions
 
 LAYER_KINDS = ("lsh", "local", "dense", "regular")
 MOST_LAYERS = 1 << 16
@@ -23,21 +23,23 @@ MOST_LAYERS = 1 << 16
 
 @dataclass(frozen=True)
 class ReformerConfig:
-    """Everything that determines a model. Fields left None are filled in, so the repr shows what is used.
+    """Everything that determines a model. Fields left None are filled in, so the repr shows what is
+    used.
 
-    vocab_size, d_model, n_layers, n_heads; d_head (queries and keys, default d_model / n_heads), d_v (default d_head),
-    d_ff (default 4·d_model). pattern: kinds of attention, repeated over the layers: "lsh", "local", "dense" (shared
-    queries and keys, everything visible) or "regular" (separate ones, for the paper's comparison).
-    max_length: the longest sequence. positions: "axial", "learned", "sinusoidal" or "none"; axial_shape: sizes of the
-    axes, product at least max_length; axial_dims: their widths, sum d_model.
-    lsh, local: options of the sparse kinds; their ``causal`` must agree with ``causal`` here.
-    norm_eps, activation ("relu", "gelu"), dropout: as usual; dropout acts on embeddings and on what each half adds.
-    tie_head: the head reuses the embedding. reversible: False stores activations instead (same function). streams: 1
-    for the residuals of an ordinary Transformer, y = x + F(x), z = y + G(y), with the very same parameters (the last
-    norm sees z twice); needs reversible=False.
-    ff_slice, loss_slice, dense_strip: positions worked on at a time, None for all at once.
-    length_multiple: pad sequences inside the model to this multiple (only matters with ``wrap``; Hugging Face does).
-    seed: for the initial weights and for the rotations that are used when none are drawn afresh.
+    vocab_size, d_model, n_layers, n_heads; d_head (queries and keys, default d_model / n_heads),
+    d_v (default d_head), d_ff (default 4·d_model). pattern: kinds of attention, repeated over the
+    layers: "lsh", "local", "dense" (shared queries and keys, everything visible) or "regular"
+    (separate ones, for the paper's comparison). max_length: the longest sequence. positions:
+    "axial", "learned", "sinusoidal" or "none"; axial_shape: sizes of the axes, product at least
+    max_length; axial_dims: their widths, sum d_model. lsh, local: options of the sparse kinds;
+    their ``causal`` must agree with ``causal`` here. norm_eps, activation ("relu", "gelu"),
+    dropout: as usual; dropout acts on embeddings and on what each half adds. tie_head: the head
+    reuses the embedding. reversible: False stores activations instead (same function). streams: 1
+    for the residuals of an ordinary Transformer, y = x + F(x), z = y + G(y), with the very same
+    parameters (the last norm sees z twice); needs reversible=False. ff_slice, loss_slice,
+    dense_strip: positions worked on at a time, None for all at once. length_multiple: pad sequences
+    inside the model to this multiple (only matters with ``wrap``; Hugging Face does). seed: for the
+    initial weights and for the rotations that are used when none are drawn afresh.
     """
 
     vocab_size: int = 256
@@ -68,7 +70,14 @@ class ReformerConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "max_length", "length_multiple"):
+        for name in (
+            "vocab_size",
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "max_length",
+            "length_multiple",
+        ):
             most = MOST_LAYERS if name == "n_layers" else LARGEST_ARRAY
             self._set(name, require_int(name, getattr(self, name), 1, most))
         self._set("seed", require_int("seed", self.seed, 0, 2**63 - 1))
@@ -76,7 +85,9 @@ class ReformerConfig:
             require_bool(name, getattr(self, name))
         self._set("streams", require_int("streams", self.streams, 1, 2))
         if self.streams == 1 and self.reversible:
-            raise ValueError("streams=1 needs reversible=False: ordinary residuals cannot be undone")
+            raise ValueError(
+                "streams=1 needs reversible=False: ordinary residuals cannot be undone"
+            )
         for name in ("ff_slice", "loss_slice", "dense_strip"):
             if getattr(self, name) is not None:
                 self._set(name, require_int(name, getattr(self, name)))
@@ -100,15 +111,24 @@ class ReformerConfig:
 
     @classmethod
     def from_json(cls, text):
-        """Read ``to_json``'s text. ValueError for text that is no JSON object or has unknown fields."""
+        """Read ``to_json``'s text. ValueError for text that is no JSON object or has unknown
+        fields.
+        """
         if not isinstance(text, (str, bytes, bytearray)):
-            raise TypeError(f"text must be the JSON text of a configuration, got {type(text).__name__}")
+            raise TypeError(
+                f"text must be the JSON text of a configuration, got {type(text).__name__}"
+            )
         try:
             values = json.loads(text)
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number too long, brackets too deep
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # no JSON, no UTF-8, a number too long, brackets too deep
             raise ValueError(f"the text of the configuration is not valid JSON: {error}") from None
         if not isinstance(values, dict):
-            raise ValueError(f"the text of the configuration must be a JSON object, got {type(values).__name__}")
+            raise ValueError(
+                f"the text of the configuration must be a JSON object, got {type(values).__name__}"
+            )
         _only_known("configuration", values, cls)
         for name, options in (("lsh", LSHOptions), ("local", LocalOptions)):
             if isinstance(values.get(name), dict):
@@ -117,7 +137,9 @@ class ReformerConfig:
         return cls(**values)
 
     def _set(self, name, value):
-        object.__setattr__(self, name, value)  # the one place where a frozen field is written: while it is made
+        object.__setattr__(
+            self, name, value
+        )  # the one place where a frozen field is written: while it is made
 
     def _fill_widths(self):
         if self.d_head is None:
@@ -146,15 +168,21 @@ class ReformerConfig:
             raise ValueError(f"d_model must be even for sinusoidal positions, got {self.d_model}")
         if self.positions != "axial":
             if self.axial_shape is not None or self.axial_dims is not None:
-                raise ValueError(f'axial_shape and axial_dims go with positions="axial", not with {self.positions!r}')
+                raise ValueError(
+                    f'axial_shape and axial_dims go with positions="axial", not with {self.positions!r}'
+                )
             return
         if self.axial_shape is None:
             rows = max(1, math.isqrt(self.max_length))
             self._set("axial_shape", (-(-self.max_length // rows), rows))
-        shape = tuple(require_int("axial_shape", n) for n in _sequence("axial_shape", self.axial_shape))
+        shape = tuple(
+            require_int("axial_shape", n) for n in _sequence("axial_shape", self.axial_shape)
+        )
         if self.axial_dims is None:
             each = self.d_model // len(shape)
-            self._set("axial_dims", (*[each] * (len(shape) - 1), self.d_model - each * (len(shape) - 1)))
+            self._set(
+                "axial_dims", (*[each] * (len(shape) - 1), self.d_model - each * (len(shape) - 1))
+            )
         dims = tuple(require_int("axial_dims", n) for n in _sequence("axial_dims", self.axial_dims))
         if math.prod(shape) < self.max_length:
             raise ValueError(
@@ -190,9 +218,11 @@ def require_config(config, name="config"):
 
 
 def n_buckets_for(config, length):
-    """The number of buckets for a sequence of this length: ``lsh.n_buckets``, or a pure function of the length.
+    """The number of buckets for a sequence of this length: ``lsh.n_buckets``, or a pure function of
+    the length.
 
-    With the strict window the longest length stands for every length, else cutting a sequence would change its prefix.
+    With the strict window the longest length stands for every length, else cutting a sequence would
+    change its prefix.
     """
     require_config(config)
     if config.lsh.n_buckets is not None:
@@ -202,19 +232,28 @@ def n_buckets_for(config, length):
 
 
 def rotation_width(config):
-    """Columns that the stored rotations need so that every length up to ``max_length`` finds enough."""
+    """Columns that the stored rotations need so that every length up to ``max_length`` finds
+    enough.
+    """
     if require_config(config).lsh.n_buckets is not None or config.lsh.window == "rank":
         return sum(bucket_factors(n_buckets_for(config, config.max_length))) // 2
     chunk, longest = config.lsh.chunk_length, config.max_length + config.length_multiple - 1
     most = -(-longest // chunk)
-    counts = (most, *(1 << k for k in range(most.bit_length())))  # of chunks: the width falls after powers of 2 only
+    counts = (
+        most,
+        *(1 << k for k in range(most.bit_length())),
+    )  # of chunks: the width falls after powers of 2 only
     return max(sum(bucket_factors(default_n_buckets(n * chunk, chunk))) // 2 for n in counts)
 
 
 def padding_to_multiple(config, length):
-    """Padding added inside the model: up to ``length_multiple``, but none to a sequence that fits in one chunk."""
+    """Padding added inside the model: up to ``length_multiple``, but none to a sequence that fits
+    in one chunk.
+    """
     require_config(config), require_int("length", length, 0)
-    chunks = [getattr(config, kind).chunk_length for kind in ("lsh", "local") if kind in config.layers]
+    chunks = [
+        getattr(config, kind).chunk_length for kind in ("lsh", "local") if kind in config.layers
+    ]
     return 0 if length <= min(chunks, default=length) else -length % config.length_multiple
 
 

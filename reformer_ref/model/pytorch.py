@@ -1,23 +1,27 @@
-"""The whole Reformer, in PyTorch: halves of reversible blocks, a trunk of them, and the language model on top.
+"""The whole Reformer, in PyTorch: halves of reversible blocks, a trunk of them, and the language
+model on top.
 
-Tokens are embedded, positions added, and the result stands in both residual streams. Each layer adds attention to the
-first stream and a feed-forward layer to the second; at the end the streams are joined and normalised (paper section 3).
+Tokens are embedded, positions added, and the result stands in both residual streams. Each layer
+adds attention to the first stream and a feed-forward layer to the second; at the end the streams
+are joined and normalised (paper section 3).
 """
 
 import torch
 from torch import nn
 
+from reformer_ref._arguments import require_bool, require_int, require_shape
+from reformer_ref._tensors import has_values, require_floating, require_padding_mask, require_tensor
 from reformer_ref.feed_forward.pytorch import IGNORED, require_targets, sliced, total_nats
 from reformer_ref.model.config import padding_to_multiple, require_config
-from reformer_ref.model.halves import CrossAttention, FeedForwardHalf, SelfAttention
+from reformer_ref.model.layers import CrossAttention, FeedForwardHalf, SelfAttention
 from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_loss
-from reformer_ref.tensors import has_values, require_floating, require_padding_mask, require_tensor
-from reformer_ref.validate import require_bool, require_int, require_shape
 
 
 class ResidualStack(nn.Module):
-    """The residuals of an ordinary Transformer over the same blocks: y = x + F(x), z = y + G(y), all of it stored."""
+    """The residuals of an ordinary Transformer over the same blocks: y = x + F(x), z = y + G(y),
+    all of it stored.
+    """
 
     def __init__(self, blocks):
         super().__init__()
@@ -32,7 +36,9 @@ class ResidualStack(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Everything between tokens and head: tokens (B, L) -> (B, L, 2·d_model), both streams joined and normalised."""
+    """Everything between tokens and head: tokens (B, L) -> (B, L, 2·d_model), both streams joined
+    and normalised.
+    """
 
     def __init__(self, config, cross_attention=False):
         super().__init__()
@@ -48,8 +54,16 @@ class Trunk(nn.Module):
         blocks = []
         for index, kind in enumerate(config.layers):
             middle = [CrossAttention(config)] if cross_attention else []
-            blocks.append(ReversibleBlock(SelfAttention(config, kind, index), *middle, FeedForwardHalf(config)))
-        self.stack = ReversibleStack(blocks, config.reversible) if config.streams == 2 else ResidualStack(blocks)
+            blocks.append(
+                ReversibleBlock(
+                    SelfAttention(config, kind, index), *middle, FeedForwardHalf(config)
+                )
+            )
+        self.stack = (
+            ReversibleStack(blocks, config.reversible)
+            if config.streams == 2
+            else ResidualStack(blocks)
+        )
         self.norm = nn.LayerNorm(2 * config.d_model, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -60,27 +74,59 @@ class Trunk(nn.Module):
         y1, y2 = self.stack(x, x, *self._extras(padding_mask, generator, memory, memory_mask))
         return self.join(y1, y2)[:, :length]  # (B, L, 2·d_model)
 
-    def loss(self, head, tokens, targets, padding_mask=None, generator=None, memory=None, memory_mask=None):
-        """Mean nats of ``targets`` (B, L), −100 = not counted, in slices; head None: tied to the embedding."""
+    def loss(
+        self,
+        head,
+        tokens,
+        targets,
+        padding_mask=None,
+        generator=None,
+        memory=None,
+        memory_mask=None,
+    ):
+        """Mean nats of ``targets`` (B, L), −100 = not counted, in slices; head None: tied to the
+        embedding.
+        """
         tokens, padding_mask = self._to_multiple(tokens, padding_mask)
         targets = nn.functional.pad(targets, (0, tokens.shape[1] - targets.shape[1]), value=IGNORED)
         x = self.embed(tokens, padding_mask)
         extras = self._extras(padding_mask, generator, memory, memory_mask)
         weights = (self.norm.weight, self.norm.bias, *self.head_weights(head))
-        count, dropout = (targets != IGNORED).sum(), self._dropout()  # as it is now, also when backward replays it
+        count, dropout = (
+            (targets != IGNORED).sum(),
+            self._dropout(),
+        )  # as it is now, also when backward replays it
 
         def nats(y1, y2, targets, scale, bias, *head):
             def of_slice(y1, y2, targets, scale, bias, *head):
-                hidden, weight, head_bias = read_out(self._join(y1, y2, scale, bias, dropout), *head)
+                hidden, weight, head_bias = read_out(
+                    self._join(y1, y2, scale, bias, dropout), *head
+                )
                 return total_nats(hidden, targets, weight, head_bias)
 
             slice_length = self.config.loss_slice
-            return sliced(of_slice, (y1, y2, targets), (scale, bias, *head), slice_length, dim=1, total=True) / count
+            return (
+                sliced(
+                    of_slice,
+                    (y1, y2, targets),
+                    (scale, bias, *head),
+                    slice_length,
+                    dim=1,
+                    total=True,
+                )
+                / count
+            )
 
         if self.config.streams == 1:
             return nats(*self.stack(x, x, *extras), targets, *weights)
         return reversible_loss(
-            nats, x, x, self.stack.blocks, *extras, head_tensors=(targets, *weights), reversible=self.stack.reversible
+            nats,
+            x,
+            x,
+            self.stack.blocks,
+            *extras,
+            head_tensors=(targets, *weights),
+            reversible=self.stack.reversible,
         )
 
     def embed(self, tokens, padding_mask=None):
@@ -93,7 +139,9 @@ class Trunk(nn.Module):
         return x if self.positions is None else x + self.positions(positions).to(x.dtype)
 
     def head_weights(self, head):
-        """What ``read_out`` takes: weight and bias of the head, or the embedding alone if there is none (tied)."""
+        """What ``read_out`` takes: weight and bias of the head, or the embedding alone if there is
+        none (tied).
+        """
         if head is None:
             return (self.embedding.weight,)
         hooked = isinstance(head, nn.Linear) and (head._forward_hooks or head._forward_pre_hooks)
@@ -121,7 +169,11 @@ class Trunk(nn.Module):
         return nn.functional.dropout(joined, dropout) if dropout else joined
 
     def _extras(self, padding_mask, generator, memory, memory_mask):
-        seed = None if generator is None else torch.randint(2**62, (), generator=generator, device="cpu")
+        seed = (
+            None
+            if generator is None
+            else torch.randint(2**62, (), generator=generator, device="cpu")
+        )
         return (padding_mask, seed) if memory is None else (padding_mask, seed, memory, memory_mask)
 
     def _to_multiple(self, tokens, padding_mask):
@@ -135,7 +187,8 @@ class Trunk(nn.Module):
 class ReformerLM(nn.Module):
     """A Reformer language model (paper section 5), causal or, with ``config.causal=False``, masked.
 
-    Initial weights and stored rotations depend on ``config.seed`` alone; the global random state is not touched.
+    Initial weights and stored rotations depend on ``config.seed`` alone; the global random state is
+    not touched.
     """
 
     def __init__(self, config):
@@ -143,16 +196,19 @@ class ReformerLM(nn.Module):
         self.config = require_config(config)
         with torch.random.fork_rng(devices=[]):
             self.trunk = Trunk(config)
-            self.head = None if config.tie_head else nn.Linear(2 * config.d_model, config.vocab_size)
+            self.head = (
+                None if config.tie_head else nn.Linear(2 * config.d_model, config.vocab_size)
+            )
         initialize(self, config.seed)
 
     def forward(self, tokens, padding_mask=None, generator=None):
         """Logits (B, L, vocab_size) of tokens (B, L), int64 or int32.
 
-        padding_mask: bool (B, L), True = real token; positions count real tokens only, so padding on any side changes
-        nothing (with ``lsh.wrap``: see ``LSHOptions``). Where ``lsh.n_buckets`` is None, the longest sequence of the
-        batch decides for all. generator: a CPU ``torch.Generator`` from which fresh rotations are drawn for this call;
-        None uses the stored ones. ValueError or TypeError for tokens that do not fit the configuration.
+        padding_mask: bool (B, L), True = real token; positions count real tokens only, so padding
+        on any side changes nothing (with ``lsh.wrap``: see ``LSHOptions``). Where ``lsh.n_buckets``
+        is None, the longest sequence of the batch decides for all. generator: a CPU
+        ``torch.Generator`` from which fresh rotations are drawn for this call; None uses the stored
+        ones. ValueError or TypeError for tokens that do not fit the configuration.
         """
         hidden = self.hidden(tokens, padding_mask, generator)
         hidden, weight, bias = read_out(hidden, *self.trunk.head_weights(self.head))
@@ -163,55 +219,72 @@ class ReformerLM(nn.Module):
         return self.trunk(tokens, self._check(tokens, padding_mask, generator), generator)
 
     def loss(self, tokens, targets=None, padding_mask=None, generator=None):
-        """Mean cross-entropy in nats over the predicted tokens, computed in slices of ``config.loss_slice`` positions.
+        """Mean cross-entropy in nats over the predicted tokens, computed in slices of
+        ``config.loss_slice`` positions.
 
-        targets: int (B, L), what each position should say, −100 = not counted; None: the next token (causal models),
-        padding not counted. Each loss can be differentiated once. Hooks on trunk, stack and norm do not run.
+        targets: int (B, L), what each position should say, −100 = not counted; None: the next token
+        (causal models), padding not counted. Each loss can be differentiated once. Hooks on trunk,
+        stack and norm do not run.
         """
         padding_mask = self._check(tokens, padding_mask, generator)
         if targets is None:
             if not self.config.causal:
-                raise ValueError("targets must be given for a model that is not causal (−100 where nothing is asked)")
+                raise ValueError(
+                    "targets must be given for a model that is not causal (−100 where nothing is asked)"
+                )
             if tokens.shape[1] < 2:
                 raise ValueError("tokens must hold at least 2 tokens to predict one, got 1")
             targets = next_tokens(tokens, padding_mask)
         else:
             _require_integers("targets", targets, tokens.device)
             require_shape("targets", targets, tokens.shape, "(batch, length) of tokens")
-            targets = targets if padding_mask is None else targets.masked_fill(~padding_mask, IGNORED)
+            targets = (
+                targets if padding_mask is None else targets.masked_fill(~padding_mask, IGNORED)
+            )
         targets = require_targets(targets, tokens.shape, self.config.vocab_size, tokens.device)
         return self.trunk.loss(self.head, tokens, targets, padding_mask, generator)
 
     @classmethod
     def from_huggingface(cls, model_or_state_dict, config=None, *, add_head_bias=False):
-        """A model with the weights of a Reformer of transformers, and equal logits: see ``huggingface.carry_over``."""
-        from reformer_ref.model.huggingface import carry_over
+        """A model with the weights of a Reformer of transformers, and equal logits: see
+        ``huggingface.carry_over``.
+        """
+        from reformer_ref.huggingface.weights import carry_over
 
         return carry_over(cls, model_or_state_dict, config, add_head_bias=add_head_bias)
 
     def _check(self, tokens, padding_mask, generator):
-        return check_tokens(self.config, tokens, padding_mask, generator, device=self.trunk.embedding.weight.device)
+        return check_tokens(
+            self.config, tokens, padding_mask, generator, device=self.trunk.embedding.weight.device
+        )
 
     def extra_repr(self):
         return repr(self.config)
 
 
 def read_out(hidden, weight, bias=None):
-    """(hidden, weight (d, vocab_size), bias): what the logits are made of. hidden (…, 2·d_model) from the trunk.
+    """(hidden, weight (d, vocab_size), bias): what the logits are made of. hidden (…, 2·d_model)
+    from the trunk.
 
-    weight (vocab_size, 2·d_model) and bias of a head; or the embedding (vocab_size, d_model) alone, tied: it reads both
-    streams, scaled to logits of variance about 1.
+    weight (vocab_size, 2·d_model) and bias of a head; or the embedding (vocab_size, d_model) alone,
+    tied: it reads both streams, scaled to logits of variance about 1.
     """
     if require_floating("weight", weight).ndim != 2:
         raise ValueError(f"weight must have shape (vocab_size, width), got {tuple(weight.shape)}")
     width = (1 if bias is not None else 2) * weight.shape[1]
     if require_floating("hidden", hidden).ndim < 1 or hidden.shape[-1] != width:
-        raise ValueError(f"hidden must have shape (…, {width}), as weight wants it, got {tuple(hidden.shape)}")
+        raise ValueError(
+            f"hidden must have shape (…, {width}), as weight wants it, got {tuple(hidden.shape)}"
+        )
     if bias is not None:
         require_shape("bias", require_floating("bias", bias), weight.shape[:1], "(vocab_size)")
         return hidden, weight.t(), bias
     first, second = hidden.chunk(2, dim=-1)
-    return (first + second) * (2 * weight.shape[1]) ** -0.5, weight.t(), weight.new_zeros(weight.shape[0])
+    return (
+        (first + second) * (2 * weight.shape[1]) ** -0.5,
+        weight.t(),
+        weight.new_zeros(weight.shape[0]),
+    )
 
 
 def count_positions(tokens, padding_mask=None):
@@ -223,7 +296,9 @@ def count_positions(tokens, padding_mask=None):
 
 
 def next_tokens(tokens, padding_mask=None):
-    """Targets of a causal model: the next real token, −100 at the end, for padding, and where none follows."""
+    """Targets of a causal model: the next real token, −100 at the end, for padding, and where none
+    follows.
+    """
     padding_mask = _require_rows(tokens, padding_mask)
     _require_integers("tokens", tokens, None)
     targets = torch.full_like(tokens, IGNORED, dtype=torch.int64)
@@ -262,33 +337,50 @@ def initialize(model, seed):
 
 
 def check_tokens(config, tokens, padding_mask, generator=None, *, name="tokens", device=None):
-    """The mask expanded to tokens' shape; TypeError or ValueError if tokens, mask or generator do not fit."""
+    """The mask expanded to tokens' shape; TypeError or ValueError if tokens, mask or generator do
+    not fit.
+    """
     require_config(config)
     _require_integers(name, tokens, device)
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"{name} must have shape (batch, length) with both ≥ 1, got {tuple(tokens.shape)}")
+        raise ValueError(
+            f"{name} must have shape (batch, length) with both ≥ 1, got {tuple(tokens.shape)}"
+        )
     if tokens.shape[1] > config.max_length:
-        raise ValueError(f"{name} must be at most max_length = {config.max_length} long, got {tokens.shape[1]}")
+        raise ValueError(
+            f"{name} must be at most max_length = {config.max_length} long, got {tokens.shape[1]}"
+        )
     if has_values(tokens) and not bool(((tokens >= 0) & (tokens < config.vocab_size)).all()):
         low, high = (int(value) for value in tokens.aminmax())
         raise ValueError(f"{name} must lie in 0 … {config.vocab_size - 1}, got {low} … {high}")
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
+        )
     if generator is not None and generator.device.type != "cpu":
-        raise ValueError(f"generator must be on the CPU, to draw the same everywhere, got one on {generator.device}")
+        raise ValueError(
+            f"generator must be on the CPU, to draw the same everywhere, got one on {generator.device}"
+        )
     return require_padding_mask(padding_mask, tokens.shape, tokens.device)
 
 
 def _require_integers(name, tokens, device):
     """TypeError or ValueError unless ``tokens`` is int64 or int32, on ``device`` if one is given."""
-    if require_tensor(name, tokens).dtype not in (torch.int64, torch.int32) or tokens.layout != torch.strided:
-        raise TypeError(f"{name} must be int64 or int32, dense, got {tokens.dtype}, {tokens.layout}")
+    if (
+        require_tensor(name, tokens).dtype not in (torch.int64, torch.int32)
+        or tokens.layout != torch.strided
+    ):
+        raise TypeError(
+            f"{name} must be int64 or int32, dense, got {tokens.dtype}, {tokens.layout}"
+        )
     if device is not None and tokens.device != device:
         raise ValueError(f"{name} must be on {device}, got {tokens.device}")
 
 
 def _require_rows(tokens, padding_mask):
-    """The mask expanded to the shape of ``tokens`` (B, L); TypeError or ValueError if the two do not fit."""
+    """The mask expanded to the shape of ``tokens`` (B, L); TypeError or ValueError if the two do
+    not fit.
+    """
     if require_tensor("tokens", tokens).ndim != 2:
         raise ValueError(f"tokens must have shape (batch, length), got {tuple(tokens.shape)}")
     return require_padding_mask(padding_mask, tokens.shape, tokens.device)

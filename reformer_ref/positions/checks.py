@@ -1,11 +1,13 @@
-"""What any axial, learned and sinusoidal positions must satisfy. Each check takes a function on NumPy arrays."""
+"""What any axial, learned and sinusoidal positions must satisfy. Each check takes a function on
+NumPy arrays.
+"""
 
 import math
 
 import numpy as np
 
-from reformer_ref.compare import central_difference, expect_close, in_a_sentence
 from reformer_ref.positions import spec
+from reformer_ref.testing import central_difference, expect_close, in_a_sentence
 
 # (axis lengths, axis widths, shape of the positions)
 CASES = (
@@ -36,7 +38,9 @@ def check_axial_positions(fn, seed=0, tolerance=1e-12):
 
 @in_a_sentence
 def check_axial_positions_vjp(fn, seed=0, tolerance=1e-12):
-    """fn(tables, positions, d_out) -> one gradient per table, against central differences and the spec."""
+    """fn(tables, positions, d_out) -> one gradient per table, against central differences and the
+    spec.
+    """
     rng = np.random.default_rng(seed + 1)
     n, worst, worst_difference = 0, 0.0, 0.0
     for tables, positions in _axial_cases(seed):
@@ -54,7 +58,9 @@ def check_axial_positions_vjp(fn, seed=0, tolerance=1e-12):
                 return _grid([*tables[:i], table, *tables[i + 1 :]])[positions]
 
             numeric = central_difference(with_table, tables[i], d_out)
-            worst_difference = max(worst_difference, expect_close(what, got[i], numeric, 1e-7, hint))
+            worst_difference = max(
+                worst_difference, expect_close(what, got[i], numeric, 1e-7, hint)
+            )
             worst = max(worst, expect_close(what, got[i], want[i], tolerance, hint))
         n += 1
     print(
@@ -71,13 +77,19 @@ def check_learned_positions(fn, seed=0, tolerance=1e-12):
     for n, d, shape in ((1, 1, (1,)), (6, 3, (6,)), (11, 2, (2, 4))):
         table, positions = rng.standard_normal((n, d)), rng.integers(0, n, shape)
         want = np.array([table[j] for j in positions.reshape(-1)]).reshape(*shape, d)
-        errors.append(expect_close(f"learned_positions of shape {shape}", fn(table, positions), want, tolerance))
+        errors.append(
+            expect_close(
+                f"learned_positions of shape {shape}", fn(table, positions), want, tolerance
+            )
+        )
     print(f"check_learned_positions: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
 @in_a_sentence
 def check_sinusoidal_positions(fn, seed=0, tolerance=1e-12):
-    """fn(positions, d_model) against the formula, and its reason: a shift by k is the same rotation everywhere."""
+    """fn(positions, d_model) against the formula, and its reason: a shift by k is the same rotation
+    everywhere.
+    """
     rng = np.random.default_rng(seed)
     errors = []
     for d_model, shape in ((2, (3,)), (6, (2, 5)), (10, (1,))):
@@ -88,13 +100,18 @@ def check_sinusoidal_positions(fn, seed=0, tolerance=1e-12):
                 angle = float(positions[index]) / 10000 ** (2 * i / d_model)
                 want[(*index, 2 * i)], want[(*index, 2 * i + 1)] = math.sin(angle), math.cos(angle)
         hint = "Sine at 2i, cosine at 2i + 1, of j / 10000^(2i / d_model)."
-        # The angle itself is known to one part in 2^53 only, so its sine can be off by that many radians.
+        # The angle itself is known to one part in 2^53 only, so its sine can be off by that many
+        # radians.
         rounding = 4 * positions.max() * np.finfo(np.float64).eps
         what = f"sinusoidal_positions of shape {shape}, d_model={d_model}"
         errors.append(expect_close(what, got, want, max(tolerance, rounding), hint))
     lengths = np.linalg.norm(fn(np.arange(7), 8), axis=-1)
-    errors.append(expect_close("norm of each row, √(d_model / 2)", lengths, np.full(7, 2.0), tolerance))
-    print(f"check_sinusoidal_positions: {len(errors)} cases, worst relative error {max(errors):.1e}")
+    errors.append(
+        expect_close("norm of each row, √(d_model / 2)", lengths, np.full(7, 2.0), tolerance)
+    )
+    print(
+        f"check_sinusoidal_positions: {len(errors)} cases, worst relative error {max(errors):.1e}"
+    )
 
 
 def _axial_cases(seed):
@@ -102,13 +119,20 @@ def _axial_cases(seed):
     for axes, widths, shape in CASES:
         tables = [rng.standard_normal((n, d)) for n, d in zip(axes, widths, strict=True)]
         count, product = math.prod(shape), math.prod(axes)
-        # in order and complete where the shape asks for every position; otherwise in any order, with repeats
-        positions = np.arange(product) if shape == (product,) else rng.integers(0, product, count).reshape(shape)
+        # in order and complete where the shape asks for every position; otherwise in any order,
+        # with repeats
+        positions = (
+            np.arange(product)
+            if shape == (product,)
+            else rng.integers(0, product, count).reshape(shape)
+        )
         yield tables, positions
 
 
 def _grid(tables):
-    """All Π n_i rows: each table broadcast along its own axis of the grid, then concatenated and flattened."""
+    """All Π n_i rows: each table broadcast along its own axis of the grid, then concatenated and
+    flattened.
+    """
     axes = tuple(len(table) for table in tables)
     parts = []
     for i, table in enumerate(tables):

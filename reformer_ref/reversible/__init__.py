@@ -1,1 +1,3 @@
-"""The reversible residual stack: two streams, an exact inverse, and a backward pass that needs only the outputs."""
+"""The reversible residual stack: two streams, an exact inverse, and a backward pass that needs only
+the outputs.
+"""

@@ -1,16 +1,18 @@
-"""The reversible stack of PyTorch as functions on arrays, with the halves that the room's checks ask for.
+"""The reversible stack of PyTorch as functions on arrays, with the halves that the room's checks
+ask for.
 
-``bridge.as_numpy`` adapts functions of tensors; a stack takes modules as well. Variants that forget what must be
-replayed (``keeps_memo=False``) are here too, for whoever wants to see the checks refuse them.
+``bridge.as_numpy`` adapts functions of tensors; a stack takes modules as well. Variants that forget
+what must be replayed (``keeps_memo=False``) are here too, for whoever wants to see the checks
+refuse them.
 """
 
 import numpy as np
 import torch
 from torch import nn
 
-from reformer_ref.bridge import to_numpy
 from reformer_ref.hashing.pytorch import hash_vectors
 from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
+from reformer_ref.testing import to_numpy
 
 
 class Tanh(nn.Module):
@@ -18,14 +20,18 @@ class Tanh(nn.Module):
 
     def __init__(self, half):
         super().__init__()
-        self.w, self.b = (nn.Parameter(torch.from_numpy(np.array(a, dtype=np.float64))) for a in (half.w, half.b))
+        self.w, self.b = (
+            nn.Parameter(torch.from_numpy(np.array(a, dtype=np.float64))) for a in (half.w, half.b)
+        )
 
     def forward(self, x):
         return torch.tanh(x @ self.w + self.b)
 
 
 class Dropped(nn.Module):
-    """h(x) = dropout(x w). generator: of the masks, kept in the memo if ``keeps_memo``; None: PyTorch's dropout."""
+    """h(x) = dropout(x w). generator: of the masks, kept in the memo if ``keeps_memo``; None:
+    PyTorch's dropout.
+    """
 
     def __init__(self, w, rate, generator=None, keeps_memo=False):
         super().__init__()
@@ -43,7 +49,9 @@ class Dropped(nn.Module):
 
 
 class Bucketed(nn.Module):
-    """h(x)_i = x_i · table[bucket of x_i]. keeps_memo: backward uses the buckets of forward; else it hashes again."""
+    """h(x)_i = x_i · table[bucket of x_i]. keeps_memo: backward uses the buckets of forward; else
+    it hashes again.
+    """
 
     def __init__(self, table, keeps_memo=True):
         super().__init__()
@@ -58,19 +66,29 @@ class Bucketed(nn.Module):
 
 
 def stack_on_arrays(fn):
-    """``fn`` = ``reversible_stack`` or its inverse as (x1, x2, blocks of ``TanhHalf``) -> two arrays."""
+    """``fn`` = ``reversible_stack`` or its inverse as (x1, x2, blocks of ``TanhHalf``) -> two
+    arrays.
+    """
     return lambda x1, x2, blocks: to_numpy(fn(*_leaves(x1, x2), _modules(blocks)))
 
 
 def vjp_on_arrays(reversible=True):
-    """Backward of the package's stack as (y1, y2, blocks, d_y1, d_y2) -> (x1, x2, d_x1, d_x2, d_params)."""
+    """Backward of the package's stack as (y1, y2, blocks, d_y1, d_y2) -> (x1, x2, d_x1, d_x2,
+    d_params).
+    """
 
     def vjp(y1, y2, blocks, d_y1, d_y2):
         modules = _modules(blocks)
-        x = [t.detach().requires_grad_() for t in reversible_stack_inverse(*_leaves(y1, y2), modules)]
+        x = [
+            t.detach().requires_grad_() for t in reversible_stack_inverse(*_leaves(y1, y2), modules)
+        ]
         (_, _, *d_x), grads = _gradients(x, modules, (d_y1, d_y2), reversible)
         grads = iter(grads)
-        return *to_numpy(x), *d_x, [tuple({"w": next(grads), "b": next(grads)} for _ in block) for block in blocks]
+        return (
+            *to_numpy(x),
+            *d_x,
+            [tuple({"w": next(grads), "b": next(grads)} for _ in block) for block in blocks],
+        )
 
     return vjp
 

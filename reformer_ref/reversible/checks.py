@@ -2,16 +2,19 @@
 
 import numpy as np
 
-from ..compare import expect_close, expect_equal, in_a_sentence
-from . import spec
+from reformer_ref.reversible import spec
+from reformer_ref.testing import expect_close, expect_equal, in_a_sentence
 
-# Halves per block: one block, several, and blocks of one or three halves, after which the streams change roles.
+# Halves per block: one block, several, and blocks of one or three halves, after which the streams
+# change roles.
 STACKS = ((2,), (2, 2), (2, 2, 2, 2), (1,), (3,), (3, 3), (2, 1, 3))
 SHAPES = ((5, 4), (1, 3), (2, 7, 4))
 
 
 class TanhHalf:
-    """h(x) = tanh(x w + b), the half that these checks build blocks from. ``w``: (d, d), ``b``: (d,)."""
+    """h(x) = tanh(x w + b), the half that these checks build blocks from. ``w``: (d, d), ``b``:
+    (d,).
+    """
 
     def __init__(self, w, b):
         self.w, self.b = w, b
@@ -28,13 +31,18 @@ class TanhHalf:
 
 @in_a_sentence
 def check_reversible_stack(fn, seed=0, tolerance=1e-12):
-    """``fn(x1, x2, blocks) -> (y1, y2)`` equals the spec. ``blocks``: a list of tuples of `TanhHalf`."""
+    """``fn(x1, x2, blocks) -> (y1, y2)`` equals the spec. ``blocks``: a list of tuples of
+    `TanhHalf`.
+    """
     worst, cases = 0.0, 0
     for x1, x2, blocks in _cases(seed):
         got, want = fn(x1, x2, blocks), spec.reversible_stack(x1, x2, blocks)
         hint = "Halves change stream 1 and stream 2 in turn: y1 = x1 + F(x2), then y2 = x2 + G(y1), with the new y1."
         for name, a, b in zip(("y1", "y2"), got, want, strict=True):
-            worst, cases = max(worst, expect_close(f"{name}, {_name(blocks)}", a, b, tolerance, hint)), cases + 1
+            worst, cases = (
+                max(worst, expect_close(f"{name}, {_name(blocks)}", a, b, tolerance, hint)),
+                cases + 1,
+            )
     print(f"check_reversible_stack: {cases} cases, worst relative error {worst:.1e}")
 
 
@@ -46,13 +54,17 @@ def check_reversible_inverse(fn, seed=0, tolerance=1e-12):
         got = fn(*spec.reversible_stack(x1, x2, blocks), blocks)
         hint = "Undo the halves in reverse order: x2 = y2 - G(y1), then x1 = y1 - F(x2), with the new x2."
         for name, a, b in zip(("x1", "x2"), got, (x1, x2), strict=True):
-            worst, cases = max(worst, expect_close(f"{name}, {_name(blocks)}", a, b, tolerance, hint)), cases + 1
+            worst, cases = (
+                max(worst, expect_close(f"{name}, {_name(blocks)}", a, b, tolerance, hint)),
+                cases + 1,
+            )
     print(f"check_reversible_inverse: {cases} cases, worst relative error {worst:.1e}")
 
 
 @in_a_sentence
 def check_reversible_vjp(fn, seed=0, tolerance=1e-12):
-    """``fn(y1, y2, blocks, d_y1, d_y2) -> (x1, x2, d_x1, d_x2, d_params)`` equals backpropagation with stored inputs.
+    """``fn(y1, y2, blocks, d_y1, d_y2) -> (x1, x2, d_x1, d_x2, d_params)`` equals backpropagation
+    with stored inputs.
 
     ``d_params``: one tuple per block, holding for each half the dict {"w": ..., "b": ...}.
     """
@@ -62,7 +74,9 @@ def check_reversible_vjp(fn, seed=0, tolerance=1e-12):
         d_y1, d_y2 = rng.standard_normal((2, *x1.shape))
         y1, y2 = spec.reversible_stack(x1, x2, blocks)
         *got, got_params = fn(y1, y2, blocks, d_y1, d_y2)
-        *want, want_params = _backpropagation(x1, x2, [h for block in blocks for h in block], d_y1, d_y2)
+        *want, want_params = _backpropagation(
+            x1, x2, [h for block in blocks for h in block], d_y1, d_y2
+        )
         names = ["x1 (reconstructed)", "x2 (reconstructed)", "d_x1", "d_x2"]
         got_params = [half for block in got_params for half in block]
         for k, (a, b) in enumerate(zip(got_params, want_params, strict=True)):
@@ -80,13 +94,16 @@ def check_reversible_vjp(fn, seed=0, tolerance=1e-12):
 
 @in_a_sentence
 def check_dropout_replay(fn, seed=0, tolerance=1e-12):
-    """The backward pass uses the dropout mask of the forward pass, whatever random numbers the implementation draws.
+    """The backward pass uses the dropout mask of the forward pass, whatever random numbers the
+    implementation draws.
 
-    ``fn(x1, x2, weights, rate, d_y1, d_y2, seed) -> (y1, y2, d_x1, d_x2, d_weights)``: forward and backward of a stack
-    whose half k is h(x) = dropout(x weights[k]), weights (n_halves, d, d), kept entries divided by 1 - rate.
+    ``fn(x1, x2, weights, rate, d_y1, d_y2, seed) -> (y1, y2, d_x1, d_x2, d_weights)``: forward and
+    backward of a stack whose half k is h(x) = dropout(x weights[k]), weights (n_halves, d, d), kept
+    entries divided by 1 - rate.
 
-    No oracle is needed. With its masks held fixed the stack is linear in (x1, x2), so <d_y, y> = <d_x, x>; and each of
-    the two halves of a single block is linear in its weight: <d_w, w> = <gradient of the changed stream, the change>.
+    No oracle is needed. With its masks held fixed the stack is linear in (x1, x2), so <d_y, y> =
+    <d_x, x>; and each of the two halves of a single block is linear in its weight: <d_w, w> =
+    <gradient of the changed stream, the change>.
     """
     rng = np.random.default_rng(seed)
     length, d, rate, worst = 32, 8, 0.4, 0.0
@@ -96,16 +113,25 @@ def check_dropout_replay(fn, seed=0, tolerance=1e-12):
         y1, y2, d_x1, d_x2, d_weights = fn(x1, x2, weights, rate, d_y1, d_y2, seed)
         other = fn(x1, x2, weights, rate, d_y1, d_y2, seed + 1)
         if np.array_equal(y1, other[0]):
-            raise AssertionError(f"{n_halves} halves: two seeds gave the same y1. Dropout must be active.")
+            raise AssertionError(
+                f"{n_halves} halves: two seeds gave the same y1. Dropout must be active."
+            )
         again = fn(x1, x2, weights, rate, d_y1, d_y2, seed)
         for name, a, b in (("y1", again[0], y1), ("d_x2", again[3], d_x2)):
-            expect_equal(f"{name}, called twice with seed {seed}", a, b, "The same seed must give the same masks.")
+            expect_equal(
+                f"{name}, called twice with seed {seed}",
+                a,
+                b,
+                "The same seed must give the same masks.",
+            )
         hint = "The recomputation in backward must see the dropout masks of forward: restore the random state."
         pairs = [("<d_y, y> against <d_x, x>", (d_y1, d_y2), (y1, y2), (d_x1, d_x2), (x1, x2))]
         if n_halves == 2:
             change, dropped = y1 - x1, np.mean(y1 == x1)
             if abs(dropped - rate) > 0.12:
-                raise AssertionError(f"dropout at rate {rate} left {dropped:.2f} of y1 - x1 at zero")
+                raise AssertionError(
+                    f"dropout at rate {rate} left {dropped:.2f} of y1 - x1 at zero"
+                )
             full = (x2 @ weights[0]) / (1 - rate)
             expect_close("y1 - x1 where it is kept", change, np.where(y1 == x1, 0, full), tolerance)
             pairs.append(("<d_w, w> of F", d_x1, change, d_weights[0], weights[0]))
@@ -114,7 +140,9 @@ def check_dropout_replay(fn, seed=0, tolerance=1e-12):
             size = np.linalg.norm(d_a) * np.linalg.norm(a)
             left, right = np.sum(np.multiply(d_a, a)) / size, np.sum(np.multiply(d_b, b)) / size
             if not abs(left - right) <= tolerance:
-                raise AssertionError(f"{name}, {n_halves} halves: {left:.6g} is not {right:.6g}. {hint}")
+                raise AssertionError(
+                    f"{name}, {n_halves} halves: {left:.6g} is not {right:.6g}. {hint}"
+                )
             worst = max(worst, abs(left - right))
     print(f"check_dropout_replay: 3 stacks, gradients belong to the forward masks to {worst:.1e}")
 
@@ -123,9 +151,10 @@ def check_dropout_replay(fn, seed=0, tolerance=1e-12):
 def check_bucket_replay(fn, seed=0, tolerance=1e-12):
     """Discrete choices made in forward are stored, not made again from reconstructed activations.
 
-    ``fn(x1, x2, tables, d_y1, d_y2) -> (y1, y2, d_x1, d_x2, d_tables)``: forward and backward of a stack whose half k
-    is h(x)_i = x_i * tables[k, bucket(x_i)] with bucket(x_i) = argmax([x_i; -x_i]), the lowest index on a tie, and
-    tables (n_halves, 2 d, d). The rows of x2 are exact ties, which the rounding of the reconstruction breaks.
+    ``fn(x1, x2, tables, d_y1, d_y2) -> (y1, y2, d_x1, d_x2, d_tables)``: forward and backward of a
+    stack whose half k is h(x)_i = x_i * tables[k, bucket(x_i)] with bucket(x_i) = argmax([x_i;
+    -x_i]), the lowest index on a tie, and tables (n_halves, 2 d, d). The rows of x2 are exact ties,
+    which the rounding of the reconstruction breaks.
     """
     rng = np.random.default_rng(seed)
     length, d, worst = 48, 4, 0.0
@@ -183,7 +212,10 @@ def _cases(seed):
         for shape in SHAPES:
             d = shape[-1]
             x1, x2 = rng.standard_normal((2, *shape))
-            halves = [[TanhHalf(rng.standard_normal((d, d)), rng.standard_normal(d)) for _ in range(n)] for n in sizes]
+            halves = [
+                [TanhHalf(rng.standard_normal((d, d)), rng.standard_normal(d)) for _ in range(n)]
+                for n in sizes
+            ]
             yield x1, x2, [tuple(block) for block in halves]
 
 

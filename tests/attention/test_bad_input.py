@@ -1,4 +1,6 @@
-"""Dense attention refuses bad input with a ValueError or TypeError that names the argument, in both versions."""
+"""Dense attention refuses bad input with a ValueError or TypeError that names the argument, in both
+versions.
+"""
 
 import re
 
@@ -7,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from reformer_ref.attention import pytorch, spec
-from reformer_ref.compare import expect_close
+from reformer_ref.testing import expect_close
 
 quick = settings(max_examples=50, deadline=None)
 
@@ -184,7 +185,9 @@ def test_arrays_of_no_numbers():
 
 @st.composite
 def nearly_fitting(draw):
-    """Shapes of q, k, v and a mask that fit, with one size changed, one added or one dropped in some of them."""
+    """Shapes of q, k, v and a mask that fit, with one size changed, one added or one dropped in
+    some of them.
+    """
     lead = draw(st.sampled_from([(), (2,), (1,), (2, 1)]))
     length, key_length, d, d_v = (draw(st.integers(1, 4)) for _ in range(4))
     fitting = [(*lead, length, d), (*lead, key_length, d), (*lead, key_length, d_v), (*lead, key_length)]
@@ -205,7 +208,9 @@ def nearly_fitting(draw):
 @quick
 @given(shapes=nearly_fitting(), causal=st.booleans(), seed=st.integers(0, 9))
 def test_any_shapes_are_computed_alike_or_refused_alike(shapes, causal, seed):
-    """Both versions accept the same shapes, with the same result; what they refuse, they refuse with a ValueError."""
+    """Both versions accept the same shapes, with the same result; what they refuse, they refuse
+    with a ValueError.
+    """
     rng = np.random.default_rng(seed)
     q, k, v = (rng.standard_normal(shape) for shape in shapes[:3])
     mask = rng.random(shapes[3]) < 0.7

@@ -1,13 +1,14 @@
-"""Both versions of dense attention pass the checks, whole and strip by strip; wrong variants fail them."""
+"""Both versions of dense attention pass the checks, whole and strip by strip; wrong variants fail
+them.
+"""
 
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-
 from reformer_ref.attention import checks, pytorch, spec
-from reformer_ref.bridge import as_numpy, autograd_vjp
+from reformer_ref.testing import as_numpy, autograd_vjp
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 DIFFERENTIABLE = ("normalize_keys", "attend", "regular_attention", "shared_qk_attention")
@@ -19,7 +20,9 @@ def on_tensors(mask, device):
 
 
 def autograd_versions(device="cpu", strip=None):
-    """The gradients of pytorch.py by autograd, with the arguments of the hand-written ones in spec.py."""
+    """The gradients of pytorch.py by autograd, with the arguments of the hand-written ones in
+    spec.py.
+    """
 
     def normalize_keys(x, d_out, norm_eps):
         return autograd_vjp(lambda x: pytorch.normalize_keys(x, norm_eps), [x], d_out, device=device)[1][0]
@@ -141,7 +144,7 @@ def only_as_query(qk, v, d_out, causal, mask, scale, norm_eps):
 
 
 def sees_itself_in_backward(qk, v, d_out, causal, mask, scale, norm_eps):
-    counts, k = spec.visible_pairs(qk.shape[-2], qk.shape[-2], causal, mask), spec.normalize_keys(qk, norm_eps)
+    counts, k = (spec.visible_pairs(qk.shape[-2], qk.shape[-2], causal, mask), spec.normalize_keys(qk, norm_eps))
     d_q, d_k, d_v = spec.attend_vjp(qk, k, v, counts, d_out, spec._scale(scale, qk.shape[-1]))
     return d_q + spec.normalize_keys_vjp(qk, d_k, norm_eps), d_v
 

@@ -1,11 +1,13 @@
-"""Pictures of dense attention show the numbers they are given, at the ends of what they accept, and refuse the rest."""
+"""Pictures of dense attention show the numbers they are given, at the ends of what they accept, and
+refuse the rest.
+"""
 
 import numpy as np
 import pytest
-
-from reformer_ref.attention import plots, spec
-from reformer_ref.drawing import Picture
-from reformer_ref.explorers.pattern import SIX, WORDS, dense_pattern
+from reformer_lab.plots import attention as plots
+from reformer_lab.plots.drawing import Picture
+from reformer_lab.widgets.pattern import SIX, WORDS, dense_pattern
+from reformer_ref.attention import spec
 
 
 def causal_weights(qk):
@@ -87,7 +89,9 @@ def test_mass_of_keys_refuses(curve):
 
 
 def test_the_explorer_of_six_words():
-    """Drawn at both ends of every control, alone; the numbers are those of the spec, and each rule changes them."""
+    """Drawn at both ends of every control, alone; the numbers are those of the spec, and each rule
+    changes them.
+    """
     static = dense_pattern()
     assert static.numbers["six words: pairs seen"] == 16
     on_itself = causal_weights(SIX).diagonal().mean()

@@ -1,4 +1,6 @@
-"""What only the PyTorch version has: strips that save memory, half precision, autocast; and parity at larger sizes."""
+"""What only the PyTorch version has: strips that save memory, half precision, autocast; and parity
+at larger sizes.
+"""
 
 import weakref
 from functools import partial
@@ -8,12 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reformer_ref.attention import pytorch, spec
+from reformer_ref.testing import autograd_vjp, expect_close, relative_error, to_torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from reformer_ref.attention import pytorch, spec
-from reformer_ref.bridge import autograd_vjp, to_torch
-from reformer_ref.compare import expect_close, relative_error
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -43,7 +43,9 @@ def test_parity_with_the_spec(length, heads, strip, causal, share_mask, seed):
 
 
 def test_zero_vectors_have_finite_gradients():
-    """A vector of length zero has no direction; its gradient as a key is zero, or finite with norm_eps > 0."""
+    """A vector of length zero has no direction; its gradient as a key is zero, or finite with
+    norm_eps > 0.
+    """
     rng = np.random.default_rng(0)
     qk, v, d_out = rng.standard_normal((3, 6, 4))
     qk[2] = 0
@@ -93,7 +95,9 @@ def plain_shared(qk, v, hidden):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["regular_attention", "shared_qk_attention"])
 def test_half_precision_is_as_good_as_the_plain_formula(name, dtype, strip):
-    """Error against the float64 spec at most twice that of the textbook formula in the same precision."""
+    """Error against the float64 spec at most twice that of the textbook formula in the same
+    precision.
+    """
     rng = np.random.default_rng(3)
     n = 3 if name == "regular_attention" else 2
     inputs, exact = in_half(rng.standard_normal((n, 4, 100, 32)), dtype)
@@ -120,7 +124,9 @@ def test_half_precision_is_as_good_as_the_plain_formula(name, dtype, strip):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_statistics_are_float32(dtype):
-    """2000 equal weights: a sum in half precision would stop growing; logits that leave float16 stay finite."""
+    """2000 equal weights: a sum in half precision would stop growing; logits that leave float16
+    stay finite.
+    """
     q, k, v = torch.zeros(1, 8), torch.zeros(2000, 8), torch.ones(2000, 1)
     out, weights = pytorch.attend(*(t.to(dtype) for t in (q, k, v)), torch.ones(1, 2000, dtype=torch.bool))
     assert weights.dtype == torch.float32
@@ -128,7 +134,7 @@ def test_half_precision_statistics_are_float32(dtype):
     torch.testing.assert_close(weights.sum(-1), torch.ones(1))
     big = torch.full((3, 64), 60.0, dtype=dtype)  # q·k = 230,400, /√d = 28,800: only the second fits into float16
     assert pytorch.regular_attention(big, big, big).isfinite().all()
-    tiny, huge = torch.full((1, 64), 1e-4, dtype=torch.float16), torch.full((1, 64), 2e3, dtype=torch.float16)
+    tiny, huge = (torch.full((1, 64), 1e-4, dtype=torch.float16), torch.full((1, 64), 2e3, dtype=torch.float16))
     for x in (tiny, huge):  # x² leaves the range of float16
         length = pytorch.normalize_keys(x, 0.0).float().norm()
         assert abs(float(length) - 1) < 1e-3
@@ -136,7 +142,9 @@ def test_half_precision_statistics_are_float32(dtype):
 
 @pytest.mark.parametrize("name", ["regular_attention", "shared_qk_attention"])
 def test_autocast_and_strips(name):
-    """Strips are recomputed in backward under the autocast state of forward: the same numbers as without strips."""
+    """Strips are recomputed in backward under the autocast state of forward: the same numbers as
+    without strips.
+    """
     rng = np.random.default_rng(4)
     inputs = [to_torch(a, torch.float32) for a in rng.standard_normal((3, 2, 33, 8))]
     inputs = inputs if name == "regular_attention" else inputs[1:]
@@ -157,7 +165,9 @@ def test_autocast_and_strips(name):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make inside the block: alive now, and at most."""
+    """Counts the bytes of all storages that operations make inside the block: alive now, and at
+    most.
+    """
 
     def __enter__(self):
         self.now = self.peak = 0
@@ -185,7 +195,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 def memory_of(name, length, strip, d=8):
-    """(bytes kept for backward, peak bytes of forward and backward) in float32, padding mask included."""
+    """(bytes kept for backward, peak bytes of forward and backward) in float32, padding mask
+    included.
+    """
     rng = np.random.default_rng(0)
     n = 3 if name == "regular_attention" else 2
     inputs = [to_torch(a, torch.float32).requires_grad_() for a in rng.standard_normal((n, length, d))]

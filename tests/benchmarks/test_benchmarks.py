@@ -1,4 +1,6 @@
-"""The benchmarks, at lengths where nothing is worth measuring: every case runs, records, and survives failures."""
+"""The benchmarks, at lengths where nothing is worth measuring: every case runs, records, and
+survives failures.
+"""
 
 import argparse
 import json
@@ -8,13 +10,19 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-
-from benchmarks import cases, gpu, worker
-from benchmarks import run as runner
-from benchmarks.contenders import axial_shape, build, huggingface_model, lucidrains_model, our_model, predicted_bytes
-from benchmarks.run import measure, ratios, table
-from reformer_ref import bench
-from reformer_ref.memory import count_peak
+from reformer_lab.benchmarks import cases, gpu, worker
+from reformer_lab.benchmarks import command as bench
+from reformer_lab.benchmarks import run as runner
+from reformer_lab.benchmarks.contenders import (
+    axial_shape,
+    build,
+    huggingface_model,
+    lucidrains_model,
+    our_model,
+    predicted_bytes,
+)
+from reformer_lab.benchmarks.run import measure, ratios, table
+from reformer_ref.memory.measure import count_peak
 
 SETTINGS = {"device": "cpu", "threads": 1, "repeats": 1, "limit": 300.0, "memory_limit": None}
 needs_peers = pytest.mark.skipif(
@@ -30,7 +38,9 @@ def command(*words):
 
 
 class Here:
-    """In the place of ``runner.Worker``: the same work in this process, which needs no second to start."""
+    """In the place of ``runner.Worker``: the same work in this process, which needs no second to
+    start.
+    """
 
     def __init__(self, contender, point, settings):
         self.order, self.made = {"contender": contender, "point": asdict(point), **settings}, []
@@ -292,7 +302,9 @@ def test_gpu_benchmarks_refuse_to_run_without_one(capsys):
 
 @pytest.mark.parametrize("name", ["ours-trax", "ours-strict"])
 def test_prediction_of_attention_is_the_count(name):
-    """Predicted on tensors without contents, with the CPU's block size: what is counted in a real run."""
+    """Predicted on tensors without contents, with the CPU's block size: what is counted in a real
+    run.
+    """
     counted = count_peak(build(name, point(length=512, n_hashes=2))).above_start_bytes
     assert predicted_bytes(name, point(length=512, n_hashes=2), "cpu") == counted
 

@@ -1,12 +1,13 @@
-"""``million`` at a length of a few hundred, its record, and its mistakes; and what every record says about itself."""
+"""``million`` at a length of a few hundred, its record, and its mistakes; and what every record
+says about itself.
+"""
 
 import argparse
 import json
 
 import pytest
 import torch
-
-from reformer_ref import million, record
+from reformer_lab.benchmarks import million, record
 from reformer_ref.model.pytorch import ReformerLM
 
 SMALL = ["--length", "256", "--layers", "2", "--d-model", "32", "--heads", "2", "--d-ff", "64", "--chunk-length", "16"]
@@ -76,8 +77,8 @@ def test_the_clock_leaves_the_model_as_it_was(text):
     model, plain = (ReformerLM(million.million_config(args)) for _ in "ab")
     tokens, _ = million.read_tokens(text, 256)
     loss = million.train(model, tokens, args)["steps"][0]["bits_per_byte"]
-    from reformer_ref.data.text import bits
-    from reformer_ref.training import step_generator
+    from reformer_lab.data.text import bits
+    from reformer_lab.training.loop import step_generator
 
     assert loss == pytest.approx(bits(plain.loss(tokens, generator=step_generator(0, 0)).item()), rel=1e-6)
     for block in model.trunk.stack.blocks:

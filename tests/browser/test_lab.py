@@ -1,12 +1,13 @@
-"""In a real JupyterLab, in a real browser: run all cells, move every control, see picture and numbers change."""
+"""In a real JupyterLab, in a real browser: run all cells, move every control, see picture and
+numbers change.
+"""
 
 import os
 from pathlib import Path
 
 import nbformat
 import pytest
-
-from reformer_ref.notebooks import IGNORED
+from reformer_lab.notebooks import IGNORED
 
 pytestmark = pytest.mark.browser
 FOLDER = Path(__file__).parents[2] / "notebooks"

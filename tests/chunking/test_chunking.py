@@ -1,14 +1,14 @@
-"""Sort, chunk, look at neighbours, undo: both versions pass the checks, wrong ones fail them, bad input is refused."""
+"""Sort, chunk, look at neighbours, undo: both versions pass the checks, wrong ones fail them, bad
+input is refused.
+"""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.bridge import as_numpy, autograd_vjp
 from reformer_ref.chunking import checks, pytorch, spec
-from reformer_ref.compare import central_difference, expect_close
+from reformer_ref.testing import as_numpy, autograd_vjp, central_difference, expect_close
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 NAMES = ("sort_by_bucket", "undo_sort", "split_chunks", "look_adjacent")
@@ -59,7 +59,9 @@ def drops_the_rest(order, chunk_length):
 
 
 def look_with(neighbour):
-    """Chunk c sees ``neighbour(c, offset, n_chunks, wrap)`` for each offset; outside 0 … n_chunks − 1 is the fill."""
+    """Chunk c sees ``neighbour(c, offset, n_chunks, wrap)`` for each offset; outside 0 … n_chunks −
+    1 is the fill.
+    """
 
     def wrong(chunks, before, after, wrap, fill):
         n, looks = chunks.shape[-3], []
@@ -123,7 +125,9 @@ def test_the_checks_refuse(wrong):
     seed=st.integers(0, 999),
 )
 def test_parity_of_the_whole_way(lead, length, n_hashes, chunk_length, n_buckets, offset, seed):
-    """Sort, undo and chunk: equal results, and back again; offset · n_hashes · length is far beyond 2^63."""
+    """Sort, undo and chunk: equal results, and back again; offset · n_hashes · length is far beyond
+    2^63.
+    """
     rng = np.random.default_rng(seed)
     buckets = offset + rng.integers(0, n_buckets, (*lead, n_hashes, length))
     mask = rng.random((*lead, length)) < 0.8

@@ -1,12 +1,13 @@
-"""The pictures of sorting and chunking: caption and numbers tell what was given, at both ends; misfits are refused."""
+"""The pictures of sorting and chunking: caption and numbers tell what was given, at both ends;
+misfits are refused.
+"""
 
 import numpy as np
 import pytest
-
-from reformer_ref.chunking import plots
+from reformer_lab.plots import chunking as plots
+from reformer_lab.plots.drawing import Picture
+from reformer_lab.widgets import chunks as explorer
 from reformer_ref.chunking.spec import sort_by_bucket, split_chunks, undo_sort
-from reformer_ref.drawing import Picture
-from reformer_ref.explorers import chunks as explorer
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
 

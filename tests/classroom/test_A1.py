@@ -1,4 +1,6 @@
-"""A1, angular hashing: answers against the definitions, wrong solutions, the experiment of the notebook."""
+"""A1, angular hashing: answers against the definitions, wrong solutions, the experiment of the
+notebook.
+"""
 
 import contextlib
 import io
@@ -7,20 +9,19 @@ import math
 
 import numpy as np
 import pytest
-
-from reformer_ref.classroom import cases, release
-from reformer_ref.classroom.answers import answer
-from reformer_ref.classroom.checks import check
-from reformer_ref.classroom.exercises.hashing_pictures import wedges
-from reformer_ref.classroom.grading import grade
-from reformer_ref.classroom.policy import broken_rules
-from reformer_ref.classroom.variants import CHOICES, Variant
+from reformer_lab.classroom import cases, material, release
+from reformer_lab.classroom.answers import answer
+from reformer_lab.classroom.checks import check
+from reformer_lab.classroom.exercises.hashing_pictures import wedges
+from reformer_lab.classroom.grading import grade
+from reformer_lab.classroom.policy import broken_rules
+from reformer_lab.classroom.variants import CHOICES, Variant
 from reformer_ref.hashing import spec
 
 NAME = "A1_hashing"
 SOURCE = {cell["id"]: cell for cell in release.source(NAME).cells}
 GRADED = [i for i in SOURCE if i.endswith(("-check", "-hidden"))]
-WRONG = json.loads((release.ROOT / "assignments" / "wrong" / f"{NAME}.json").read_text(encoding="utf-8"))
+WRONG = json.loads((material.FOLDER / "wrong" / f"{NAME}.json").read_text(encoding="utf-8"))
 VARIANTS = sorted({Variant(), *(Variant.draw(seed).only("A1") for seed in range(12))}, key=repr)
 
 
@@ -62,12 +63,12 @@ def test_wrong_solutions_lose_exactly_what_they_should(wrong):
 
 
 def angle_of_unit_vectors(x, y):
-    x, y = x / np.linalg.norm(x, axis=1, keepdims=True), y / np.linalg.norm(y, axis=1, keepdims=True)
+    x, y = (x / np.linalg.norm(x, axis=1, keepdims=True), y / np.linalg.norm(y, axis=1, keepdims=True))
     return np.arccos(np.clip(np.einsum("nd,nd->n", x, y), -1, 1))
 
 
 def angle_of_chords(x, y):
-    x, y = x / np.linalg.norm(x, axis=1, keepdims=True), y / np.linalg.norm(y, axis=1, keepdims=True)
+    x, y = (x / np.linalg.norm(x, axis=1, keepdims=True), y / np.linalg.norm(y, axis=1, keepdims=True))
     return 2 * np.arctan2(np.linalg.norm(x - y, axis=1), np.linalg.norm(x + y, axis=1))
 
 
@@ -154,5 +155,5 @@ def test_the_definitions_of_a1_agree_with_the_answers(hash_order, hash_ties, fac
 def test_the_answer_at_the_open_variant_is_the_spec():
     fn, rng = answer("A1.hash").reference(Variant()), np.random.default_rng(0)
     for high in (1000, 2):
-        x, r = rng.integers(-high, high, (9, 4)).astype(float), rng.integers(-high, high, (3, 4, 5)).astype(float)
+        x, r = (rng.integers(-high, high, (9, 4)).astype(float), rng.integers(-high, high, (3, 4, 5)).astype(float))
         assert np.array_equal(fn(x, r), spec.hash_vectors(x, r, 10))

@@ -1,20 +1,20 @@
-"""Assignment A2: its answers under every variant, the wrong solutions as plain functions, and its pictures."""
+"""Assignment A2: its answers under every variant, the wrong solutions as plain functions, and its
+pictures.
+"""
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-
+from reformer_lab.classroom import cases, material
+from reformer_lab.classroom.answers.chunking import ANSWERS
+from reformer_lab.classroom.checks import check
+from reformer_lab.classroom.exercises import chunking as topic
+from reformer_lab.classroom.exercises.chunking_pictures import illustrate, whole_way
+from reformer_lab.classroom.grading import grade
+from reformer_lab.classroom.variants import CHOICES, Variant
 from reformer_ref.chunking import spec
-from reformer_ref.classroom import cases
-from reformer_ref.classroom.answers.chunking import ANSWERS
-from reformer_ref.classroom.checks import check
-from reformer_ref.classroom.exercises import chunking as topic
-from reformer_ref.classroom.exercises.chunking_pictures import illustrate, whole_way
-from reformer_ref.classroom.grading import grade
-from reformer_ref.classroom.variants import CHOICES, Variant
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
 
@@ -22,7 +22,7 @@ FIELDS = ("sort_ties", "look", "n_look", "look_order", "pad")
 EVERY = [
     Variant(**dict(zip(FIELDS, values, strict=True))) for values in itertools.product(*(CHOICES[f] for f in FIELDS))
 ]
-WRONG = json.loads((Path(__file__).parents[2] / "assignments/wrong/A2_chunking.json").read_text())
+WRONG = json.loads((material.FOLDER / "wrong/A2_chunking.json").read_text())
 
 
 def by_hand(name, variant):

@@ -1,24 +1,24 @@
-"""Assignment A3: its answers under every variant, the notebook's own solutions, wrong solutions, and its pictures."""
+"""Assignment A3: its answers under every variant, the notebook's own solutions, wrong solutions,
+and its pictures.
+"""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
+from reformer_lab.classroom import cases, material
+from reformer_lab.classroom.answers.lsh_attention import ANSWERS
+from reformer_lab.classroom.checks import check
+from reformer_lab.classroom.exercises import lsh_attention as topic
+from reformer_lab.classroom.grading import grade
+from reformer_lab.classroom.policy import broken_rules
+from reformer_lab.classroom.variants import CHOICES, USES, Variant
 from reformer_ref.attention.spec import attend, normalize_keys, self_as_last_resort
-from reformer_ref.classroom import cases
-from reformer_ref.classroom.answers.lsh_attention import ANSWERS
-from reformer_ref.classroom.checks import check
-from reformer_ref.classroom.exercises import lsh_attention as topic
-from reformer_ref.classroom.grading import grade
-from reformer_ref.classroom.policy import broken_rules
-from reformer_ref.classroom.variants import CHOICES, USES, Variant
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
 
-ASSIGNMENTS = Path(__file__).parents[2] / "assignments"
+ASSIGNMENTS = material.FOLDER
 WRONG = json.loads((ASSIGNMENTS / "wrong/A3_lsh_attention.json").read_text())
 CELLS = {
     cell["id"]: "".join(cell["source"])
@@ -60,7 +60,10 @@ def lost(cells, variant):
 def seen_by_hand(variant, order, buckets, m):
     """The definition once more, pair by pair."""
     n_hashes, length = order.shape
-    free, table = (-(-length // m) * m - length) * (variant.pad == "start"), np.zeros((n_hashes, length, length), bool)
+    free, table = (
+        (-(-length // m) * m - length) * (variant.pad == "start"),
+        np.zeros((n_hashes, length, length), bool),
+    )
     reach = range(variant.n_look + 1) if variant.look == "back" else range(-variant.n_look, 1)
     earlier = (variant.sort_ties == "earliest_first") == (variant.look == "back")
     for h, i, j in np.ndindex(table.shape):

@@ -1,25 +1,25 @@
-"""A4, the reversible block: its answers against autograd and the room's spec, its notebook, its wrong solutions."""
+"""A4, the reversible block: its answers against autograd and the room's spec, its notebook, its
+wrong solutions.
+"""
 
 import json
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from reformer_lab.classroom import material
+from reformer_lab.classroom.answers import answer
+from reformer_lab.classroom.checks import check
+from reformer_lab.classroom.exercises import exercise, names
+from reformer_lab.classroom.exercises.reversible import half
+from reformer_lab.classroom.exercises.reversible_texts import block_picture
+from reformer_lab.classroom.grading import grade
+from reformer_lab.classroom.policy import broken_rules
+from reformer_lab.classroom.variants import Variant
+from reformer_ref.testing import autograd_vjp, relative_error
 
-from reformer_ref.bridge import autograd_vjp
-from reformer_ref.classroom.answers import answer
-from reformer_ref.classroom.checks import check
-from reformer_ref.classroom.exercises import exercise, names
-from reformer_ref.classroom.exercises.reversible import half
-from reformer_ref.classroom.exercises.reversible_texts import block_picture
-from reformer_ref.classroom.grading import grade
-from reformer_ref.classroom.policy import broken_rules
-from reformer_ref.classroom.variants import Variant
-from reformer_ref.compare import relative_error
-
-FOLDER = Path(__file__).parents[2] / "assignments"
+FOLDER = material.FOLDER
 VARIANTS = [Variant(), *(Variant.draw(seed).only("A4") for seed in range(4))]
 WRONG = json.loads((FOLDER / "wrong" / "A4_reversible.json").read_text(encoding="utf-8"))
 NOTEBOOK = nbformat.read(FOLDER / "source" / "A4_reversible" / "A4_reversible.ipynb", as_version=4)
@@ -161,6 +161,6 @@ def test_the_picture_tells_the_order(variant):
 
 
 def test_exercises_refuse_the_wrong_number_of_gradients():
-    task, (args, *_) = exercise("A4.torch"), answer("A4.torch").cases(Variant(), np.random.default_rng(0), False)
+    task, (args, *_) = (exercise("A4.torch"), answer("A4.torch").cases(Variant(), np.random.default_rng(0), False))
     with pytest.raises(AssertionError, match="one tensor for every tensor of `params`"):
         task.run(lambda y1, y2, d_y1, d_y2, blocks, params: (d_y1, d_y2, []), args)

@@ -1,31 +1,32 @@
-"""A5, memory and the crossover: answers against the package's counters, the notebook, wrong solutions."""
+"""A5, memory and the crossover: answers against the package's counters, the notebook, wrong
+solutions.
+"""
 
 import json
 import math
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
+from reformer_lab.classroom import material
+from reformer_lab.classroom.answers import answer
+from reformer_lab.classroom.checks import check
+from reformer_lab.classroom.exercises import memory
+from reformer_lab.classroom.grading import grade
+from reformer_lab.classroom.policy import broken_rules
+from reformer_lab.classroom.variants import Variant
 from reformer_ref.attention.pytorch import shared_qk_attention
-from reformer_ref.classroom.answers import answer
-from reformer_ref.classroom.checks import check
-from reformer_ref.classroom.exercises import memory
-from reformer_ref.classroom.grading import grade
-from reformer_ref.classroom.policy import broken_rules
-from reformer_ref.classroom.variants import Variant
-from reformer_ref.counting import Counter
 from reformer_ref.hashing.pytorch import hash_vectors
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.lsh_attention.windows import Windows
+from reformer_ref.memory.count import Counter
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
+from torch.utils.flop_counter import FlopCounterMode
 
-FOLDER = Path(__file__).parents[2] / "assignments"
+FOLDER = material.FOLDER
 VARIANTS = [Variant(), *(Variant.draw(seed).only("A5") for seed in range(5))]
 WRONG = json.loads((FOLDER / "wrong" / "A5_memory.json").read_text(encoding="utf-8"))
 NOTEBOOK = nbformat.read(FOLDER / "source" / "A5_memory" / "A5_memory.ipynb", as_version=4)
@@ -66,7 +67,7 @@ def test_peak_is_that_of_the_packages_counter():
     with Counter("cpu") as counter:
         (torch.softmax(x @ x.T, -1) @ x).square().sum().backward()
     end = [-1 if math.isinf(s.died) else s.died for s in counter.seen]
-    rows = range(len(counter.seen)), [s.bytes for s in counter.seen], [s.born for s in counter.seen], end
+    rows = (range(len(counter.seen)), [s.bytes for s in counter.seen], [s.born for s in counter.seen], end)
     peak, moment = reference("peak", Variant())(*(np.array(row) for row in rows))
     assert (peak, moment) == (counter.peak, counter.peak_at)
 
@@ -99,10 +100,7 @@ def test_operations_are_those_that_pytorch_counts(variant):
     qk, v = (torch.empty(1, length, d, device="meta", requires_grad=True) for _ in "qv")
     buckets = torch.empty(1, n_hashes, length, dtype=torch.int64, device="meta")
     options = LSHOptions.preset("trax", n_hashes=n_hashes, chunk_length=c, chunks_before=n_look)
-    attend = {
-        "dense": lambda: shared_qk_attention(qk, v),
-        "lsh": lambda: lsh_attention(qk, v, buckets, options),
-    }
+    attend = {"dense": lambda: shared_qk_attention(qk, v), "lsh": lambda: lsh_attention(qk, v, buckets, options)}
     found = {}
     for name, fn in attend.items():
         with FlopCounterMode(display=False, custom_mapping=in_place) as counter:

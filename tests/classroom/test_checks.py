@@ -5,14 +5,13 @@ from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
-
-from reformer_ref.classroom import cases, checks
-from reformer_ref.classroom.answers import answer
-from reformer_ref.classroom.exercise import Exercise
-from reformer_ref.classroom.exercises import exercise, names
-from reformer_ref.classroom.pictures import differences
-from reformer_ref.classroom.variants import TOPICS, Variant
-from reformer_ref.drawing import Picture
+from reformer_lab.classroom import cases, checks
+from reformer_lab.classroom.answers import answer
+from reformer_lab.classroom.exercise import Exercise
+from reformer_lab.classroom.exercises import exercise, names
+from reformer_lab.classroom.pictures import differences
+from reformer_lab.classroom.variants import TOPICS, Variant
+from reformer_lab.plots.drawing import Picture
 
 DRAWN = Variant.draw(1).only("A1")
 GRADED = [name for assignment in TOPICS for name in names(assignment) if exercise(name).graded]

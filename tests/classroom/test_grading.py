@@ -8,12 +8,11 @@ import nbformat
 import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-from reformer_ref.classroom import course
-from reformer_ref.classroom.answers import answer
-from reformer_ref.classroom.grading import grade
-from reformer_ref.classroom.submissions import REMARKS, read, rebuild
-from reformer_ref.classroom.variants import Variant
+from reformer_lab.classroom import course
+from reformer_lab.classroom.answers import answer
+from reformer_lab.classroom.grading import grade
+from reformer_lab.classroom.submissions import REMARKS, read, rebuild
+from reformer_lab.classroom.variants import Variant
 
 VARIANT = Variant.draw(3).only("A1")
 NAME = "A1.hash"
@@ -121,7 +120,8 @@ def test_an_interrupt_goes_through():
         grade(NAME, fn, VARIANT)
 
 
-# -- submissions ------------------------------------------------------------------------------------------------------
+# -- submissions
+# ------------------------------------------------------------------------------------------------------
 
 
 def cell(kind, name, source, **marks):
@@ -163,7 +163,9 @@ def release():
 
 
 def handed_in(tmp_path, change):
-    """The release, changed, written to a file, read and put into the release again; its sources by id, and remarks."""
+    """The release, changed, written to a file, read and put into the release again; its sources by
+    id, and remarks.
+    """
     notebook = release()
     text = change(notebook)
     path = tmp_path / "T.ipynb"

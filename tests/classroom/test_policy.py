@@ -1,4 +1,6 @@
-"""The honesty policy: what honest students write runs, and every known way around the work is refused with a reason."""
+"""The honesty policy: what honest students write runs, and every known way around the work is
+refused with a reason.
+"""
 
 import json
 import subprocess
@@ -7,9 +9,8 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from reformer_ref.classroom.policy import MOST_CHARACTERS, broken_rules, protected_names
-from reformer_ref.classroom.rehearsal import CHEATS
+from reformer_lab.classroom.policy import MOST_CHARACTERS, broken_rules, protected_names
+from reformer_lab.classroom.rehearsal import CHEATS
 
 NP = "import numpy as np\n"
 HONEST = {
@@ -172,6 +173,6 @@ def test_cheats_are_well_formed():
 
 
 def test_nothing_is_imported_that_is_not_needed():
-    code = "import sys, reformer_ref.classroom.policy, reformer_ref.classroom.command, reformer_ref.classroom.grading\n"
+    code = "import sys, reformer_lab.classroom.policy, reformer_lab.classroom.command, reformer_lab.classroom.grading\n"
     code += "print({'torch', 'nbgrader', 'matplotlib', 'nbformat'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

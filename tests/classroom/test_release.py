@@ -1,4 +1,6 @@
-"""Releases: no answers, no hidden tests, no outputs; fresh ones equal the committed; the course package suffices."""
+"""Releases: no answers, no hidden tests, no outputs; fresh ones equal the committed; the course
+package suffices.
+"""
 
 import builtins
 import contextlib
@@ -14,10 +16,9 @@ from dataclasses import replace
 
 import nbformat
 import pytest
-
-from reformer_ref.classroom import release
-from reformer_ref.classroom.exercises import names
-from reformer_ref.classroom.variants import TOPICS, Variant
+from reformer_lab.classroom import material, release
+from reformer_lab.classroom.exercises import names
+from reformer_lab.classroom.variants import TOPICS, Variant
 
 pytest.importorskip("nbgrader", reason="needs the extra `grading`")
 
@@ -62,7 +63,7 @@ def test_there_are_five_assignments():
 @pytest.mark.parametrize("name", ALL)
 def test_the_committed_release_is_a_fresh_one(name, released):
     committed, fresh = (folder / name / f"{name}.ipynb" for folder in (release.RELEASES, released["open"]))
-    assert committed.read_bytes() == fresh.read_bytes(), "python -m reformer_ref classroom generate"
+    assert committed.read_bytes() == fresh.read_bytes(), "python -m reformer_lab classroom generate"
     assert sorted(p.name for p in committed.parent.iterdir()) == [f"{name}.ipynb"]
 
 
@@ -137,7 +138,9 @@ def test_sources_keep_to_the_form(name):
 
 
 def run(notebook):
-    """Run set-up, answers and graded cells one after another; the ids of the graded cells that raise."""
+    """Run set-up, answers and graded cells one after another; the ids of the graded cells that
+    raise.
+    """
     failed, namespace = [], {"__name__": "student"}
     for cell in notebook.cells:
         told = grading(cell)
@@ -175,7 +178,7 @@ def test_a_bundle_is_the_same_every_time_and_never_mixed(bundled, tmp_path):
 
 
 def test_a_bundle_gives_no_answer_away(bundled):
-    package = bundled / "course_package" / "reformer_ref"
+    package = bundled / "course_package"
     shipped = {p.relative_to(package).as_posix() for p in package.rglob("*") if p.is_file()}
     for room in ("hashing", "chunking", "lsh_attention", "reversible"):
         for file in ("spec", "pytorch", "checks", "streaming", "windows", "adapters"):
@@ -209,7 +212,7 @@ bundle, sources = sys.argv[1:]
 sys.path.insert(0, os.path.join(bundle, "course_package"))
 import reformer_ref
 assert reformer_ref.__file__.startswith(bundle), reformer_ref.__file__
-assert importlib.util.find_spec("reformer_ref.classroom.answers") is None
+assert importlib.util.find_spec("reformer_lab.classroom.answers") is None
 for name, cells in json.load(open(sources, encoding="utf-8")).items():
     os.chdir(os.path.join(bundle, name))
     namespace, out = {"__name__": "student"}, io.StringIO()
@@ -225,7 +228,9 @@ for name, cells in json.load(open(sources, encoding="utf-8")).items():
 
 
 def test_the_course_package_suffices_for_every_visible_check_and_picture(bundled, tmp_path):
-    """The reference answers, run cell by cell where the full package cannot be imported, from recorded cases alone."""
+    """The reference answers, run cell by cell where the full package cannot be imported, from
+    recorded cases alone.
+    """
     sources = {
         name: [
             (c["id"], HIDDEN.sub("", c.source))
@@ -250,7 +255,7 @@ def test_the_course_package_suffices_for_every_visible_check_and_picture(bundled
 
 @pytest.mark.parametrize("name", ALL)
 def test_wrong_solutions_are_well_formed(name):
-    wrong = json.loads((release.ROOT / "assignments" / "wrong" / f"{name}.json").read_text(encoding="utf-8"))
+    wrong = json.loads((material.FOLDER / "wrong" / f"{name}.json").read_text(encoding="utf-8"))
     source = cells(release.source(name))
     assert len(wrong) >= 6
     assert len({w["name"] for w in wrong}) == len(wrong)

@@ -3,11 +3,10 @@
 import dataclasses
 
 import pytest
-
-from reformer_ref.classroom import cases
-from reformer_ref.classroom.answers import answer
-from reformer_ref.classroom.exercises import exercise, names
-from reformer_ref.classroom.variants import CHOICES, TOPICS, UNUSUAL, USES, Variant
+from reformer_lab.classroom import cases
+from reformer_lab.classroom.answers import answer
+from reformer_lab.classroom.exercises import exercise, names
+from reformer_lab.classroom.variants import CHOICES, TOPICS, UNUSUAL, USES, Variant
 
 SEEDS = range(200)
 DRAWN = [Variant.draw(seed) for seed in SEEDS]

@@ -1,11 +1,12 @@
-"""The duplication task: what a sequence is, which symbols are asked for, and that it depends on (seed, step) alone."""
+"""The duplication task: what a sequence is, which symbols are asked for, and that it depends on
+(seed, step) alone.
+"""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.data import duplication
+from reformer_lab.data import duplication
 
 
 @given(half=st.integers(2, 40), vocab_size=st.integers(2, 200), batch=st.integers(1, 5), seed=st.integers(0, 2**40))

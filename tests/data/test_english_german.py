@@ -1,12 +1,13 @@
-"""The grammar: sentences whose translation is known, agreement in all of them, and the same ones for the same seed."""
+"""The grammar: sentences whose translation is known, agreement in all of them, and the same ones
+for the same seed.
+"""
 
 import re
 
 import numpy as np
 import pytest
-
-from reformer_ref.data import english_german as grammar
-from reformer_ref.data.english_german import ACCUSATIVE, DATIVE, GENITIVE, NOMINATIVE, PLURAL
+from reformer_lab.data import english_german as grammar
+from reformer_lab.data.english_german import ACCUSATIVE, DATIVE, GENITIVE, NOMINATIVE, PLURAL
 
 PAIRS = grammar.pairs(3000, 0)
 
@@ -92,7 +93,9 @@ def test_sentences_are_well_formed():
 
 
 def test_german_agrees_with_itself():
-    """In whole sentences: contracted prepositions, an n in the dative plural, the verb last in a subordinate clause."""
+    """In whole sentences: contracted prepositions, an n in the dative plural, the verb last in a
+    subordinate clause.
+    """
     finite = {
         "hat",
         "ist",

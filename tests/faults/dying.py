@@ -1,14 +1,16 @@
-"""The command in a process that kills itself (SIGKILL) at a chosen moment of writing: dying.py WHAT N train ….
+"""The command in a process that kills itself (SIGKILL) at a chosen moment of writing: dying.py WHAT
+N train ….
 
-WHAT is a function of the module `os` (before its N-th call from `reformer_ref.files` or `checkpoint` on), or
-"half-written": in the middle of the N-th file.
+WHAT is a function of the module `os` (before its N-th call from `reformer_lab.training.files` or
+`checkpoint` on), or "half-written": in the middle of the N-th file.
 """
 
 import os
 import signal
 import sys
 
-from reformer_ref import cli, files
+from reformer_lab import cli
+from reformer_lab.training import files
 
 
 def kill():

@@ -28,7 +28,7 @@ def arguments(out, **changes):
     return words
 
 
-def start(folder, *words, program=("-m", "reformer_ref"), before=(), **environment):
+def start(folder, *words, program=("-m", "reformer_lab"), before=(), **environment):
     """A process in ``folder``, where text.txt is made if need be."""
     text = Path(folder) / "text.txt"
     if not text.exists():
@@ -69,6 +69,8 @@ def train(folder, out, **changes):
 
 
 def outcome(run):
-    """Everything about a run that must not depend on what happened to it: metrics, checksums of weights and state."""
+    """Everything about a run that must not depend on what happened to it: metrics, checksums of
+    weights and state.
+    """
     manifest = json.loads((Path(run) / f"checkpoints/step-{STEPS:09d}.json").read_text())
     return Path(run, "metrics.jsonl").read_bytes(), manifest["files"], manifest["state"]["tokens"]

@@ -1,12 +1,13 @@
-"""Full disks, limits on files, read-only folders: a clear error, and the checkpoints that were there are whole."""
+"""Full disks, limits on files, read-only folders: a clear error, and the checkpoints that were
+there are whole.
+"""
 
 import os
 import resource
 import subprocess
 
 import pytest
-
-from reformer_ref import checkpoint
+from reformer_lab.training import checkpoint
 from tests.faults.runs import arguments, finish, outcome, start, train
 
 
@@ -60,7 +61,7 @@ def test_a_read_only_file_system_is_found_before_training(small_disk, tmp_path):
 
 LIMITED = """
 import resource, signal, sys
-from reformer_ref import cli
+from reformer_lab import cli
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the system then says EFBIG instead of ending the process
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 sys.exit(cli.main(sys.argv[1:]))

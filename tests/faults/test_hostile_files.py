@@ -1,4 +1,6 @@
-"""Damaged and hostile checkpoints: nothing in them is executed, nothing is half-loaded, each gives one clear error."""
+"""Damaged and hostile checkpoints: nothing in them is executed, nothing is half-loaded, each gives
+one clear error.
+"""
 
 import hashlib
 import json
@@ -12,8 +14,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-
-from reformer_ref import checkpoint, cli
+from reformer_lab import cli
+from reformer_lab.training import checkpoint
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
@@ -33,7 +35,9 @@ def good(tmp_path_factory):
 
 
 class Box:
-    """A copy of a good checkpoint, and ways to change it, with or without putting the checksums right."""
+    """A copy of a good checkpoint, and ways to change it, with or without putting the checksums
+    right.
+    """
 
     def __init__(self, folder, marker):
         self.folder, self.path, self.marker = folder, folder / STEP, marker
@@ -57,7 +61,9 @@ class Box:
         return self.folder / checkpoint._data_name(part, self.manifest["files"][part]["sha256"])
 
     def replace(self, content, part="model"):
-        """Other content under a right checksum and a right name: damage that only a reader of tensors can see."""
+        """Other content under a right checksum and a right name: damage that only a reader of
+        tensors can see.
+        """
         manifest, digest = self.manifest, hashlib.sha256(content).hexdigest()
         manifest["files"][part] = {"bytes": len(content), "sha256": digest}
         self.write(manifest)

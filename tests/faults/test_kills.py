@@ -1,16 +1,18 @@
-"""kill −9 at random moments, and inside the writing of checkpoints: the resumed run ends as if nothing had happened."""
+"""kill −9 at random moments, and inside the writing of checkpoints: the resumed run ends as if
+nothing had happened.
+"""
 
 import random
 import signal
 import time
 
 import pytest
-
-from reformer_ref import checkpoint
+from reformer_lab.training import checkpoint
 from tests.faults.runs import FULL, STEPS, arguments, finish, outcome, start, train, wait_for
 
 KILLS = range(30 if FULL else 3)
-# Each checkpoint writes three files: fsync of the file, rename, fsync of the folder. Journals begin with two files.
+# Each checkpoint writes three files: fsync of the file, rename, fsync of the folder. Journals begin
+# with two files.
 INSIDE = [
     ("half-written", 9), ("replace", 8), ("fsync", 19), ("half-written", 10), ("replace", 10), ("fsync", 24),
     ("half-written", 11), ("fsync", 27), ("replace", 3), ("half-written", 3),

@@ -1,4 +1,6 @@
-"""Several processes: the same gradients as one, and what happens when one of them, or the whole run, is ended."""
+"""Several processes: the same gradients as one, and what happens when one of them, or the whole
+run, is ended.
+"""
 
 import json
 import os
@@ -11,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from reformer_ref import checkpoint
+from reformer_lab.training import checkpoint
 from tests.faults.runs import arguments, finish, outcome, start, train, wait_for
 
 TORCHRUN = ("-m", "torch.distributed.run")
@@ -60,7 +61,7 @@ def test_two_processes_compute_the_gradients_of_one(precision, bound, tmp_path):
 def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     options = {"steps": 50, "batch": 4, "dropout": 0.0}
     train(tmp_path, "one", **options)
-    words = ["--nproc-per-node", 2, "-m", "reformer_ref", *arguments("two", **options)]
+    words = ["--nproc-per-node", 2, "-m", "reformer_lab", *arguments("two", **options)]
     code, _, err = finish(start(tmp_path, *words, program=TORCHRUN, **port()))
     assert code == 0, err
     worst = np.abs(curve(tmp_path / "one") / curve(tmp_path / "two") - 1.0).max()
@@ -153,7 +154,7 @@ def test_processes_with_different_texts_are_refused(tmp_path):
         folder.mkdir()
         (folder / "text.txt").write_bytes(b"one text or another. " * (100 + rank))
         words = ["--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1, "--master-addr", "127.0.0.1"]
-        words += ["--master-port", address, "-m", "reformer_ref", *arguments("run", dropout=0.0)]
+        words += ["--master-port", address, "-m", "reformer_lab", *arguments("run", dropout=0.0)]
         processes.append(start(folder, *words, program=TORCHRUN))
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert all(process.returncode for process in processes)
@@ -163,7 +164,7 @@ def test_processes_with_different_texts_are_refused(tmp_path):
 @pytest.mark.slow
 def test_out_of_memory_is_said_in_one_line(tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)); "
-    program = ("-c", limit + "from reformer_ref import cli; sys.exit(cli.main(sys.argv[1:]))")
+    program = ("-c", limit + "from reformer_lab import cli; sys.exit(cli.main(sys.argv[1:]))")
     code, _, err = finish(start(tmp_path, *arguments("run", batch=400_000, steps=2), program=program))
     assert code == 1
     assert err.startswith("reformer-ref: out of memory")
@@ -218,7 +219,9 @@ def run(*words):
 
 @pytest.fixture
 def two_hosts():
-    """Two network namespaces joined by a cable, 10.99.0.1 and .2: two machines as far as the network can tell."""
+    """Two network namespaces joined by a cable, 10.99.0.1 and .2: two machines as far as the
+    network can tell.
+    """
     names, made = [f"reformer{os.getpid()}a", f"reformer{os.getpid()}b"], []
     try:
         try:
@@ -249,7 +252,7 @@ def test_two_hosts_as_the_documentation_says(two_hosts, tmp_path):
         folder = tmp_path / f"host{rank}"  # no shared file system
         folder.mkdir()
         words = ["--nnodes", 2, "--node-rank", rank, "--nproc-per-node", 1]
-        words += ["--master-addr", "10.99.0.1", "--master-port", 29400, "-m", "reformer_ref"]
+        words += ["--master-addr", "10.99.0.1", "--master-port", 29400, "-m", "reformer_lab"]
         processes.append(start(
             folder, *words, *arguments("run", steps=30, dropout=0.0), program=TORCHRUN,
             before=("ip", "netns", "exec", name), GLOO_SOCKET_IFNAME=end,

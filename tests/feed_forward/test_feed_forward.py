@@ -1,4 +1,6 @@
-"""Layer norm, feed-forward and cross-entropy: both versions pass the checks, wrong ones fail, bad input is refused."""
+"""Layer norm, feed-forward and cross-entropy: both versions pass the checks, wrong ones fail, bad
+input is refused.
+"""
 
 from functools import partial
 
@@ -8,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.bridge import as_numpy, autograd_vjp, to_torch
-from reformer_ref.compare import expect_close, relative_error
 from reformer_ref.feed_forward import checks, pytorch, spec
 from reformer_ref.feed_forward.pytorch import FeedForward
+from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, relative_error, to_torch
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 quick = settings(max_examples=25, deadline=None)
@@ -140,7 +140,9 @@ def test_a_slice_length_changes_nothing(length, slice_length, seed, gelu):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_as_good_as_the_plain_formula(dtype):
-    """Error against the float64 spec at most twice that of the un-sliced formula in the same precision."""
+    """Error against the float64 spec at most twice that of the un-sliced formula in the same
+    precision.
+    """
     rng = np.random.default_rng(5)
     inputs = random_arrays(rng, (300, 32), (32, 64), 64, (64, 32), 32)
     inputs = [a / np.sqrt(a.shape[0]) if a.ndim == 2 and a.shape[0] < 300 else a for a in inputs]
@@ -213,8 +215,7 @@ def test_wrong_shapes_are_named(name, axis, data):
 
 @quick
 @given(
-    name=st.sampled_from(["x", "w1", "b1", "w2", "b2"]),
-    dtype=st.sampled_from(["int64", "bool", "complex128", "uint8"]),
+    name=st.sampled_from(["x", "w1", "b1", "w2", "b2"]), dtype=st.sampled_from(["int64", "bool", "complex128", "uint8"])
 )
 def test_wrong_dtypes_are_named(name, dtype):
     arrays = [np.ones(s, dtype=dtype if name == k else "float64") for k, s in SHAPES.items()]

@@ -6,10 +6,9 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from reformer_ref.feed_forward.pytorch import FeedForward, cross_entropy, feed_forward, sliced
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from reformer_ref.feed_forward.pytorch import FeedForward, cross_entropy, feed_forward, sliced
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
@@ -32,7 +31,9 @@ def assert_close(got, want, tolerance=1e-12):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made while the mode is on: how many are alive now, and at most at once."""
+    """Counts the bytes of tensors made while the mode is on: how many are alive now, and at most at
+    once.
+    """
 
     def __init__(self):
         super().__init__()
@@ -137,9 +138,9 @@ def test_dropout_is_replayed(step, device):
         torch.manual_seed(3)
         got = feed_forward(*tensors, slice_length=step, dropout=0.5)
         torch.rand(1000, device=device)  # the generators move on before the backward pass ...
-        before = torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else torch.empty(0)
+        before = (torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else torch.empty(0))
         grads = torch.autograd.grad(got, tensors, d_out)
-        after = torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else torch.empty(0)
+        after = (torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else torch.empty(0))
     assert_close([got], [want])
     assert_close(grads, torch.autograd.grad(want, tensors, d_out))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # ... and do not notice it
@@ -181,7 +182,9 @@ def test_recompute_runs_in_the_dtypes_of_forward(device):
 
 
 def test_backward_under_autocast_equals_ordinary_autograd():
-    """Backward was called under autocast, forward was not: the recompute is float32, its gradients are as ever."""
+    """Backward was called under autocast, forward was not: the recompute is float32, its gradients
+    are as ever.
+    """
     x, w = draw((23, 8), (8, 8), dtype=torch.float32)
     seen = []
 

@@ -1,4 +1,6 @@
-"""Counts of fuzz cases, printed when all tests are over; a limit of memory, so that no case takes the machine down."""
+"""Counts of fuzz cases, printed when all tests are over; a limit of memory, so that no case takes
+the machine down.
+"""
 
 import sys
 from collections import defaultdict
@@ -12,7 +14,9 @@ MEMORY = 8 << 30  # bytes that may come on top of what the process has when fuzz
 
 @pytest.fixture
 def counts(request):
-    """A dict that a test fills: target, seed, accepted, refused. It travels with the report, also between workers."""
+    """A dict that a test fills: target, seed, accepted, refused. It travels with the report, also
+    between workers.
+    """
     found = {}
     request.node.user_properties.append(("fuzz", found))
     return found
@@ -20,7 +24,9 @@ def counts(request):
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """A hostile path may be a relative name, and what is written there a real file: not in the project."""
+    """A hostile path may be a relative name, and what is written there a real file: not in the
+    project.
+    """
     monkeypatch.chdir(tmp_path)
 
 
@@ -45,8 +51,8 @@ def _little_memory():
 def pytest_terminal_summary(terminalreporter, config):
     """Cases, accepted and refused, per module (per function with -v) and in all.
 
-    Where several workers run all tests, only ``tests/conftest.py`` is read by the process that prints: it may import
-    this function.
+    Where several workers run all tests, only ``tests/conftest.py`` is read by the process that
+    prints: it may import this function.
     """
     found = [
         dict(value)

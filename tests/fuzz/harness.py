@@ -1,13 +1,15 @@
-"""Fuzzing: every public function, called with what no caller should give, answers or says what is wrong.
+"""Fuzzing: every public function, called with what no caller should give, answers or says what is
+wrong.
 
-A *target* is a function together with a recipe for a valid call. A *case* draws a valid call and replaces none, one
-or two of its arguments by something hostile. Allowed are
+A *target* is a function together with a recipe for a valid call. A *case* draws a valid call and
+replaces none, one or two of its arguments by something hostile. Allowed are
 
-- a result: floats in it are finite if all that went in was; where a gradient can be asked for, it can be computed;
-- a ``ValueError`` or ``TypeError`` that a ``raise`` of this package raised and whose message names an argument.
+- a result: floats in it are finite if all that went in was; where a gradient can be asked for, it
+can be computed; - a ``ValueError`` or ``TypeError`` that a ``raise`` of this package raised and
+whose message names an argument.
 
-Everything else is a fault: other exceptions, the inner messages of NumPy and PyTorch, warnings of our own code, a
-result that takes long. How to use it, in a file ``test_xxx.py``:
+Everything else is a fault: other exceptions, the inner messages of NumPy and PyTorch, warnings of
+our own code, a result that takes long. How to use it, in a file ``test_xxx.py``:
 
     ROOM = Registry()
 
@@ -20,25 +22,28 @@ result that takes long. How to use it, in a file ``test_xxx.py``:
     def test_hostile_arguments(target, counts):                 # counts: the fixture of conftest.py
         fuzz(target, counts)
 
-    def test_nothing_is_missing():
-        assert_covered(ROOM, {"reformer_ref.hashing.spec", …}, exceptions={"reformer_ref.hashing.x.f": "why"})
+    def test_nothing_is_missing(): assert_covered(ROOM, {"reformer_ref.hashing.spec", …},
+        exceptions={"reformer_ref.hashing.x.f": "why"})
 
-``add`` takes functions, classes, or ``(name, callable)`` where the callable is not the public thing itself (a method,
-``*args``); the name is dotted from ``reformer_ref`` on and left out of it. Functions of modules whose name holds a
-word of ``TORCH`` get tensors for arrays, the others get the arrays. Options of ``add``:
+``add`` takes functions, classes, or ``(name, callable)`` where the callable is not the public thing
+itself (a method, ``*args``); the name is dotted from ``reformer_ref`` on and left out of it.
+Functions of modules whose name holds a word of ``TORCH`` get tensors for arrays, the others get the
+arrays. Options of ``add``:
 
-- ``keep``: names of arguments that are never replaced (those only this package itself gives);
-- ``hostile``: {argument: [values]} to be tried besides the general ones, for an argument of a special kind;
-- ``words``: further words of which a message may hold one instead of an argument's name (field names, for example);
-- ``also``: further exceptions that count as refused, such as AssertionError for a comparison or SystemExit;
-- ``check(result, **kwargs)``: asserts what is known of a result (its shape), called for valid calls only;
-- ``finite=False``: results of finite input may be infinite or NaN.
+- ``keep``: names of arguments that are never replaced (those only this package itself gives); -
+``hostile``: {argument: [values]} to be tried besides the general ones, for an argument of a special
+kind; - ``words``: further words of which a message may hold one instead of an argument's name
+(field names, for example); - ``also``: further exceptions that count as refused, such as
+AssertionError for a comparison or SystemExit; - ``check(result, **kwargs)``: asserts what is known
+of a result (its shape), called for valid calls only; - ``finite=False``: results of finite input
+may be infinite or NaN.
 
-A strategy of ``add`` may return hostile-proof values (modules, models) by themselves; whatever must be new for each
-case is made inside it. Sizes are small, so that a case takes milliseconds.
+A strategy of ``add`` may return hostile-proof values (modules, models) by themselves; whatever must
+be new for each case is made inside it. Sizes are small, so that a case takes milliseconds.
 
-Size of a run: a few cases per target, always the same ones; with REFORMER_FUZZ=nightly (or a number of cases per
-target) many, from the seed REFORMER_FUZZ_SEED or a random one, which the summary prints.
+Size of a run: a few cases per target, always the same ones; with REFORMER_FUZZ=nightly (or a number
+of cases per target) many, from the seed REFORMER_FUZZ_SEED or a random one, which the summary
+prints.
 """
 
 import ast
@@ -100,7 +105,9 @@ class Registry:
         self.targets = []
 
     def add(self, *functions, tensors=None, **options):
-        """Decorates ``valid(draw) -> kwargs``; see the top of this file. tensors: overrules what the module says."""
+        """Decorates ``valid(draw) -> kwargs``; see the top of this file. tensors: overrules what
+        the module says.
+        """
 
         def register(valid):
             for function in functions:
@@ -118,7 +125,9 @@ def dotted(function):
 
 
 def public_names(modules):
-    """Every public function and class that the modules (dotted names) define themselves, as ``dotted`` names them."""
+    """Every public function and class that the modules (dotted names) define themselves, as
+    ``dotted`` names them.
+    """
     names = set()
     for module in modules:
         tree = ast.parse(Path(importlib.import_module(module).__file__).read_text(encoding="utf-8"))
@@ -128,7 +137,9 @@ def public_names(modules):
 
 
 def assert_covered(registry, modules, exceptions):
-    """Every public name is a target or an exception, and no exception is out of date. exceptions: {name: reason}."""
+    """Every public name is a target or an exception, and no exception is out of date. exceptions:
+    {name: reason}.
+    """
     names, tried = public_names(modules), {target.name for target in registry.targets}
     missing = sorted(names - tried - exceptions.keys())
     assert not missing, f"not fuzzed, and no reason given: {', '.join(missing)}"
@@ -167,7 +178,9 @@ def mask(draw, *shape):
 
 
 def tensor(x, dtype=torch.float64, requires_grad=False):
-    """The tensor of an array with the same numbers, and the same strides as far as PyTorch knows them."""
+    """The tensor of an array with the same numbers, and the same strides as far as PyTorch knows
+    them.
+    """
     t = torch.from_numpy(x if all(s >= 0 for s in x.strides) else x.copy())
     return t.to(dtype).requires_grad_(requires_grad) if t.is_floating_point() else t
 
@@ -301,7 +314,9 @@ class Broken:
 
 
 def hostile(draw, value, extra=()):
-    """Something else in the place of ``value``: a near miss, or anything. extra: functions that make candidates."""
+    """Something else in the place of ``value``: a near miss, or anything. extra: functions that
+    make candidates.
+    """
     near = list(extra)
     if isinstance(value, np.ndarray):
         near += [lambda f=f: f(value) for f in ARRAY_CHANGES]
@@ -424,7 +439,9 @@ class Fault(AssertionError):
 
 
 def fuzz(target, counts):
-    """Try ``target``; ``counts`` (a dict) is told how many cases there were, and how many were accepted, refused."""
+    """Try ``target``; ``counts`` (a dict) is told how many cases there were, and how many were
+    accepted, refused.
+    """
     counts |= {"target": target.name, "seed": SEED, "accepted": 0, "refused": 0}
 
     @hypothesis.seed(SEED + zlib.crc32(target.name.encode()))
@@ -455,7 +472,9 @@ def fuzz(target, counts):
 
 
 def run_case(target, kwargs, replaced=()):
-    """ "accepted" or "refused" for one call; Fault if it is neither. replaced: names of the hostile arguments."""
+    """ "accepted" or "refused" for one call; Fault if it is neither. replaced: names of the hostile
+    arguments.
+    """
     given_as = {name: _shown(value) for name, value in kwargs.items()}
     told = f"{target.name} with hostile {', '.join(replaced) or 'nothing'}\n" + "\n".join(
         f"    {name} = {value}" for name, value in given_as.items()
@@ -486,7 +505,9 @@ def run_case(target, kwargs, replaced=()):
 
 
 def _of_the_caller(error):
-    """Whether a function that the test itself handed over (a half of a block) failed: that is its own affair."""
+    """Whether a function that the test itself handed over (a half of a block) failed: that is its
+    own affair.
+    """
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     own = [f for f in files if f.is_relative_to(ROOT / "tests") or f.is_relative_to(PACKAGE)]
     called_back = any(f.is_relative_to(PACKAGE) for f in own)
@@ -570,7 +591,9 @@ def _finite(values):
 
 
 def _gradients(result, kwargs):
-    """Gradients of the sum of all floating results for the tensors that went in, if any can be asked for."""
+    """Gradients of the sum of all floating results for the tensors that went in, if any can be
+    asked for.
+    """
     wanted = [x for x in _leaves(kwargs) if isinstance(x, torch.Tensor) and x.requires_grad and x.device.type == "cpu"]
     ends = [x for x in _leaves(result) if isinstance(x, torch.Tensor) and x.requires_grad and x.is_floating_point()]
     ends = [x for x in ends if all(x is not w for w in wanted) and x.device.type == "cpu"]

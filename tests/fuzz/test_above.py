@@ -1,4 +1,6 @@
-"""Hostile calls of every public function above the rooms: models, generation, memory, pictures, benchmarks."""
+"""Hostile calls of every public function above the rooms: models, generation, memory, pictures,
+benchmarks.
+"""
 
 import json
 import tempfile
@@ -9,41 +11,47 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-from benchmarks import cases, contenders
-from benchmarks import run as bench_run
-from reformer_ref import counting, drawing, figures, measured_plots, memory, million, notebooks, planner, record
-from reformer_ref.attention import plots as attention_plots
-from reformer_ref.chunking import plots as chunking_plots
-from reformer_ref.data import text
-from reformer_ref.explorers import axial, buckets, causality, chunks, circle, pattern, reconstruction, slices
-from reformer_ref.explorers import memory as memory_explorer
-from reformer_ref.explorers import model as model_explorer
-from reformer_ref.explorers import rings as rings_explorer
-from reformer_ref.feed_forward import plots as feed_forward_plots
+from reformer_lab import figures, notebooks, planner
+from reformer_lab.benchmarks import cases, contenders, million, record
+from reformer_lab.benchmarks import run as bench_run
+from reformer_lab.data import text
+from reformer_lab.planner import PARTS
+from reformer_lab.plots import attention as attention_plots
+from reformer_lab.plots import chunking as chunking_plots
+from reformer_lab.plots import drawing
+from reformer_lab.plots import feed_forward as feed_forward_plots
+from reformer_lab.plots import generation as generation_plots
+from reformer_lab.plots import hashing as hashing_plots
+from reformer_lab.plots import local_attention as local_plots
+from reformer_lab.plots import lsh_attention as lsh_plots
+from reformer_lab.plots import measured as measured_plots
+from reformer_lab.plots import model as model_plots
+from reformer_lab.plots import positions as positions_plots
+from reformer_lab.plots import reversible as reversible_plots
+from reformer_lab.widgets import axial, buckets, causality, chunks, circle, pattern, reconstruction, slices
+from reformer_lab.widgets import memory as memory_explorer
+from reformer_lab.widgets import model as model_explorer
+from reformer_lab.widgets import rings as rings_explorer
 from reformer_ref.generation import options as generation_options
-from reformer_ref.generation import plots as generation_plots
 from reformer_ref.generation import pytorch as generation
 from reformer_ref.generation import spec as generation_spec
-from reformer_ref.hashing import plots as hashing_plots
-from reformer_ref.local_attention import plots as local_plots
+from reformer_ref.huggingface import files as huggingface_files
+from reformer_ref.huggingface import weights as huggingface
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention import plots as lsh_plots
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model import config, encoder_decoder, halves, huggingface, huggingface_files
-from reformer_ref.model import plots as model_plots
+from reformer_ref.memory import count as counting
+from reformer_ref.memory import measure as memory
+from reformer_ref.model import config, encoder_decoder
+from reformer_ref.model import layers as halves
 from reformer_ref.model import pytorch as model
 from reformer_ref.model import spec as model_spec
 from reformer_ref.model.checks import random_params, small_config
-from reformer_ref.planner import PARTS
-from reformer_ref.positions import plots as positions_plots
-from reformer_ref.reversible import plots as reversible_plots
 from tests.fuzz.harness import Registry, assert_covered, fuzz
 
 ABOVE, TAKEN = Registry(), set()
 FOLDER = Path(tempfile.mkdtemp(prefix="reformer_ref_fuzz_"))
 
-CONFIG, STRICT, ENCODER = small_config(), small_config("strict", max_length=16), small_config(causal=False)
+CONFIG, STRICT, ENCODER = (small_config(), small_config("strict", max_length=16), small_config(causal=False))
 BYTES = config.ReformerConfig(
     vocab_size=256, d_model=8, n_layers=1, n_heads=1, max_length=16, pattern=("lsh",),
     lsh=LSHOptions.preset("strict", chunk_length=4),
@@ -164,7 +172,8 @@ STEP = cases.Point("step", 128, 1, 1, None)
 RESULT = {"contender": "ours", "status": "ok", "detail": None, "seconds": [1.0], "median": 1.0, "above_start_bytes": 5}
 
 
-# Options of ``Registry.add``: other words that a message may use for an argument, and arguments that run by themselves
+# Options of ``Registry.add``: other words that a message may use for an argument, and arguments
+# that run by themselves
 MASKS = {"words": ("padding_mask", "finite")}
 NAMED = {"words": (" must ", " cannot "), "keep": ("name",)}  # the name in the message is an argument
 OPTIONS = {
@@ -742,14 +751,22 @@ add("notebooks.walkthrough", notebooks.walkthrough, folder=FOLDER / "notebooks",
 add("million.read_tokens", million.read_tokens, path=FOLDER / "text.txt", length=16, repeat=True)
 add("million.Clock", million.Clock, model=lm("bytes"), steps=1, quiet=True)
 add("million.summary", million.summary, data=million_record() | {"bits_per_byte_after": 7.0})
-add("benchmarks.cases.Contender", cases.Contender, name="ours", module=None, longest=None, growth=1)
-add("benchmarks.cases.attention_flops", cases.attention_flops, length=128, n_hashes=1)
-add("benchmarks.cases.points", cases.points, name="attention", lengths=[128], rounds=[1], depths=[1], quick=True)
-add("benchmarks.cases.chosen", cases.chosen, name="attention", only=["ours"])
-add("benchmarks.contenders.axial_shape", contenders.axial_shape, length=128)
-add("benchmarks.contenders.step_config", contenders.step_config, point=STEP)
-add("benchmarks.run.ratios", bench_run.ratios, results=[RESULT])
-add("benchmarks.run.table", bench_run.table, point=POINT, entry={"results": [RESULT], "ratios": {}})
+add("reformer_lab.benchmarks.cases.Contender", cases.Contender, name="ours", module=None, longest=None, growth=1)
+add("reformer_lab.benchmarks.cases.attention_flops", cases.attention_flops, length=128, n_hashes=1)
+add(
+    "reformer_lab.benchmarks.cases.points",
+    cases.points,
+    name="attention",
+    lengths=[128],
+    rounds=[1],
+    depths=[1],
+    quick=True,
+)
+add("reformer_lab.benchmarks.cases.chosen", cases.chosen, name="attention", only=["ours"])
+add("reformer_lab.benchmarks.contenders.axial_shape", contenders.axial_shape, length=128)
+add("reformer_lab.benchmarks.contenders.step_config", contenders.step_config, point=STEP)
+add("reformer_lab.benchmarks.run.ratios", bench_run.ratios, results=[RESULT])
+add("reformer_lab.benchmarks.run.table", bench_run.table, point=POINT, entry={"results": [RESULT], "ratios": {}})
 
 
 MODULES = {
@@ -758,7 +775,7 @@ MODULES = {
     *(f"reformer_ref.generation.{m}" for m in ("caches", "checks", "options", "plots", "pytorch", "spec")),
     *(f"reformer_ref.{room}.plots" for room in ("attention", "chunking", "feed_forward", "hashing", "local_attention",
                                                 "lsh_attention", "positions", "reversible")),
-    *(f"reformer_ref.explorers.{m}" for m in ("axial", "buckets", "causality", "chunks", "circle", "memory", "model",
+    *(f"reformer_lab.widgets.{m}" for m in ("axial", "buckets", "causality", "chunks", "circle", "memory", "model",
                                               "pattern", "reconstruction", "rings", "slices")),
     *(f"reformer_ref.{m}" for m in ("data.text", "memory", "counting", "planner", "record", "drawing", "measured_plots",
                                     "figures", "notebooks", "bench", "million")),
@@ -773,25 +790,25 @@ WHY = {
     "is made by a Counter; sees what PyTorch does": "counting.Storage counting.MetaCounter",
     "takes the parsed command line: see test_command_line.py": """planner.add_memory_arguments planner.run_memory
         bench.add_bench_arguments bench.run_bench bench.main million.add_million_arguments million.run_million
-        million.million_config million.train benchmarks.run.run benchmarks.decoding.run benchmarks.gpu.main""",
+        million.million_config million.train reformer_lab.benchmarks.run.run reformer_lab.benchmarks.decoding.run reformer_lab.benchmarks.gpu.main""",
     "takes no arguments": """record.versions record.usable_cores record.peak_rss data.text.shakespeare figures.claims
-        figures.computed figures.recorded explorers.reconstruction.ProductCounter benchmarks.decoding.random_tokens
-        benchmarks.worker.main""",
+        figures.computed figures.recorded explorers.reconstruction.ProductCounter reformer_lab.benchmarks.decoding.random_tokens
+        reformer_lab.benchmarks.worker.main""",
     "draws or predicts everything there is, for minutes": "figures.draw_all explorers.memory.write_points",
     "draws what `computed` and `recorded` return": "figures.draw",
     "is made by a Trunk, of blocks that it makes itself": "model.pytorch.ResidualStack",
     "is a str": "drawing.Html",
     "is one division": "data.text.bits",
     "starts a kernel; it reads its notebook by notebooks.read": "notebooks.run",
-    "is a constant of the benchmarks": "benchmarks.cases.Case benchmarks.cases.Point",
-    "does the work of a point of benchmarks.cases, for seconds or minutes": """benchmarks.contenders.build
-        benchmarks.contenders.predicted_bytes benchmarks.contenders.attention benchmarks.contenders.numbers
-        benchmarks.contenders.ours benchmarks.contenders.lucidrains benchmarks.contenders.huggingface
-        benchmarks.contenders.dense benchmarks.contenders.matmul benchmarks.contenders.step
-        benchmarks.contenders.our_model benchmarks.contenders.lucidrains_model benchmarks.contenders.huggingface_model
-        benchmarks.decoding.ours benchmarks.decoding.transformers_model benchmarks.decoding.decoder_point
-        benchmarks.decoding.their_steps benchmarks.decoding.whole_generation benchmarks.run.measure
-        benchmarks.run.Worker benchmarks.worker.seconds_of benchmarks.worker.release""",
+    "is a constant of the benchmarks": "reformer_lab.benchmarks.cases.Case reformer_lab.benchmarks.cases.Point",
+    "does the work of a point of reformer_lab.benchmarks.cases, for seconds or minutes": """reformer_lab.benchmarks.contenders.build
+        reformer_lab.benchmarks.contenders.predicted_bytes reformer_lab.benchmarks.contenders.attention reformer_lab.benchmarks.contenders.numbers
+        reformer_lab.benchmarks.contenders.ours reformer_lab.benchmarks.contenders.lucidrains reformer_lab.benchmarks.contenders.huggingface
+        reformer_lab.benchmarks.contenders.dense reformer_lab.benchmarks.contenders.matmul reformer_lab.benchmarks.contenders.step
+        reformer_lab.benchmarks.contenders.our_model reformer_lab.benchmarks.contenders.lucidrains_model reformer_lab.benchmarks.contenders.huggingface_model
+        reformer_lab.benchmarks.decoding.ours reformer_lab.benchmarks.decoding.transformers_model reformer_lab.benchmarks.decoding.decoder_point
+        reformer_lab.benchmarks.decoding.their_steps reformer_lab.benchmarks.decoding.whole_generation reformer_lab.benchmarks.run.measure
+        reformer_lab.benchmarks.run.Worker reformer_lab.benchmarks.worker.seconds_of reformer_lab.benchmarks.worker.release""",
 }
 
 

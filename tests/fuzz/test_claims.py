@@ -1,4 +1,6 @@
-"""Hostile calls of what the paper's claims are run with: their data, beam search, configurations, records and table."""
+"""Hostile calls of what the paper's claims are run with: their data, beam search, configurations,
+records and table.
+"""
 
 import json
 import tempfile
@@ -10,14 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-from reformer_ref.data import duplication, english_german, images, translation
+from reformer_lab.claims import attention_names, claims, command, experiment, image_record, table
+from reformer_lab.claims import images as claim_images
+from reformer_lab.data import duplication, english_german, images, translation
 from reformer_ref.generation import beam
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.reproduce import attention_names, claims, command, experiment, image_record, table
-from reformer_ref.reproduce import images as claim_images
 from tests.fuzz.harness import Registry, assert_covered, fuzz, public_names
 
 CLAIMS, TAKEN = Registry(), set()
@@ -168,9 +169,9 @@ add("reproduce.table.spread", table.spread, values=[1.0, 2.0], form="{:.1f}")
 add("reproduce.command.listing", command.listing, folder=FOLDER)
 
 MODULES = {
-    *(f"reformer_ref.data.{m}" for m in ("duplication", "images", "english_german", "translation")),
+    *(f"reformer_lab.data.{m}" for m in ("duplication", "images", "english_german", "translation")),
     "reformer_ref.generation.beam",
-    *(f"reformer_ref.reproduce.{m}" for m in ("attention_names", "claims", "command", "experiment", "given",
+    *(f"reformer_lab.claims.{m}" for m in ("attention_names", "claims", "command", "experiment", "given",
                                               "image_plots", "image_record", "language", "plots", "table",
                                               "translation_plots", *claims.NAMES)),
 }  # fmt: skip
@@ -201,11 +202,11 @@ WHY = {
     "draws the record of a claim": " ".join(
         f"reproduce.{m}.{name.rpartition('.')[2]}"
         for m in ("plots", "image_plots", "translation_plots")
-        for name in public_names([f"reformer_ref.reproduce.{m}"])
+        for name in public_names([f"reformer_lab.claims.{m}"])
     ),
     "is one of the five functions of a claim": " ".join(
         name
-        for name in public_names([f"reformer_ref.reproduce.{claim}" for claim in claims.NAMES])
+        for name in public_names([f"reformer_lab.claims.{claim}" for claim in claims.NAMES])
         if name.rpartition(".")[2] in FIVE
     ),
 }

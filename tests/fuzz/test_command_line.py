@@ -1,7 +1,9 @@
-"""The command line with what nobody should ask of it: one clear line on stderr, exit code 2, never a traceback.
+"""The command line with what nobody should ask of it: one clear line on stderr, exit code 2, never
+a traceback.
 
-Arguments are those that a shell can hand over: any text without a zero byte, names that are no UTF-8 included. What
-would take long (training, measuring, drawing everything) is replaced by ``Began``: a case that gets there is accepted.
+Arguments are those that a shell can hand over: any text without a zero byte, names that are no
+UTF-8 included. What would take long (training, measuring, drawing everything) is replaced by
+``Began``: a case that gets there is accepted.
 """
 
 import json
@@ -18,14 +20,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
-
-from benchmarks import decoding
-from benchmarks import run as bench_run
-from reformer_ref import cli, figures, million, notebooks, planner, processes, training
+from reformer_lab import cli, figures, notebooks, planner
+from reformer_lab.benchmarks import decoding, million
+from reformer_lab.benchmarks import run as bench_run
+from reformer_lab.claims import command as reproduce
+from reformer_lab.claims import figure5_depth
+from reformer_lab.training import loop as training
+from reformer_lab.training import processes
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
-from reformer_ref.reproduce import command as reproduce
-from reformer_ref.reproduce import figure5_depth
 from tests.fuzz.harness import CASES, SEED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +203,9 @@ def expect_one_line(argv, code, err):
 
 
 def command_line(draw, command):
-    """A valid line of this command with none, one or two options replaced, left out, doubled or added."""
+    """A valid line of this command with none, one or two options replaced, left out, doubled or
+    added.
+    """
     options = dict(COMMANDS[command])
     words = [w for w in (*WORDS, *FILES) if "\0" not in w]
     flags = draw(st.lists(st.sampled_from(FLAGS.get(command, [""])), max_size=1))
@@ -246,7 +251,9 @@ FILE_OPTIONS = [(command, name) for command, options in COMMANDS.items() for nam
 
 @pytest.mark.parametrize(("command", "option"), FILE_OPTIONS, ids=lambda x: x)
 def test_every_kind_of_file(command, option, capfd, counts):
-    """Every file option with every kind of file: answered at once, pipes and endless devices included."""
+    """Every file option with every kind of file: answered at once, pipes and endless devices
+    included.
+    """
     counts |= {"target": f"cli.{command}{option.replace('--', '_')}", "seed": SEED, "accepted": 0, "refused": 0}
     for file in FILES:
         options = COMMANDS[command] | {option: file}
@@ -297,7 +304,7 @@ def test_a_locked_file_is_refused(capfd):
 def test_in_a_real_process(argv, place, counts):
     counts |= {"target": "cli.process", "seed": SEED, "accepted": 0, "refused": 1}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [os.fsencode(word) for word in [sys.executable, "-m", "reformer_ref", *argv]]
+    line = [os.fsencode(word) for word in [sys.executable, "-m", "reformer_lab", *argv]]
     done = subprocess.run(line, cwd=place, env=environment, capture_output=True, timeout=120, check=False)
     expect_one_line(argv, done.returncode, done.stderr.decode("utf-8", "replace"))
     assert (done.returncode, done.stdout) == (2, b"")

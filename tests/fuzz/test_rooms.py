@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-
-from reformer_ref import bridge, compare, replay, tensors, validate
+from reformer_ref import _arguments as validate
+from reformer_ref import _replay as replay
+from reformer_ref import _tensors as tensors
+from reformer_ref import testing as bridge
+from reformer_ref import testing as compare
 from reformer_ref.attention import pytorch as attention_torch
 from reformer_ref.attention import spec as attention_spec
 from reformer_ref.chunking import pytorch as chunking_torch
@@ -660,11 +663,7 @@ def _(draw):
 def _(draw):
     found = tables(draw)
     where = positions(draw, np.prod([len(t) for t in found]))
-    return {
-        "tables": found,
-        "positions": where,
-        "d_out": array(draw, *where.shape, sum(t.shape[1] for t in found)),
-    }
+    return {"tables": found, "positions": where, "d_out": array(draw, *where.shape, sum(t.shape[1] for t in found))}
 
 
 @POSITIONS.add(positions_spec.learned_positions, positions_torch.learned_positions)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from reformer_ref import checkpoint, processes, schedule, training
+from reformer_lab.training import checkpoint, processes, schedule
+from reformer_lab.training import loop as training
+from reformer_lab.training.schedule import TrainingOptions
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.schedule import TrainingOptions
 from tests.fuzz.harness import Registry, fuzz
 
 RUNS = Registry()

@@ -1,4 +1,6 @@
-"""Beam search: against every possible output, against greedy decoding, against the plain definition, and in batches."""
+"""Beam search: against every possible output, against greedy decoding, against the plain
+definition, and in batches.
+"""
 
 import itertools
 import math
@@ -8,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from reformer_ref.generation import beam, spec
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
@@ -115,7 +116,9 @@ MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1
 @pytest.mark.parametrize("penalty", [0.0, 0.6])
 @pytest.mark.parametrize("seed", range(3))
 def test_many_sentences_at_once_are_searched_as_one_by_one(beams, penalty, seed):
-    """Sentences of different lengths, that end at different steps; each equals the plain definition."""
+    """Sentences of different lengths, that end at different steps; each equals the plain
+    definition.
+    """
     model = model_of(seed)
     how = {"max_new_tokens": 8, "beams": beams, "length_penalty": penalty}
     got = beam.beam_search(model, SOURCES, MASK, start=START, end=END, **how)
@@ -128,7 +131,9 @@ def test_many_sentences_at_once_are_searched_as_one_by_one(beams, penalty, seed)
 
 
 class Table(torch.nn.Module):
-    """A model whose next token depends on the source and the prefix as a table of random numbers says."""
+    """A model whose next token depends on the source and the prefix as a table of random numbers
+    says.
+    """
 
     def __init__(self, seed, vocab_size, towards_end):
         super().__init__()

@@ -1,14 +1,15 @@
-"""Decoding a whole model token by token: the logits of the full forward pass, in fixed memory; and ``generate``."""
+"""Decoding a whole model token by token: the logits of the full forward pass, in fixed memory; and
+``generate``.
+"""
 
 import pytest
 import torch
-
-from reformer_ref.compare import relative_error
 from reformer_ref.generation.pytorch import Decoder, Recomputer, generate, sample_token, why_not
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import relative_error
 
 
 def model_of(pattern=("local", "lsh"), n_hashes=2, preset="strict", max_length=256, dtype=torch.float64, **changes):
@@ -27,7 +28,9 @@ def tokens_of(rows, length, seed=0):
 
 
 def decoded(model, tokens, prompt, mask=None):
-    """Logits after every token from the last of the prompt on: (rows, length − prompt + 1, vocab_size)."""
+    """Logits after every token from the last of the prompt on: (rows, length − prompt + 1,
+    vocab_size).
+    """
     decoder = Decoder(model)
     out = [decoder.prefill(tokens[:, :prompt], mask)]
     return torch.stack(out + [decoder.step(t) for t in tokens[:, prompt:].unbind(1)], 1)

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from reformer_ref.generation.plots import kept_by_length, rings, seconds_by_length
+from reformer_lab.plots.generation import kept_by_length, rings, seconds_by_length
 
 
 def test_rings_show_members_and_what_the_query_sees():

@@ -1,4 +1,6 @@
-"""The room's own functions: spec against the attention of whole sequences, PyTorch against the spec, bad input."""
+"""The room's own functions: spec against the attention of whole sequences, PyTorch against the
+spec, bad input.
+"""
 
 from dataclasses import replace
 
@@ -7,14 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.bridge import as_numpy
-from reformer_ref.compare import expect_close
 from reformer_ref.generation import checks, pytorch, spec
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.local_attention.spec import local_attention
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import lsh_attention
+from reformer_ref.testing import as_numpy, expect_close
 
 BOTH = pytest.mark.parametrize("room", [spec, pytorch], ids=["spec", "pytorch"])
 

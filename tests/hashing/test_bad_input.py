@@ -1,11 +1,12 @@
-"""The hash refuses bad input with a ValueError or TypeError that names the argument, in both versions."""
+"""The hash refuses bad input with a ValueError or TypeError that names the argument, in both
+versions.
+"""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from reformer_ref.hashing import pytorch, spec
 
 quick = settings(max_examples=40, deadline=None)

@@ -1,4 +1,6 @@
-"""The hash: both versions pass the checks, wrong variants fail them, and what only the PyTorch version has."""
+"""The hash: both versions pass the checks, wrong variants fail them, and what only the PyTorch
+version has.
+"""
 
 import math
 
@@ -7,12 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reformer_ref._arguments import bucket_factors
+from reformer_ref.hashing import checks, pytorch, spec
+from reformer_ref.testing import as_numpy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from reformer_ref.bridge import as_numpy
-from reformer_ref.hashing import checks, pytorch, spec
-from reformer_ref.validate import bucket_factors
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 quick = settings(max_examples=40, deadline=None)
@@ -67,7 +68,7 @@ def first_factor_slowest(x, rotations, n_buckets):
     buckets, start = 0, 0
     for factor in bucket_factors(n_buckets):
         columns = rotations[..., start : start + factor // 2]
-        buckets, start = buckets * factor + spec.hash_vectors(x, columns, factor), start + factor // 2
+        buckets, start = (buckets * factor + spec.hash_vectors(x, columns, factor), start + factor // 2)
     return buckets
 
 
@@ -188,7 +189,9 @@ def test_parity_with_the_spec(lead, heads, length, n_buckets, whole_numbers, see
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 def test_lower_precision_differs_only_at_near_ties(dtype, tolerance):
-    """200,000 scores in each precision: a bucket differs only where two scores are closer than rounding."""
+    """200,000 scores in each precision: a bucket differs only where two scores are closer than
+    rounding.
+    """
     checks.check_hash_vectors(as_numpy(pytorch.hash_vectors, dtype), tolerance=tolerance)
     rng = np.random.default_rng(0)
     x, rotations = rng.standard_normal((5000, 16)), rng.standard_normal((2, 16, 20))
@@ -235,7 +238,9 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("lead", [(), (4, 8), (300, 2)])
 def test_scores_are_never_whole(monkeypatch, lead):
-    """Neither the scores nor copies of the rotations outgrow the slice, however long or many the sequences."""
+    """Neither the scores nor copies of the rotations outgrow the slice, however long or many the
+    sequences.
+    """
     monkeypatch.setattr(pytorch, "SCORES_AT_A_TIME", 1 << 16)
     x = torch.randn(*lead, 4096 // math.prod(lead or (1,)), 4, generator=seeded(0))
     rotations = torch.randn(*lead[-1:], 4, 4, 16, generator=seeded(1))

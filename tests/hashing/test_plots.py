@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-
-from reformer_ref.explorers.circle import DEGREES, circle
-from reformer_ref.hashing import plots, spec
+from reformer_lab.plots import hashing as plots
+from reformer_lab.widgets.circle import DEGREES, circle
+from reformer_ref.hashing import spec
 from tests.pictures import drawn, texts
 
 RNG = np.random.default_rng(0)
@@ -16,9 +16,9 @@ def unit(degrees):
 
 def hashed(n_points, n_buckets, n_hashes):
     """points, their buckets, and those of the directions all around."""
-    points, rotations = RNG.standard_normal((n_points, 2)), spec.random_rotations(RNG, n_hashes, 2, n_buckets)
+    points, rotations = (RNG.standard_normal((n_points, 2)), spec.random_rotations(RNG, n_hashes, 2, n_buckets))
     around = unit(np.arange(360) + 0.5)
-    return points, spec.hash_vectors(points, rotations, n_buckets), spec.hash_vectors(around, rotations, n_buckets)
+    return (points, spec.hash_vectors(points, rotations, n_buckets), spec.hash_vectors(around, rotations, n_buckets))
 
 
 @pytest.mark.parametrize(("n", "n_buckets"), [(1, 2), (6, 4), (30, 16)])

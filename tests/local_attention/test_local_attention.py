@@ -10,13 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from reformer_ref.attention.pytorch import regular_attention
-from reformer_ref.bridge import as_numpy, autograd_vjp, to_numpy, to_torch
-from reformer_ref.compare import expect_close, expect_equal
 from reformer_ref.local_attention import checks, spec
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.local_attention.pytorch import local_attention
+from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, expect_equal, to_numpy, to_torch
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 BOTH = pytest.mark.parametrize("fn", [spec.local_attention, as_numpy(local_attention)], ids=["spec", "pytorch"])
@@ -69,8 +67,8 @@ def test_every_combination_of_options(neighbours):
 def test_block_size_and_layout_change_nothing():
     rng = np.random.default_rng(6)
     for lead, wrap in product(((3,), (2, 3)), (False, True)):
-        o, inputs = LocalOptions(chunk_length=4, chunks_after=1, causal=False, wrap=wrap), draw(6, 14, lead)
-        d_out, mask = rng.standard_normal((*lead, 14, 3)), to_torch(rng.random((*lead[:-1], 1, 14)) < 0.8)
+        o, inputs = (LocalOptions(chunk_length=4, chunks_after=1, causal=False, wrap=wrap), draw(6, 14, lead))
+        d_out, mask = (rng.standard_normal((*lead, 14, 3)), to_torch(rng.random((*lead[:-1], 1, 14)) < 0.8))
 
         def run(interleave, block_size, inputs=inputs, d_out=d_out, o=o, mask=mask):
             leaves = [to_torch(a).requires_grad_() for a in inputs]
@@ -106,7 +104,9 @@ def test_padding_never_matters_without_wrap(fn, side, causal):
 
 @BOTH
 def test_with_wrap_the_amount_of_padding_moves_the_window(fn):
-    """As in the authors' code: the first chunk sees the last one, and what stands there depends on the length."""
+    """As in the authors' code: the first chunk sees the last one, and what stands there depends on
+    the length.
+    """
     o, inputs = LocalOptions(chunk_length=4, causal=False, wrap=True), draw(7, 16)
     want = fn(*inputs, o, None)
     longer = [np.concatenate([x, np.ones((7, x.shape[-1]))]) for x in inputs]
@@ -161,7 +161,8 @@ def naive(q, k, v, counts, options):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lower_precision_is_as_good_as_the_plain_formula(dtype, autocast):
-    """At most twice the error of a dense softmax in the same precision: root mean square, and largest entry.
+    """At most twice the error of a dense softmax in the same precision: root mean square, and
+    largest entry.
 
     The largest error of one draw is one unlucky rounding, so it is averaged over the draws.
     """
@@ -184,12 +185,12 @@ def test_lower_precision_is_as_good_as_the_plain_formula(dtype, autocast):
         for fn in (partial(local_attention, options=o), partial(naive, counts=counts, options=o)):
             errors = [to_numpy(a.double()) - b for a, b in zip(run(fn), want, strict=True)]
             sizes.append([[np.sqrt(np.mean(e**2)), np.abs(e).max()] for e in errors])
-    ours, plain = np.mean(sizes[::2], axis=0), np.mean(sizes[1::2], axis=0)  # (out and gradients, kind of error)
+    ours, plain = (np.mean(sizes[::2], axis=0), np.mean(sizes[1::2], axis=0))  # (out and gradients, kind of error)
     assert (ours <= 2 * plain).all(), ours / plain
 
 
 def test_same_call_same_bits():
-    o, inputs = LocalOptions(chunk_length=4), [to_torch(a, torch.float32) for a in draw(11, 41, (2, 2))]
+    o, inputs = (LocalOptions(chunk_length=4), [to_torch(a, torch.float32) for a in draw(11, 41, (2, 2))])
     state, results = torch.get_rng_state(), []
     for _ in range(2):
         leaves = [t.clone().requires_grad_() for t in inputs]

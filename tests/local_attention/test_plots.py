@@ -1,15 +1,16 @@
-"""Pictures of windows and of what later tokens change: the numbers told are the data's; bad shapes are refused."""
+"""Pictures of windows and of what later tokens change: the numbers told are the data's; bad shapes
+are refused.
+"""
 
 import warnings
 
 import numpy as np
 import pytest
 import torch
-
-from reformer_ref.drawing import Picture
-from reformer_ref.explorers import buckets as explorer
-from reformer_ref.explorers.causality import causality
-from reformer_ref.local_attention import plots
+from reformer_lab.plots import local_attention as plots
+from reformer_lab.plots.drawing import Picture
+from reformer_lab.widgets import buckets as explorer
+from reformer_lab.widgets.causality import causality
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.local_attention.spec import local_counts
 from reformer_ref.lsh_attention.options import LSHOptions

@@ -1,4 +1,6 @@
-"""The options: validated, frozen, hashable, and read back from JSON; bad input is refused by all alike."""
+"""The options: validated, frozen, hashable, and read back from JSON; bad input is refused by all
+alike.
+"""
 
 import json
 from dataclasses import FrozenInstanceError, fields, replace
@@ -9,12 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.bridge import to_numpy, to_torch
-from reformer_ref.compare import expect_close
 from reformer_ref.lsh_attention import spec
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.testing import expect_close, to_numpy, to_torch
 
 quick = settings(max_examples=25, deadline=None)
 REFUSED = (ValueError, TypeError)
@@ -138,7 +138,7 @@ def test_any_options_are_refused_or_sound(changes):
     assert LSHOptions(**json.loads(json.dumps(o.to_dict()))) == o
     assert hash(o) == hash(replace(o))
     rng = np.random.default_rng(0)
-    qk, v, buckets = rng.standard_normal((5, 3)), rng.standard_normal((5, 2)), rng.integers(0, 4, (o.n_hashes, 5))
+    qk, v, buckets = (rng.standard_normal((5, 3)), rng.standard_normal((5, 2)), rng.integers(0, 4, (o.n_hashes, 5)))
     got = to_numpy(lsh_attention(to_torch(qk), to_torch(v), to_torch(buckets), o))
     assert np.isfinite(got).all()
     if o.scale == "rsqrt_d" or 1e-3 < o.scale < 1e3:
@@ -150,7 +150,7 @@ def test_any_options_are_refused_or_sound(changes):
 
 def good():
     rng = np.random.default_rng(0)
-    arrays = rng.standard_normal((2, 3, 9, 4)), rng.standard_normal((2, 3, 9, 5)), rng.integers(0, 4, (2, 3, 2, 9))
+    arrays = (rng.standard_normal((2, 3, 9, 4)), rng.standard_normal((2, 3, 9, 5)), rng.integers(0, 4, (2, 3, 2, 9)))
     return dict(zip(("qk", "v", "buckets"), arrays, strict=True)), LSHOptions(n_hashes=2, chunk_length=4)
 
 

@@ -1,4 +1,6 @@
-"""Spec and PyTorch are one function: outputs, gradients and records, over all presets and combinations of options."""
+"""Spec and PyTorch are one function: outputs, gradients and records, over all presets and
+combinations of options.
+"""
 
 from functools import partial
 from itertools import product
@@ -6,13 +8,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-
 from reformer_ref.attention.spec import attend, normalize_keys
-from reformer_ref.bridge import as_numpy, autograd_vjp, to_numpy, to_torch
-from reformer_ref.compare import expect_close, expect_equal
 from reformer_ref.lsh_attention import checks, spec
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, expect_equal, to_numpy, to_torch
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 LEADS = ((), (2,), (2, 3))
@@ -84,7 +84,9 @@ def test_a_check_may_be_asked_about_one_preset(name, capsys):
 @pytest.mark.parametrize("n_hashes", [1, 2, 4])
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets(name, n_hashes):
-    """Lengths 1, 2, chunk − 1, chunk, chunk + 1, primes and several chunks; every kind of mask; any leading axes."""
+    """Lengths 1, 2, chunk − 1, chunk, chunk + 1, primes and several chunks; every kind of mask; any
+    leading axes.
+    """
     rng = np.random.default_rng(n_hashes)
     o = LSHOptions.preset(name, n_hashes=n_hashes, chunk_length=4)
     for at, length in enumerate((1, 2, 3, 4, 5, 13, 16, 29)):
@@ -164,7 +166,9 @@ def test_gradient_of_the_output_only_where_asked(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_record(name):
-    """The record of a call: buckets, sorted order, who stands where, and weights that form one softmax."""
+    """The record of a call: buckets, sorted order, who stands where, and weights that form one
+    softmax.
+    """
     rng = np.random.default_rng(10)
     length, o = 11, LSHOptions.preset(name, n_hashes=3, chunk_length=4)
     qk, v, buckets, _ = draw(rng, o, length, (2, 2))
@@ -207,7 +211,9 @@ def test_record_does_not_disturb_the_gradient():
 
 
 def blocks_and_layouts(fn, inputs, d_out):
-    """Output and gradients for several block sizes, and with heads interleaved as a projection leaves them."""
+    """Output and gradients for several block sizes, and with heads interleaved as a projection
+    leaves them.
+    """
 
     def run(arrange, **kwargs):
         leaves = [to_torch(a).requires_grad_() for a in inputs]

@@ -5,10 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-
-from reformer_ref.drawing import Picture
-from reformer_ref.explorers.pattern import LENGTH, pattern, tokens, why
-from reformer_ref.lsh_attention import plots
+from reformer_lab.plots import lsh_attention as plots
+from reformer_lab.plots.drawing import Picture
+from reformer_lab.widgets.pattern import LENGTH, pattern, tokens, why
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.lsh_attention.spec import visible_counts
@@ -86,7 +85,9 @@ def test_refused(named):
 @pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize("causal", ["none", "causal", "strict"])
 def test_reasons_agree_with_the_pattern(causal, within, once):
-    """Over all rounds, a query attends to exactly those whom the spec shows it, each once or once per round."""
+    """Over all rounds, a query attends to exactly those whom the spec shows it, each once or once
+    per round.
+    """
     for rounds, chunk_length in product((1, 2, 4), (1, 4, 12)):
         strict = causal == "strict"
         options = LSHOptions(

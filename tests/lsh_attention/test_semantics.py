@@ -5,13 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from reformer_ref.attention.pytorch import shared_qk_attention
-from reformer_ref.bridge import as_numpy, to_numpy, to_torch
-from reformer_ref.compare import expect_close, expect_equal, relative_error
 from reformer_ref.lsh_attention import spec
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.testing import as_numpy, expect_close, expect_equal, relative_error, to_numpy, to_torch
 
 BOTH = pytest.mark.parametrize("fn", [spec.lsh_attention, as_numpy(lsh_attention)], ids=["spec", "pytorch"])
 WRAPPING = [name for name in PRESETS if LSHOptions.preset(name).wrap]
@@ -47,7 +45,9 @@ def padded(qk, v, buckets, n, side, seed=99):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_padding_never_matters_without_wrap(fn, side, name):
-    """0, 1, 7 and 64 padded positions; the presets of the authors' last code and of the ports with wrap=False."""
+    """0, 1, 7 and 64 padded positions; the presets of the authors' last code and of the ports with
+    wrap=False.
+    """
     for length in (1, 4, 19):
         o = LSHOptions.preset(name, n_hashes=2, chunk_length=4, wrap=False)
         inputs = draw(1, o, length, (2,))
@@ -83,9 +83,11 @@ def test_gradients_do_not_notice_padding(side, name):
 @BOTH
 @pytest.mark.parametrize("name", WRAPPING)
 def test_with_wrap_the_amount_of_padding_moves_the_window(fn, name):
-    """As in the originals: the first chunk sees the last one, and what stands there depends on the length.
+    """As in the originals: the first chunk sees the last one, and what stands there depends on the
+    length.
 
-    What the padded positions hold still never matters; how many there are changes outputs by numbers of order one.
+    What the padded positions hold still never matters; how many there are changes outputs by
+    numbers of order one.
     """
     o = LSHOptions.preset(name, n_hashes=2, chunk_length=4, causal=False)
     inputs = draw(3, o, 19)
@@ -182,7 +184,9 @@ def test_other_presets_are_causal_in_values_but_not_in_pattern(fn, name):
 @pytest.mark.parametrize("n_hashes", [1, 2, 4])
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_first_token_is_exactly_its_own_value(name, n_hashes, dtype):
-    """Not a penalty of −1e5, which in float32 is wrong by up to a per cent as soon as there are two rounds."""
+    """Not a penalty of −1e5, which in float32 is wrong by up to a per cent as soon as there are two
+    rounds.
+    """
     o = LSHOptions.preset(name, n_hashes=n_hashes, chunk_length=4)
     qk, v, buckets = (to_torch(a, dtype) for a in draw(9, o, 30, (2,)))
     out, record = lsh_attention(qk, v, buckets, o, return_record=True)
@@ -267,7 +271,8 @@ def naive(qk, v, counts, options):
 
 
 def errors_against_spec(dtype, name, seed, autocast=False):
-    """Errors (ours, the plain formula's) of out, d_qk and d_v, relative to the largest entry, as arrays.
+    """Errors (ours, the plain formula's) of out, d_qk and d_v, relative to the largest entry, as
+    arrays.
 
     The float64 spec gets the same rounded numbers.
     """
@@ -298,7 +303,8 @@ def errors_against_spec(dtype, name, seed, autocast=False):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", PRESETS)
 def test_lower_precision_is_as_good_as_the_plain_formula(name, dtype, autocast):
-    """At most twice the error of a dense softmax in the same precision: root mean square, and largest entry.
+    """At most twice the error of a dense softmax in the same precision: root mean square, and
+    largest entry.
 
     The largest error of one draw is one unlucky rounding, so it is averaged over the draws.
     """
@@ -344,7 +350,9 @@ def test_same_call_same_bits_and_no_random_state(name):
 
 
 def test_inputs_are_left_alone_and_layout_does_not_matter():
-    """int16 and int32 buckets, transposed and sliced tensors: the same bits; nothing is written into the inputs."""
+    """int16 and int32 buckets, transposed and sliced tensors: the same bits; nothing is written
+    into the inputs.
+    """
     o = LSHOptions(n_hashes=2, chunk_length=4)
     qk, v, buckets = (to_torch(a) for a in draw(17, o, 21, (2, 3)))
     kept = [t.clone() for t in (qk, v, buckets)]

@@ -1,4 +1,6 @@
-"""Live bytes, case by case: what is made, shared, resized, kept by autograd, let go; and against PyTorch's profiler."""
+"""Live bytes, case by case: what is made, shared, resized, kept by autograd, let go; and against
+PyTorch's profiler.
+"""
 
 import json
 
@@ -7,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.profiler import ProfilerActivity, profile
-
-from reformer_ref.counting import BLOCK, Counter
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
-from reformer_ref.memory import count_peak
+from reformer_ref.memory.count import BLOCK, Counter
+from reformer_ref.memory.measure import count_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
+from torch.profiler import ProfilerActivity, profile
 
 K = 1024  # a float32 tensor of 256·n numbers takes n·K bytes, whole blocks
 
@@ -237,7 +238,7 @@ def profiled_peak(fn, path):
 
 
 def perceptron():
-    x, layers = torch.randn(2000, 128), torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(4)))
+    x, layers = (torch.randn(2000, 128), torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(4))))
     h = x
     for layer in layers:
         h = torch.relu(layer(h)) + h

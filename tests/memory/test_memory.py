@@ -1,4 +1,6 @@
-"""The three figures against each other: measured, counted, predicted; and what they say about the model."""
+"""The three figures against each other: measured, counted, predicted; and what they say about the
+model.
+"""
 
 import subprocess
 import sys
@@ -7,12 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref import memory
-from reformer_ref.counting import Counter
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
-from reformer_ref.memory import count_peak, measure_peak, predict_peak
+from reformer_ref.memory import measure as memory
+from reformer_ref.memory.count import Counter
+from reformer_ref.memory.measure import count_peak, measure_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
@@ -200,7 +201,9 @@ def test_extrapolation_is_within_one_percent():
     ids=["lsh", "local and lsh", "long"],
 )
 def test_linear_in_the_length(pattern, lengths):
-    """Up to some ten thousand tokens heads are worked on together, beyond that one at a time: a line each."""
+    """Up to some ten thousand tokens heads are worked on together, beyond that one at a time: a
+    line each.
+    """
     config = small(pattern=pattern, n_layers=len(pattern), max_length=lengths[-1], ff_slice=2048, loss_slice=2048)
     peaks = [predict_peak(config, n, "cpu").peak_bytes for n in lengths]
     slope = (peaks[-1] - peaks[0]) / (lengths[-1] - lengths[0])
@@ -216,7 +219,9 @@ def test_linear_in_the_length_as_counted():
 
 @pytest.mark.parametrize("pattern", [("lsh",), ("local", "lsh")])
 def test_flat_in_the_depth(pattern):
-    """Beyond its parameters, their gradients and Adam's state, a layer leaves its buckets behind, and nothing else."""
+    """Beyond its parameters, their gradients and Adam's state, a layer leaves its buckets behind,
+    and nothing else.
+    """
     length, depths = 8192, (2, 4, 8)
     found = [predict_peak(small(pattern=pattern, n_layers=n, max_length=length), length, "cpu") for n in depths]
     buckets = length * 2 * 2 * 2  # heads, rounds, int16
@@ -271,7 +276,7 @@ def test_bad_devices():
 def test_a_prediction_allocates_nothing():
     """A hundred gigabytes, predicted in a process of its own that stays below two."""
     code = (
-        "from reformer_ref.memory import *; from reformer_ref.model.config import ReformerConfig;"
+        "from reformer_ref.memory.measure import *; from reformer_ref.model.config import ReformerConfig;"
         "c = ReformerConfig(n_layers=2, d_model=64, n_heads=1, pattern=('dense',));"
         "p = measure_peak(lambda: predict_peak(c, 1 << 18).peak_bytes, 'cpu'); print(p.result, p.peak_bytes)"
     )

@@ -1,4 +1,6 @@
-"""Does it fit: sizes, the search for the longest sequence, what is tried, the table and the picture."""
+"""Does it fit: sizes, the search for the longest sequence, what is tried, the table and the
+picture.
+"""
 
 import argparse
 import json
@@ -8,11 +10,10 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from reformer_ref import planner
+from reformer_lab import planner
+from reformer_lab.planner import Question, add_memory_arguments, changes, format_bytes, longest, parse_bytes, run_memory
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
-from reformer_ref.planner import Question, add_memory_arguments, changes, format_bytes, longest, parse_bytes, run_memory
 
 SMALL = ["--length", "4096", "--layers", "2", "--d-model", "32", "--heads", "2", "--d-ff", "64", "--device", "cpu"]
 
@@ -182,6 +183,6 @@ def test_mistakes_are_one_clear_line(words, message):
 
 
 def test_the_options_are_known_without_torch():
-    code = "import sys, reformer_ref.planner; print('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import sys, reformer_lab.planner; print('torch' in sys.modules or 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,19 +1,24 @@
-"""Pictures of memory and speed: they show what they are given, and say so; the explorer shows what is predicted."""
+"""Pictures of memory and speed: they show what they are given, and say so; the explorer shows what
+is predicted.
+"""
 
 import json
 from itertools import product
 
 import numpy as np
 import pytest
-
-from reformer_ref import measured_plots as plots
-from reformer_ref.drawing import Picture
-from reformer_ref.explorers import memory as explorer
-from reformer_ref.memory import predict_peak
-from reformer_ref.planner import PARTS, format_bytes
+from reformer_lab.planner import PARTS, format_bytes
+from reformer_lab.plots import measured as plots
+from reformer_lab.plots.drawing import Picture
+from reformer_lab.widgets import memory as explorer
+from reformer_ref.memory.measure import predict_peak
 
 MACHINE = {"cpu": "A processor", "cores": 2, "threads": 1, "memory_bytes": 8, "system": "Linux x86_64"}
-HEAD = {"command": "reformer-ref bench a --out figures/data/x.json", "date": "2026-01-02T03:04", "machine": MACHINE}
+HEAD = {
+    "command": "reformer-ref bench a --out reformer_lab/records/x.json",
+    "date": "2026-01-02T03:04",
+    "machine": MACHINE,
+}
 
 
 def bench(lengths=(1024, 2048), rounds=(4,), contenders=("ours-trax", "dense", "matmul"), n_layers=0):
@@ -38,7 +43,9 @@ def million(length, seconds):
 
 
 def told(picture, **expected):
-    """A picture that can be drawn, whose caption is a sentence and whose numbers hold what is expected."""
+    """A picture that can be drawn, whose caption is a sentence and whose numbers hold what is
+    expected.
+    """
     assert isinstance(picture, Picture)
     assert len(picture.caption) > 60
     assert expected.items() <= picture.numbers.items()
@@ -53,7 +60,7 @@ def test_a_record_says_where_it_comes_from():
     assert "figures" not in text
     with pytest.raises(ValueError, match="records must be at least one"):
         plots.source()
-    with pytest.raises(ValueError, match="name must be a record in figures/data, got 'no_such'"):
+    with pytest.raises(ValueError, match="name must be a record in reformer_lab/records, got 'no_such'"):
         plots.read("no_such")
 
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-
-from reformer_ref.compare import expect_close
 from reformer_ref.model.checks import small_config
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import expect_close
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +28,7 @@ def test_compiles_to_one_graph(grad):
 
 
 def test_exports():
-    model, tokens, mask = ReformerLM(causal()).eval(), tokens_of(23), torch.ones(2, 23, dtype=torch.bool)
+    model, tokens, mask = (ReformerLM(causal()).eval(), tokens_of(23), torch.ones(2, 23, dtype=torch.bool))
     mask[0, :4] = False
     for inputs in ((tokens,), (tokens, mask)):
         exported = torch.export.export(model, inputs).module()

@@ -7,17 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
+from reformer_ref._arguments import bucket_factors
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
-from reformer_ref.model.config import (
-    LAYER_KINDS,
-    ReformerConfig,
-    n_buckets_for,
-    padding_to_multiple,
-    rotation_width,
-)
-from reformer_ref.validate import bucket_factors
+from reformer_ref.model.config import LAYER_KINDS, ReformerConfig, n_buckets_for, padding_to_multiple, rotation_width
 
 INTEGERS = ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_v", "d_ff", "max_length", "ff_slice")
 INTEGERS += ("loss_slice", "dense_strip", "length_multiple", "seed")

@@ -1,4 +1,6 @@
-"""DistributedDataParallel on two processes (gloo): gradients are the average over the processes, in every mode."""
+"""DistributedDataParallel on two processes (gloo): gradients are the average over the processes, in
+every mode.
+"""
 
 import dataclasses
 import sys
@@ -8,12 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
-
-from reformer_ref.compare import expect_close
 from reformer_ref.model.checks import small_config
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import expect_close
+from torch import nn
 
 MODES = [{}, {"find_unused_parameters": True}, {"static_graph": True}]
 ROUNDS, RANKS = 2, 2  # static_graph records the first round and relies on it afterwards
@@ -23,7 +24,9 @@ ENCODER = small_config("paper", {"n_hashes": 2, "chunks_after": 1}, causal=False
 
 
 class Loss(nn.Module):
-    """DistributedDataParallel sees ``forward`` only. The language model ties its head, so a weight is used twice."""
+    """DistributedDataParallel sees ``forward`` only. The language model ties its head, so a weight
+    is used twice.
+    """
 
     def __init__(self, kind, reversible=True):
         super().__init__()

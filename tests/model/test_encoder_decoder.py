@@ -5,12 +5,10 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-
-from reformer_ref.bridge import to_numpy
-from reformer_ref.compare import expect_close, expect_equal
 from reformer_ref.model import spec
 from reformer_ref.model.checks import small_config
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
+from reformer_ref.testing import expect_close, expect_equal, to_numpy
 
 FIELDS = {"pattern": ("local", "lsh"), "n_layers": 3}
 LOOKING_AROUND = {"n_hashes": 2, "n_buckets": 4, "chunks_after": 1}
@@ -44,9 +42,9 @@ MASKS = [(None, None), (mask_of(14, (0, 9), (3, 14)), mask_of(10, (2, 10), (0, 8
 @pytest.mark.parametrize("pattern", [("local", "lsh"), ("dense", "regular", "lsh")], ids="-".join)
 def test_agrees_with_the_spec(pattern, masks, tie_head):
     model = model_of(pattern=pattern, tie_head=tie_head, dense_strip=3)
-    configs, params = (model.encoder_config, model.decoder_config), to_numpy(dict(model.state_dict()))
+    configs, params = ((model.encoder_config, model.decoder_config), to_numpy(dict(model.state_dict())))
     inputs = (source_of(14), target_of(10), *masks)
-    got, want = model(*inputs), spec.encoder_decoder(params, *configs, *(to_numpy(x) for x in inputs))
+    got, want = (model(*inputs), spec.encoder_decoder(params, *configs, *(to_numpy(x) for x in inputs)))
     expect_close("logits", got.detach(), want, 1e-12)
 
 
@@ -142,7 +140,9 @@ def test_each_source_token_matters_unless_it_is_masked(at):
 
 
 def test_masked_cross_attention_still_depends_on_the_query():
-    """With a mask, two queries that differ must be answered differently, each row by its own source."""
+    """With a mask, two queries that differ must be answered differently, each row by its own
+    source.
+    """
     model = model_of(pattern=("dense",), n_layers=1)
     half = model.decoder.stack.blocks[0].halves[1]
     x = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -196,7 +196,9 @@ def test_fresh_rotations_on_both_sides():
 
 
 def test_learns_to_reverse():
-    """The answer is in the source alone, so cross-attention must carry it: from log 5 = 1.6 nats to far below."""
+    """The answer is in the source alone, so cross-attention must carry it: from log 5 = 1.6 nats to
+    far below.
+    """
     torch.manual_seed(0)
     fields = {"vocab_size": 6, "d_model": 32, "max_length": 8, "n_layers": 2, "pattern": ("dense",)}
     encoder, decoder = (small_config(causal=causal, **fields) for causal in (False, True))

@@ -1,20 +1,21 @@
-"""Halves work in place only while their weights alone say what they compute; anything else must not go unnoticed."""
+"""Halves work in place only while their weights alone say what they compute; anything else must not
+go unnoticed.
+"""
 
 import dataclasses
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
-
-from reformer_ref.compare import expect_close
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.local_attention.pytorch import local_attention
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.model.config import ReformerConfig
-from reformer_ref.model.halves import SelfAttention
+from reformer_ref.model.layers import SelfAttention
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import expect_close
+from torch import nn
 
 CONFIG = ReformerConfig(
     vocab_size=11, d_model=16, n_layers=2, n_heads=2, max_length=64, ff_slice=5, loss_slice=7,
@@ -142,7 +143,9 @@ def test_a_head_of_another_kind_is_refused():
 
 
 def test_half_precision_far_from_one():
-    """float16 ends at 65504: products must not leave it on the way, tiny vectors must not become infinite keys."""
+    """float16 ends at 65504: products must not leave it on the way, tiny vectors must not become
+    infinite keys.
+    """
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 64, 64, generator=g) for _ in range(3))
     out = local_attention((50 * q).half(), (50 * k).half(), v.half(), LocalOptions(chunk_length=16))

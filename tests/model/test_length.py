@@ -1,13 +1,14 @@
-"""Padding changes nothing, later tokens change nothing in the strict preset, and every length works."""
+"""Padding changes nothing, later tokens change nothing in the strict preset, and every length
+works.
+"""
 
 import numpy as np
 import pytest
 import torch
-
-from reformer_ref.compare import expect_close
 from reformer_ref.lsh_attention.options import PRESETS
 from reformer_ref.model.checks import small_config
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import expect_close
 
 TOLERANCE = 1e-13
 WITHOUT_WRAP = [("paper", {}, True), ("paper", {"chunks_after": 1}, False), ("strict", {}, True)]
@@ -25,7 +26,9 @@ def tokens_of(length, seed=0, batch=2):
 
 @pytest.mark.parametrize(("preset", "options", "causal"), WITHOUT_WRAP)
 def test_padding_never_matters(preset, options, causal):
-    """0, 1, 7 or 64 padded positions, left or right, whatever stands there; rows of one batch padded differently."""
+    """0, 1, 7 or 64 padded positions, left or right, whatever stands there; rows of one batch
+    padded differently.
+    """
     model = model_of(preset, options, causal=causal, pattern=("local", "lsh", "dense", "regular"), n_layers=4)
     for length in (1, 5, 23):
         tokens = tokens_of(length, length)
@@ -61,7 +64,9 @@ def test_padding_never_matters_to_the_loss():
 
 @pytest.mark.parametrize("n_buckets", [None, 4, (2, 6)])
 def test_strict_outputs_depend_on_their_prefix_alone(n_buckets):
-    """Later tokens changed, or cut off: with ``n_buckets=None`` too, which then follows ``max_length``."""
+    """Later tokens changed, or cut off: with ``n_buckets=None`` too, which then follows
+    ``max_length``.
+    """
     model = model_of("strict", {"n_hashes": 3, "n_buckets": n_buckets}, pattern=("local", "lsh"), n_layers=4)
     tokens = tokens_of(45, batch=3)
     with torch.no_grad():
@@ -75,9 +80,11 @@ def test_strict_outputs_depend_on_their_prefix_alone(n_buckets):
 
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"strict"}))
 def test_other_presets_are_causal_in_value_only(preset):
-    """Later tokens move the chunk borders of the sorted sequence, and with them what earlier tokens see.
+    """Later tokens move the chunk borders of the sorted sequence, and with them what earlier tokens
+    see.
 
-    Logits have a standard deviation of about one; the earlier ones change by as much, in most positions.
+    Logits have a standard deviation of about one; the earlier ones change by as much, in most
+    positions.
     """
     model = model_of(preset, pattern=("local", "lsh"), n_layers=4)
     tokens = tokens_of(45, batch=8)
@@ -134,5 +141,5 @@ def test_rows_of_a_batch_do_not_meet():
     model = model_of("trax", pattern=("local", "lsh"))
     tokens = tokens_of(29, batch=5)
     with torch.no_grad():
-        together, alone = model(tokens), np.concatenate([model(row[None]).numpy() for row in tokens])
+        together, alone = (model(tokens), np.concatenate([model(row[None]).numpy() for row in tokens]))
     expect_close("rows", together, alone, TOLERANCE)

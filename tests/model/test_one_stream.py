@@ -1,15 +1,15 @@
-"""Ordinary residuals, ``streams=1``: x + F(x), the same weights as a reversible model, spec and decoder alike."""
+"""Ordinary residuals, ``streams=1``: x + F(x), the same weights as a reversible model, spec and
+decoder alike.
+"""
 
 import numpy as np
 import pytest
 import torch
-
-from reformer_ref.bridge import as_numpy
-from reformer_ref.compare import expect_close, relative_error
 from reformer_ref.generation.pytorch import Decoder
 from reformer_ref.model import spec
 from reformer_ref.model.checks import random_params, small_config
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import as_numpy, expect_close, relative_error
 
 
 def config_of(**changes):

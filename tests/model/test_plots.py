@@ -1,10 +1,11 @@
-"""The pictures of the whole model: they show what they are given, at extremes too, and refuse what does not fit."""
+"""The pictures of the whole model: they show what they are given, at extremes too, and refuse what
+does not fit.
+"""
 
 import numpy as np
 import pytest
-
-from reformer_ref.drawing import Picture
-from reformer_ref.model import plots
+from reformer_lab.plots import model as plots
+from reformer_lab.plots.drawing import Picture
 
 BASELINES = {"byte frequencies": 4.78, "zlib": 3.17}
 

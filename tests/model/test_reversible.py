@@ -5,17 +5,17 @@ from collections import Counter
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from reformer_ref.compare import expect_close
-from reformer_ref.model import halves
+from reformer_ref.model import layers as halves
 from reformer_ref.model.checks import small_config
-from reformer_ref.model.halves import FeedForwardHalf, SelfAttention
+from reformer_ref.model.layers import FeedForwardHalf, SelfAttention
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import expect_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TOLERANCE = 1e-12
 PATTERN = {"pattern": ("local", "lsh", "dense", "regular"), "n_layers": 5}
-# With dropout a half is recomputed as a module; without, in place: all heads together, or one after the other.
+# With dropout a half is recomputed as a module; without, in place: all heads together, or one after
+# the other.
 WAYS = {
     "dropout": ({"dropout": 0.2, "ff_slice": 5, "loss_slice": 9}, None),
     "in place": ({"ff_slice": None, "loss_slice": None}, None),
@@ -192,7 +192,9 @@ class Products(TorchDispatchMode):
 
 
 def test_autocast_recomputes_in_the_same_dtype(pair):
-    """Forward under bfloat16, backward outside of it: every linear map of forward is made again, in its dtype."""
+    """Forward under bfloat16, backward outside of it: every linear map of forward is made again, in
+    its dtype.
+    """
     model = pair()[0].float()
     with torch.autocast("cpu", torch.bfloat16), Products() as forward:
         one = loss(model)

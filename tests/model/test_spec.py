@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import torch
-
-from reformer_ref.bridge import as_numpy
-from reformer_ref.compare import expect_close
 from reformer_ref.hashing.pytorch import random_rotations
 from reformer_ref.model import checks, spec
 from reformer_ref.model.checks import random_params, small_config
 from reformer_ref.model.config import n_buckets_for
 from reformer_ref.model.pytorch import ReformerLM, count_positions, next_tokens
+from reformer_ref.testing import as_numpy, expect_close
 
 TOLERANCE = 1e-12
 LENGTHS = (1, 2, 3, 4, 5, 13, 29)  # chunks are 4 long: 1, 2, chunk ± 1, primes, max_length
@@ -135,7 +133,7 @@ def test_tokens_behind_the_mask_do_not_matter():
     for preset in ("paper", "trax"):
         config = small_config(preset, {"n_hashes": 2}, n_layers=3)
         rng = np.random.default_rng(2)
-        params, tokens, mask = random_params(rng, config), rng.integers(0, 11, (2, 21)), any_mask(rng, (2, 21))
+        params, tokens, mask = (random_params(rng, config), rng.integers(0, 11, (2, 21)), any_mask(rng, (2, 21)))
         other = np.where(mask, tokens, rng.integers(0, 11, (2, 21)))
         for lm in (spec.reformer_lm, pytorch_lm):
             a, b = (lm(params, config, t, mask)[mask] for t in (tokens, other))

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.compare import expect_close, expect_equal
 from reformer_ref.model.checks import small_config
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import expect_close, expect_equal
 
 CONFIG = small_config("paper", {"n_hashes": 2}, pattern=("local", "lsh"), n_layers=3)
 MASKED = small_config("paper", {"n_hashes": 2, "chunks_after": 1}, causal=False, pattern=("local", "lsh"))
@@ -37,10 +36,7 @@ def same_state(a, b):
 def test_loss_is_the_cross_entropy_of_the_logits(loss_slice, tie_head):
     model = ReformerLM(dataclasses.replace(CONFIG, loss_slice=loss_slice, tie_head=tie_head)).double()
     tokens, results = tokens_of(23), []
-    for loss in (
-        model.loss(tokens),
-        F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()),
-    ):
+    for loss in (model.loss(tokens), F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())):
         model.zero_grad()
         loss.backward()
         results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
@@ -59,7 +55,9 @@ def test_loss_of_padded_rows_asks_for_real_tokens_only():
 
 
 def test_masked_language_model():
-    """Not causal: targets where tokens were hidden, −100 elsewhere; padding is neither seen nor counted."""
+    """Not causal: targets where tokens were hidden, −100 elsewhere; padding is neither seen nor
+    counted.
+    """
     model = ReformerLM(MASKED).double()
     tokens, hidden = tokens_of(21), torch.zeros(2, 21, dtype=torch.bool)
     hidden[0, [3, 9]] = hidden[1, [0, 20]] = True

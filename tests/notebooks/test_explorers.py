@@ -1,13 +1,14 @@
-"""Every widget's drawing function at both ends of every control, and with nonsense; the widget without a browser."""
+"""Every widget's drawing function at both ends of every control, and with nonsense; the widget
+without a browser.
+"""
 
 import importlib
 import inspect
 import pkgutil
 
 import pytest
-
-import reformer_ref.explorers as package
-from reformer_ref.drawing import Picture, explore
+import reformer_lab.widgets as package
+from reformer_lab.plots.drawing import Picture, explore
 
 
 def explorers():

@@ -1,4 +1,6 @@
-"""The pages of ``make walkthrough``: everything in themselves; and the drawing helpers that the notebooks rest on."""
+"""The pages of ``make walkthrough``: everything in themselves; and the drawing helpers that the
+notebooks rest on.
+"""
 
 import re
 
@@ -6,13 +8,12 @@ import nbformat
 import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-from reformer_ref.drawing import Choice, Picture, Range, bucket_colours, number, readable_on, side_by_side, strip
+from reformer_lab.notebooks import clean, gallery, run, walkthrough, with_mathml
+from reformer_lab.plots.drawing import Choice, Picture, Range, bucket_colours, number, readable_on, side_by_side, strip
 from reformer_ref.hashing import pytorch, spec
-from reformer_ref.notebooks import clean, gallery, run, walkthrough, with_mathml
 
 PICTURE = """
-from reformer_ref.drawing import Picture
+from reformer_lab.plots.drawing import Picture
 picture = Picture(2, 1)
 picture.add_subplot().plot([0, 1])
 picture.tell("Line chart: nothing (x) against nothing (y), to be looked at by a test.", slope=1.0)

@@ -1,4 +1,6 @@
-"""Every notebook as it is stored: run in order, outputs there, small, no trace of a machine, captions, one title."""
+"""Every notebook as it is stored: run in order, outputs there, small, no trace of a machine,
+captions, one title.
+"""
 
 import ast
 import re
@@ -6,8 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from reformer_ref.notebooks import IGNORED, clean
+from reformer_lab.notebooks import IGNORED, clean
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 LARGEST, LONGEST_CELL, MOST_WORDS, MOST_TOYS = 400_000, 15, 130, 3
@@ -46,7 +47,7 @@ def test_is_valid_and_clean(notebook):
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
     stored = nbformat.writes(notebook)
-    assert nbformat.writes(clean(notebook)) == stored, "store it with: python -m reformer_ref walkthrough --store"
+    assert nbformat.writes(clean(notebook)) == stored, "store it with: python -m reformer_lab walkthrough --store"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,25 +1,27 @@
-"""reformer-pytorch, live, in float64: LSH and full attention, outputs and gradients, given the same rotations."""
+"""reformer-pytorch, live, in float64: LSH and full attention, outputs and gradients, given the same
+rotations.
+"""
 
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-
 from reformer_ref.attention import pytorch as attention_pytorch
 from reformer_ref.attention import spec as attention_spec
 from reformer_ref.chunking import spec as chunking_spec
-from reformer_ref.compare import expect_close, expect_equal, relative_error
 from reformer_ref.hashing.pytorch import hash_vectors
 from reformer_ref.lsh_attention import pytorch as lsh_pytorch
 from reformer_ref.lsh_attention import spec as lsh_spec
 from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.testing import expect_close, expect_equal, relative_error
 
 peer = pytest.importorskip("reformer_pytorch.reformer_pytorch")
 pytestmark = pytest.mark.peers
 
 TOLERANCE = 1e-10
-# They count duplicates with a logarithm in float32, log(count + 1e-9): good to 1e-7 where a count is not 1.
+# They count duplicates with a logarithm in float32, log(count + 1e-9): good to 1e-7 where a count
+# is not 1.
 COUNTED = 1e-7
 B, L, D, C = 3, 32, 6, 4  # sequences, their length, size of a vector, bucket_size
 
@@ -32,7 +34,9 @@ def random_input(length=L, seed=0):
 
 
 def run_theirs(qk, v, mask=None, seed=3, **settings):
-    """(output, buckets without round offsets, rotations). They draw from the global random state, restored here."""
+    """(output, buckets without round offsets, rotations). They draw from the global random state,
+    restored here.
+    """
     layer = peer.LSHAttention(bucket_size=C, **settings).eval()
     per_head = settings.get("random_rotations_per_head", False)
     n_buckets, n_hashes = qk.shape[1] // C, settings["n_hashes"]
@@ -43,7 +47,7 @@ def run_theirs(qk, v, mask=None, seed=3, **settings):
     shape = (len(qk) if per_head else 1, D, n_hashes, n_buckets // 2)
     rotations = torch.randn(shape, generator=generator, dtype=torch.float64).transpose(1, 2)
     offsets = n_buckets * torch.arange(n_hashes)[:, None]
-    return out, buckets.view(len(qk), n_hashes, -1) - offsets, rotations if per_head else rotations[0]
+    return (out, buckets.view(len(qk), n_hashes, -1) - offsets, rotations if per_head else rotations[0])
 
 
 def options_for(n_hashes, causal, across=True, duplicates=True):
@@ -59,7 +63,8 @@ def expect_same(what, outs, inputs, d_out, tolerance):
     return max(expect_close(f"{what}: {name}", got, want, tolerance) for name, got, want in pairs)
 
 
-# Both kinds of buckets, with and without duplicates; but test_their_count_of_duplicates for what is not alike.
+# Both kinds of buckets, with and without duplicates; but test_their_count_of_duplicates for what is
+# not alike.
 ALIKE = [c for c in product((1, 2, 4), (True, False), (True, False)) if c[0] == 1 or not c[1] or c[2]]
 
 
@@ -101,11 +106,13 @@ def test_full_attention(causal):
 
 
 def their_counts(buckets, causal):
-    """What allow_duplicate_attention=False weighs each pair with: real (L, L). buckets (n_hashes, L).
+    """What allow_duplicate_attention=False weighs each pair with: real (L, L). buckets (n_hashes,
+    L).
 
-    Each place in which query i meets key j weighs 1 / (count + 1e-9). What is counted is rounds in which the chunk of j
-    is that of i or the one before. A pair that meets only because the first chunk of a round looks back at the last
-    chunk of the round before is counted zero times, and weighs a thousand million times as much.
+    Each place in which query i meets key j weighs 1 / (count + 1e-9). What is counted is rounds in
+    which the chunk of j is that of i or the one before. A pair that meets only because the first
+    chunk of a round looks back at the last chunk of the round before is counted zero times, and
+    weighs a thousand million times as much.
     """
     slots = chunking_spec.undo_sort(chunking_spec.sort_by_bucket(buckets))  # (n_hashes, L)
     n_hashes, length = slots.shape
@@ -128,7 +135,9 @@ def attend_densely(qk, v, counts):
 @pytest.mark.parametrize("n_hashes", [2, 4])
 @torch.no_grad()
 def test_their_count_of_duplicates(causal, n_hashes):
-    """Theirs, with the weights as they count; ours, with the same pairs and each counted once; and how far apart."""
+    """Theirs, with the weights as they count; ours, with the same pairs and each counted once; and
+    how far apart.
+    """
     qk, v, _ = (x.detach() for x in random_input())
     theirs, buckets, _ = run_theirs(qk, v, n_hashes=n_hashes, causal=causal, allow_duplicate_attention=False)
     ours = lsh_pytorch.lsh_attention(qk, v, buckets, options_for(n_hashes, causal, duplicates=False))
@@ -143,7 +152,9 @@ def test_their_count_of_duplicates(causal, n_hashes):
 
 @torch.no_grad()
 def test_padding_takes_places_in_their_chunks():
-    """What stands in masked positions is hashed there like a token and moves the borders of chunks; here it is not."""
+    """What stands in masked positions is hashed there like a token and moves the borders of chunks;
+    here it is not.
+    """
     qk, v, _ = random_input()
     real = torch.arange(L).expand(B, -1) < L - 9
     other = torch.where(real[..., None], qk, torch.flip(qk, [1]))

@@ -1,17 +1,18 @@
-"""The attention layers of transformers, live, in float64: outputs and gradients, given the same rotations."""
+"""The attention layers of transformers, live, in float64: outputs and gradients, given the same
+rotations.
+"""
 
 import pytest
 import torch
-
-from reformer_ref.compare import expect_close, expect_equal
 from reformer_ref.hashing.pytorch import hash_vectors
+from reformer_ref.huggingface.weights import config_from_huggingface
 from reformer_ref.local_attention import pytorch as local_pytorch
 from reformer_ref.local_attention import spec as local_spec
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention import pytorch as lsh_pytorch
 from reformer_ref.lsh_attention import spec as lsh_spec
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model.huggingface import config_from_huggingface
+from reformer_ref.testing import expect_close, expect_equal
 
 transformers = pytest.importorskip("transformers")
 peer = pytest.importorskip("transformers.models.reformer.modeling_reformer")
@@ -41,7 +42,9 @@ def hf_config(kind, causal, n_hashes=1, n_buckets=8, before=1, after=0):
 
 
 def run_theirs(layer, config, length, masked):
-    """Their layer on random input: inputs, mask, cotangent, output and gradients of x and weights, and its buckets."""
+    """Their layer on random input: inputs, mask, cotangent, output and gradients of x and weights,
+    and its buckets.
+    """
     generator = torch.Generator().manual_seed(length)
     layer = layer(config).double()
     for p in layer.parameters():
@@ -55,7 +58,7 @@ def run_theirs(layer, config, length, masked):
         result = layer(x, attention_mask=real.long() if masked else None)
     out = result.hidden_states
     inputs = [x, *layer.parameters()]
-    return inputs, real if masked else None, d_out, out, torch.autograd.grad(out, inputs, d_out), result
+    return (inputs, real if masked else None, d_out, out, torch.autograd.grad(out, inputs, d_out), result)
 
 
 def heads(x, weight):
@@ -63,7 +66,9 @@ def heads(x, weight):
 
 
 def expect_same(out, theirs, inputs, mask, d_out, grads):
-    """Outputs of real tokens and gradients of everything; the worst relative error. out (B, HEADS, L, D)."""
+    """Outputs of real tokens and gradients of everything; the worst relative error. out (B, HEADS,
+    L, D).
+    """
     out = out.transpose(1, 2).flatten(2)
     real = torch.ones(out.shape[:2], dtype=torch.bool) if mask is None else mask
     errors = [expect_close("out", out[real].detach(), theirs[real].detach(), TOLERANCE)]

@@ -1,15 +1,16 @@
-"""Whole models of transformers with their weights carried over: logits and gradients in float64, and bad weights."""
+"""Whole models of transformers with their weights carried over: logits and gradients in float64,
+and bad weights.
+"""
 
 import re
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
-
-from reformer_ref.compare import expect_close, expect_equal, relative_error
+from reformer_ref.huggingface.weights import config_from_huggingface, weight_names
 from reformer_ref.model.config import ReformerConfig
-from reformer_ref.model.huggingface import config_from_huggingface, weight_names
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import expect_close, expect_equal, relative_error
+from torch.nn.functional import cross_entropy
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers
@@ -71,7 +72,9 @@ def logits_of(model, tokens, mask=None):
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_logits(pattern, variant):
-    """Lengths that the chunk lengths divide, and others, which both pad inside; up to a chunk, and padded batches."""
+    """Lengths that the chunk lengths divide, and others, which both pad inside; up to a chunk, and
+    padded batches.
+    """
     theirs = hf_model(attn_layers=pattern, **VARIANTS[variant])
     ours = ReformerLM.from_huggingface(theirs)
     assert (ours.trunk.embedding.weight.dtype, ours.training) == (torch.float64, False)
@@ -88,7 +91,9 @@ def test_logits(pattern, variant):
 @pytest.mark.parametrize("pattern", PATTERNS, ids=",".join)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_of_the_loss(pattern, variant):
-    """Training mode, reversible on both sides. Their rule of length: the product of the axial shape, in full chunks."""
+    """Training mode, reversible on both sides. Their rule of length: the product of the axial
+    shape, in full chunks.
+    """
     changes = VARIANTS[variant] | ({"axial_pos_shape": [6, 8]} if variant == "unequal chunks" else {})
     theirs = hf_model(attn_layers=pattern, training=True, **changes)
     ours = ReformerLM.from_huggingface(theirs)
@@ -137,7 +142,9 @@ def test_without_a_seed_rotations_are_those_of_the_configuration():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtype_is_kept(dtype):
-    """One round: with more, their −1e5 in float32 spoils each row that sees only itself by up to 1 %."""
+    """One round: with more, their −1e5 in float32 spoils each row that sees only itself by up to 1
+    %.
+    """
     theirs = hf_model(dtype, num_hashes=1)
     ours = ReformerLM.from_huggingface(theirs)
     assert {t.dtype for t in ours.state_dict().values()} == {dtype}
@@ -174,7 +181,9 @@ def test_subclass_gives_its_own_kind():
 
 @torch.no_grad()
 def test_bias_of_the_head_is_a_choice():
-    """transformers 5 keeps ``lm_head.bias`` and does not add it; transformers 4 did, as ``lm_head.decoder.bias``."""
+    """transformers 5 keeps ``lm_head.bias`` and does not add it; transformers 4 did, as
+    ``lm_head.decoder.bias``.
+    """
     theirs, tokens = hf_model(), random_tokens(16)
     bias = theirs.lm_head.bias.data
     assert bias.abs().max() > 0.1
@@ -262,7 +271,9 @@ def test_a_foreign_configuration_without_counterpart_is_told(changes, words):
 
 
 def test_a_seed_without_a_number_of_buckets_is_told():
-    """They choose the number of buckets, and with it the rotations, from the first batch; and then never again."""
+    """They choose the number of buckets, and with it the rotations, from the first batch; and then
+    never again.
+    """
     theirs = hf_model(num_buckets=None)
     with pytest.raises(ValueError, match="must be given, because the rotations depend on it"):
         ReformerLM.from_huggingface(theirs)
@@ -292,7 +303,9 @@ def test_padding_on_the_left_changes_their_outputs_and_not_ours():
 
 
 def test_names_cover_both_models():
-    """Every weight of both sides has its partner, but for the bias of the head, and the rotations, which are drawn."""
+    """Every weight of both sides has its partner, but for the bias of the head, and the rotations,
+    which are drawn.
+    """
     for changes in ({}, {"axial_pos_embds": False}):
         theirs = hf_model(**changes)
         names = weight_names(config_from_huggingface(theirs.config))

@@ -5,13 +5,12 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
-from reformer_ref.compare import relative_error
+from reformer_ref.huggingface.files import DEFAULTS
+from reformer_ref.huggingface.weights import to_huggingface
 from reformer_ref.model.config import ReformerConfig
-from reformer_ref.model.huggingface import to_huggingface
-from reformer_ref.model.huggingface_files import DEFAULTS
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.testing import relative_error
+from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers
@@ -69,7 +68,9 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_shapes_both_ways(name, tmp_path):
-    """Random weights in the shapes of the published models: logits to 1e-10 in float64, there and back."""
+    """Random weights in the shapes of the published models: logits to 1e-10 in float64, there and
+    back.
+    """
     theirs = their_model(PUBLISHED[name])
     theirs.save_pretrained(tmp_path)
     ours = ReformerLM.from_huggingface(tmp_path)
@@ -109,7 +110,7 @@ def test_other_forms_of_weights(folder, tmp_path, form):
             save_file({n: weights[n] for n in some}, tmp_path / file)
         index = {"weight_map": {n: file for file, some in parts.items() for n in some}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    want, got = ReformerLM.from_huggingface(folder).state_dict(), ReformerLM.from_huggingface(tmp_path).state_dict()
+    want, got = (ReformerLM.from_huggingface(folder).state_dict(), ReformerLM.from_huggingface(tmp_path).state_dict())
     assert all(torch.equal(want[n], got[n]) for n in want)
 
 

@@ -1,13 +1,14 @@
-"""Values of the authors' own ``AxialPositionalEncoding`` (google/trax 7c189c2c, Apache-2.0): x + positions."""
+"""Values of the authors' own ``AxialPositionalEncoding`` (google/trax 7c189c2c, Apache-2.0): x +
+positions.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-from reformer_ref.compare import expect_close
 from reformer_ref.positions import pytorch, spec
+from reformer_ref.testing import expect_close
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trax_lsh_axial.npz"
 

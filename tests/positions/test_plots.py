@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-
-from reformer_ref.drawing import Picture
-from reformer_ref.explorers.axial import axial, cosine_similarity, learned_numbers, rows_in_use
-from reformer_ref.positions import plots
+from reformer_lab.plots import positions as plots
+from reformer_lab.plots.drawing import Picture
+from reformer_lab.widgets.axial import axial, cosine_similarity, learned_numbers, rows_in_use
 
 
 def shown(picture):

@@ -1,4 +1,6 @@
-"""Positions: spec and PyTorch pass the same checks, wrong variants do not, and bad input is refused by name."""
+"""Positions: spec and PyTorch pass the same checks, wrong variants do not, and bad input is refused
+by name.
+"""
 
 import re
 
@@ -7,11 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.bridge import as_numpy, autograd_vjp
-from reformer_ref.compare import expect_close
 from reformer_ref.positions import checks, pytorch, spec
 from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
+from reformer_ref.testing import as_numpy, autograd_vjp, expect_close
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 quick = settings(max_examples=25, deadline=None)
@@ -241,7 +241,9 @@ def test_compile_in_one_graph(module):
 
 
 def test_axial_positions_never_build_the_grid():
-    """A million places, a hundred asked for: nothing of the size of the product is saved or returned."""
+    """A million places, a hundred asked for: nothing of the size of the product is saved or
+    returned.
+    """
     module = AxialPositions((1024, 1024), (8, 8), torch.Generator().manual_seed(0))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):

@@ -1,4 +1,6 @@
-"""Reversible against ordinary autograd (``reversible=False``) in float64: every way in which people call backward."""
+"""Reversible against ordinary autograd (``reversible=False``) in float64: every way in which people
+call backward.
+"""
 
 import copy
 import gc
@@ -6,10 +8,9 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
-
-from reformer_ref.compare import expect_close
 from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_stack, reversible_stack_inverse
+from reformer_ref.testing import expect_close
+from torch import nn
 
 D = 6
 
@@ -67,7 +68,9 @@ def grads_of(stack, x):
 
 
 def run_both(pair, use, **kwargs):
-    """``use(stack, x)`` on both stacks, from the same random state; all .grad fields must agree afterwards."""
+    """``use(stack, x)`` on both stacks, from the same random state; all .grad fields must agree
+    afterwards.
+    """
     results = []
     for stack in pair:
         x = streams(**kwargs)
@@ -264,7 +267,9 @@ def test_parameters_that_are_reached_past_their_name():
 
 
 def test_functional_call_with_other_parameters():
-    """The parameters of the forward pass count, though the module holds others again when backward runs."""
+    """The parameters of the forward pass count, though the module holds others again when backward
+    runs.
+    """
     results = []
     for stack in pair(p=0.3):
         weights = {name: (p.detach() + 0.1).requires_grad_() for name, p in stack.named_parameters()}
@@ -451,7 +456,9 @@ def test_compile_and_export_of_the_eval_forward():
 
 
 def test_compiled_training_leaves_the_stack_to_eager_execution():
-    """Compiled apart from each other, forward and recompute would draw different dropout masks (inductor does)."""
+    """Compiled apart from each other, forward and recompute would draw different dropout masks
+    (inductor does).
+    """
     torch.manual_seed(0)
     stack = ReversibleStack([(nn.Dropout(0.5), nn.Dropout(0.5)) for _ in range(2)])
     compiled_ops = []

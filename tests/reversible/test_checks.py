@@ -1,8 +1,9 @@
-"""Each check rejects the implementations it is there to reject (NumPy variants), and accepts the right one."""
+"""Each check rejects the implementations it is there to reject (NumPy variants), and accepts the
+right one.
+"""
 
 import numpy as np
 import pytest
-
 from reformer_ref.reversible import checks, spec
 
 
@@ -10,7 +11,8 @@ def flat(blocks):
     return [half for block in blocks for half in block]
 
 
-# -- forward and inverse ---------------------------------------------------------------------------------------------
+# -- forward and inverse
+# ---------------------------------------------------------------------------------------------
 
 
 def both_from_old(x1, x2, blocks):
@@ -58,7 +60,8 @@ def test_wrong_inverse(fn):
         checks.check_reversible_inverse(fn)
 
 
-# -- backward --------------------------------------------------------------------------------------------------------
+# -- backward
+# --------------------------------------------------------------------------------------------------------
 
 
 def make_vjp(differentiate_at="input", paths="all"):
@@ -99,7 +102,8 @@ def test_wrong_backward(fn):
         checks.check_reversible_vjp(fn)
 
 
-# -- replay ----------------------------------------------------------------------------------------------------------
+# -- replay
+# ----------------------------------------------------------------------------------------------------------
 
 
 class Drop:
@@ -166,7 +170,9 @@ def test_dropout_not_replayed(fn, message):
 
 
 class Bucket:
-    """x times the row of ``table`` that its bucket selects; ``store``: the buckets of forward are kept."""
+    """x times the row of ``table`` that its bucket selects; ``store``: the buckets of forward are
+    kept.
+    """
 
     def __init__(self, table, store):
         self.table, self.store, self.kept = table, store, None

@@ -1,4 +1,6 @@
-"""DistributedDataParallel on two processes (gloo): gradients are the average over the processes, in every mode."""
+"""DistributedDataParallel on two processes (gloo): gradients are the average over the processes, in
+every mode.
+"""
 
 import sys
 from datetime import timedelta
@@ -7,13 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from reformer_ref.reversible.pytorch import ReversibleStack
+from reformer_ref.testing import expect_close
 from torch import nn
 
-from reformer_ref.compare import expect_close
-from reformer_ref.reversible.pytorch import ReversibleStack
-
 MODES = [{}, {"find_unused_parameters": True}, {"static_graph": True}]
-ROUNDS, RANKS, D = 3, 2, 6  # several rounds: static_graph records the first and relies on it afterwards
+ROUNDS, RANKS, D = (3, 2, 6)  # several rounds: static_graph records the first and relies on it afterwards
 
 
 class Model(nn.Module):

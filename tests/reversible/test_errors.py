@@ -4,14 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_stack, reversible_stack_inverse
 from torch import nn
 
-from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_stack, reversible_stack_inverse
-
 BLOCK = (nn.Tanh(), nn.Tanh())
-dtypes = st.sampled_from(
-    [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64],
-)
+dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
 shapes = st.lists(st.integers(0, 3), max_size=3)
 
 

@@ -1,15 +1,16 @@
-"""The authors' original layers (trax ReversibleSerial of two half-residuals, float32) reproduced by both versions."""
+"""The authors' original layers (trax ReversibleSerial of two half-residuals, float32) reproduced by
+both versions.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-from reformer_ref.compare import expect_close
 from reformer_ref.reversible import spec
 from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
+from reformer_ref.testing import expect_close
+from torch import nn
 
 EPS = 1e-6  # of the authors' layer norm
 TOLERANCE = 1e-6  # the file holds float32 only
@@ -88,7 +89,7 @@ def linear(w, b):
 def test_pytorch(golden, reversible):
     a, b = linear(golden["w_a"], golden["b_a"]), linear(golden["w_b"], golden["b_b"])
     norm = nn.LayerNorm(6, eps=EPS, dtype=torch.float64)
-    norm.weight.data, norm.bias.data = torch.from_numpy(golden["ln_scale"]), torch.from_numpy(golden["ln_bias"])
+    norm.weight.data, norm.bias.data = (torch.from_numpy(golden["ln_scale"]), torch.from_numpy(golden["ln_bias"]))
     blocks = [(nn.Sequential(norm, a, nn.ReLU()), nn.Sequential(b, nn.Tanh()))]
     g = {name: torch.from_numpy(value) for name, value in golden.items()}
     x1, x2 = g["x1"].clone().requires_grad_(), g["x2"].clone().requires_grad_()

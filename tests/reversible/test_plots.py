@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-
-from reformer_ref.explorers import reconstruction as lab
-from reformer_ref.reversible import adapters, checks, plots
+from reformer_lab.plots import reversible as plots
+from reformer_lab.widgets import reconstruction as lab
+from reformer_ref.reversible import adapters, checks
 from tests.pictures import drawn, texts
 
 VALUES = {"x1": 2, "x2": 3, "F(x2)": 9, "y1": 11, "G(y1)": 33, "y2": 36}
@@ -75,7 +75,9 @@ def test_halves_stretch_by_their_gain():
 
 
 def test_errors_grow_as_predicted():
-    """Within a factor of ten of rounding · growth^(2 · halves), in both formats; bounded halves lose little."""
+    """Within a factor of ten of rounding · growth^(2 · halves), in both formats; bounded halves
+    lose little.
+    """
     for dtype, rounding in (("float64", 2**-53), ("float32", 2**-24)):
         errors, sizes = lab.reconstruction_errors(8, dtype, 1.0, "linear")
         assert errors.shape == sizes.shape == (9,)

@@ -1,4 +1,6 @@
-"""Random-number and autocast state: put back for the recomputation, invisible outside, right dtypes and gradients."""
+"""Random-number and autocast state: put back for the recomputation, invisible outside, right dtypes
+and gradients.
+"""
 
 import contextlib
 import copy
@@ -6,11 +8,10 @@ import threading
 
 import pytest
 import torch
-from torch import nn
-
-from reformer_ref.compare import expect_close, relative_error
-from reformer_ref.replay import Replay
+from reformer_ref._replay import Replay
 from reformer_ref.reversible.pytorch import ReversibleStack
+from reformer_ref.testing import expect_close, relative_error
+from torch import nn
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -116,7 +117,9 @@ def probe_stack(seen, d=16):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backward_inside", [True, False])
 def test_recompute_runs_in_the_dtypes_of_forward(dtype, backward_inside):
-    """Forward under ``dtype`` (None: no autocast); backward inside another autocast context, or in none."""
+    """Forward under ``dtype`` (None: no autocast); backward inside another autocast context, or in
+    none.
+    """
     seen = []
     stack, x = probe_stack(seen), torch.randn(2, 4, 16)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
@@ -147,7 +150,9 @@ def test_gradients_under_autocast_equal_those_of_ordinary_autograd():
 
 @pytest.mark.parametrize("where", ["before", "after", "both"])
 def test_a_weight_used_in_the_stack_and_beside_it(where):
-    """The stack's casts must not stay in the autocast cache, where they would cut later uses off from the weight."""
+    """The stack's casts must not stay in the autocast cache, where they would cut later uses off
+    from the weight.
+    """
     grads = {}
     for reversible in (True, False):
         torch.manual_seed(0)
@@ -180,7 +185,9 @@ def test_streams_keep_their_dtype(dtype):
 
 
 def test_shapes_alone_propagate_through_forward_and_backward():
-    """Fake tensors, as used to predict memory; those on CUDA have no generator where there is no CUDA."""
+    """Fake tensors, as used to predict memory; those on CUDA have no generator where there is no
+    CUDA.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():

@@ -1,13 +1,14 @@
-"""The NumPy definition: exact inverse, hand-written gradient against central differences, clear errors."""
+"""The NumPy definition: exact inverse, hand-written gradient against central differences, clear
+errors.
+"""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from reformer_ref.compare import central_difference, expect_close
 from reformer_ref.reversible import checks, spec
 from reformer_ref.reversible.checks import TanhHalf
+from reformer_ref.testing import central_difference, expect_close
 
 
 def make(sizes, shape, seed=0):

@@ -1,0 +1,3 @@
+"""Everything that is done with the reference: pictures, widgets, training, claims, assignments,
+benchmarks.
+"""

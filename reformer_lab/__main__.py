@@ -1,0 +1,8 @@
+"""``python -m reformer_lab``."""
+
+import sys
+
+from reformer_lab.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

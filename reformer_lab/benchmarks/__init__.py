@@ -1,0 +1,3 @@
+"""Side-by-side measurements: this package, other people's Reformers, and dense attention, each in
+its own process.
+"""

@@ -1,0 +1,205 @@
+"""Figure 5, right, and tables 1 and 3: time and memory of attention against length, at a constant
+number of tokens.
+
+Time is measured, forward and backward, everybody in turn; for full attention it is that of
+PyTorch's fused kernel. Memory is counted; for full attention with the matrix of weights, as the
+paper writes it. The memory of whole models (table 3) is predicted, and fitted by powers of the
+length and of the number of layers.
+"""
+
+import time
+from statistics import median
+
+from reformer_lab.claims.full_size import activations
+
+MODELS = {  # table 3: attention, reversible, in slices
+    "Transformer": ("separate", False, False),
+    "Reversible Transformer": ("separate", True, False),
+    "Chunked Reversible Transformer": ("separate", True, True),
+    "LSH Transformer": ("lsh", False, False),
+    "Reformer": ("lsh", True, True),
+}
+MEMORY = {  # table 3, in the length and the number of layers
+    "Transformer": "l² · layers", "Reversible Transformer": "l²", "Chunked Reversible Transformer": "l²",
+    "LSH Transformer": "l · layers", "Reformer": "l",
+}  # fmt: skip
+TIME = {"separate": "(l · d_ff + l²) · layers", "lsh": "l · layers"}
+
+
+def sub_runs(config):
+    """One for every length; one for table 3."""
+    shared = {name: config[name] for name in ("tokens", "heads", "d_head", "attention", "repeats", "lsh")}
+    runs = {f"length{length}": {"length": length, **shared} for length in config["lengths"]}
+    return {**runs, "table3": {"table3": config["table3"]}}
+
+
+def run(settings, context):
+    """Time and memory at a length, or the predictions of table 3."""
+    return table3(settings["table3"], context) if "table3" in settings else attention(settings, context)
+
+
+def attention(settings, context):
+    """{"seconds": {name: [every repeat]}, "bytes": {name: counted peak above the inputs}}."""
+    from reformer_ref.memory.measure import count_peak
+
+    runs = {name: _run(settings, name, "cpu") for name in settings["attention"]}
+    seconds = {name: [] for name in runs}
+    for repeat in range(settings["repeats"] + 1):
+        for name, once in runs.items():
+            context.check_stop()
+            start = time.perf_counter()
+            once()
+            if repeat:  # the first one does not count
+                seconds[name].append(time.perf_counter() - start)
+    counted = {name: count_peak(_run(settings, name, "meta"), on="meta").above_start_bytes for name in runs}
+    return {"length": settings["length"], "seconds": seconds, "bytes": counted}
+
+
+def _run(settings, name, device):
+    """A function that does attention ``name`` once, forward and backward; hash and rotations
+    included.
+    """
+    import torch
+    from reformer_ref.attention.pytorch import shared_qk_attention
+    from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+    from reformer_ref.lsh_attention.options import LSHOptions
+    from reformer_ref.lsh_attention.pytorch import lsh_attention
+
+    length = settings["length"]
+    shape = (settings["tokens"] // length, settings["heads"], length, settings["d_head"])
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(wants_gradient):
+        x = torch.empty(shape, device="meta") if device == "meta" else torch.randn(shape, generator=generator)
+        return x.requires_grad_(wants_gradient)
+
+    qk, v, d_out = tensor(True), tensor(True), tensor(False)
+
+    def attend():
+        if name == "full":
+            if device == "meta":
+                return shared_qk_attention(qk, v)
+            return torch.nn.functional.scaled_dot_product_attention(qk, qk, v, is_causal=True)
+        rounds = int(name.partition("-")[2])
+        options = LSHOptions(n_hashes=rounds, **settings["lsh"])
+        n_buckets = default_n_buckets(length, options.chunk_length)
+        rotations = random_rotations(generator, rounds, shape[-1], n_buckets, shape[1], device=device)
+        return lsh_attention(qk, v, hash_vectors(qk, rotations, n_buckets), options)
+
+    def once():
+        qk.grad = v.grad = None
+        attend().backward(d_out)
+
+    return once
+
+
+def table3(settings, context):
+    """{model: {"bytes" and "operations": {"lengths": […], "layers": […]}}}, along one axis at the
+    least of the other.
+
+    Bytes of activations are predicted, operations of a training step counted.
+    """
+    from reformer_ref.memory.measure import predict_peak
+
+    found = {}
+    for name in MODELS:
+        found[name] = {what: {"lengths": [], "layers": []} for what in ("bytes", "operations")}
+        points = [("lengths", length, settings["layers"][0]) for length in settings["lengths"]]
+        points += [("layers", settings["lengths"][0], depth) for depth in settings["layers"]]
+        for axis, length, layers in points:
+            context.check_stop()
+            config = _config(settings, name, length, layers)
+            peak = predict_peak(config, length, optimizer=None, exact=True)
+            found[name]["bytes"][axis].append(activations(peak))
+            found[name]["operations"][axis].append(_operations(config, length))
+    return found
+
+
+def _config(settings, name, length, layers):
+    from reformer_ref.lsh_attention.options import LSHOptions
+    from reformer_ref.model.config import ReformerConfig
+
+    attention, reversible, sliced = MODELS[name]
+    return ReformerConfig(
+        n_layers=layers, pattern=("regular" if attention == "separate" else "lsh",), reversible=reversible,
+        max_length=length, ff_slice=settings["slice"] if sliced else None,
+        loss_slice=settings["slice"] if sliced else None, lsh=LSHOptions(**settings["lsh"]), **settings["model"],
+    )  # fmt: skip
+
+
+def _operations(config, length):
+    import json
+
+    from reformer_lab.claims.full_size import operations
+
+    return operations({"model": json.loads(config.to_json()), "length": length, "batch": 1})
+
+
+def summarise(config, results):
+    """ "points": medians and bytes per length; "exponents": of seconds and bytes against the
+    length, per sequence.
+    """
+    from reformer_lab.plots.measured import exponent
+
+    points = [r for name, r in results.items() if name.startswith("length")]
+    names, found = config["attention"], {"points": [], "exponents": {}}
+    for point in points:
+        medians = {name: median(point["seconds"][name]) for name in names}
+        found["points"].append({"length": point["length"], "seconds": medians, "bytes": point["bytes"]})
+    lengths = [point["length"] for point in points]
+    if len(points) > 1:
+        for name in names:
+            # a sequence of length L takes its share of the constant number of tokens
+            fits = {
+                what: exponent(lengths, [p[what][name] * p["length"] / config["tokens"] for p in found["points"]])
+                for what in ("seconds", "bytes")
+            }
+            found["exponents"][name] = fits
+    if "table3" in results:
+        at = config["table3"]
+        found["table3"] = {
+            name: {
+                what: {axis: exponent(at[axis], counts) for axis, counts in axes.items()}
+                for what, axes in values.items()
+            }
+            for name, values in results["table3"].items()
+        }
+    return found
+
+
+def rows(record):
+    """Figure 5, table 1 and table 3."""
+    found, points, fits = [], record["points"], record["exponents"]
+    if len(points) > 1:
+        first, last = points[0], points[-1]
+        grown = ", ".join(f"{n} {last['seconds'][n] / first['seconds'][n]:.2f}×" for n in first["seconds"])
+        what = (
+            f"Figure 5 right: time of attention at {last['length']:,} tokens against {first['length']:,}, the same "
+            "number of tokens per batch"
+        )
+        paper = "full grows with the length, LSH stays nearly flat"
+        grown += " (full: a fused kernel, without the matrix of weights)"
+        found.append({"claim": what, "paper": paper, "ours": grown, "how": "measured"})
+    for what, how, paper in (
+        ("seconds", "measured", "l² for full attention, l for LSH attention (times log l for the sort)"),
+        ("bytes", "counted", "l² for full attention, l for LSH attention"),
+    ):
+        if fits:
+            ours = ", ".join(f"{name}: l^{fit[what]:.2f}" for name, fit in fits.items())
+            ours += " (full: with the matrix of weights)" * (what == "bytes")
+            found.append({"claim": f"Table 1: {what} of one sequence", "paper": paper, "ours": ours, "how": how})
+    for name, fit in record.get("table3", {}).items():
+        for what, how, paper in (
+            ("bytes", "predicted", MEMORY[name]),
+            ("operations", "counted", TIME[MODELS[name][0]]),
+        ):
+            ours = f"l^{fit[what]['lengths']:.2f}, layers^{fit[what]['layers']:.2f}"
+            found.append({"claim": f"Table 3: {what} of a {name}", "paper": paper, "ours": ours, "how": how})
+    return found
+
+
+def pictures(record):
+    """Seconds and bytes against the length, once there is a length."""
+    from reformer_lab.claims import plots
+
+    return {"claim_figure5_speed": lambda: plots.figure5_speed(record)} if record["points"] else {}

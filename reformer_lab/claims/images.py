@@ -1,0 +1,220 @@
+"""Images, pixel by pixel: bits per pixel on held-out images, and lower halves completed from the
+upper ones.
+
+The paper trains on imagenet64, 12,288 tokens an image, and shows learning curves. Here an image has
+28 × 28 pixels in a few levels of grey, axial positions (28, 28), local layers that see this row of
+pixels and the one above, and LSH layers in the strict window, so that completions come from a cache
+that is the training function. Letters drawn from matplotlib's fonts need no file; the claim
+``fashion`` is the same on Fashion-MNIST.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from reformer_ref._arguments import require_int
+
+from reformer_lab.claims.experiment import options_of, thinned
+from reformer_lab.claims.given import data_name
+from reformer_lab.claims.image_record import BASELINE, packed
+from reformer_lab.claims.table import spread
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+FRESH = 10**6  # step of the letters that count for the baseline and of the held-out ones: no training step uses it
+
+
+def sub_runs(config):
+    """One for every seed."""
+    settings = {name: config[name] for name in ("data", "model", "training", "gallery")}
+    return {f"seed{seed}": {"seed": seed, **settings} for seed in config["seeds"]}
+
+
+class Data:
+    """Images of a sub-run in their levels of grey: batches, held-out ones, and those that the
+    baseline counts.
+    """
+
+    def __init__(self, settings, path=None):
+        from reformer_lab.data import images
+
+        self.seed, self.batch, how = (settings["seed"], settings["training"]["batch"], settings["data"])
+        self.levels, self.letters = how["levels"], path is None and how["kind"] == "letters"
+        if self.letters:
+            held_out = images.letters(how["held_out"], 0, FRESH, "held_out")  # the same whatever the seed
+            counted = images.letters(how["counted"], self.seed, FRESH)
+        else:
+            parts = _read(DEBIAN if path is None else Path(path))
+            self.train, held_out = parts["train"], parts["held_out"][: how["held_out"]]
+            counted = self.train[: how["counted"]]
+        self.held_out, self.counted = (images.grey_levels(part, self.levels) for part in (held_out, counted))
+        self.size = self.held_out.shape[1:]
+
+    def batch_at(self, step):
+        """(tokens, targets), int64 (batch, height · width) each; a pure function of the step."""
+        import numpy as np
+        import torch
+
+        from reformer_lab.data import images
+
+        if self.letters:
+            chosen = images.letters(self.batch, self.seed, step)
+        else:
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, step])))
+            chosen = self.train[rng.integers(len(self.train), size=self.batch)]
+        return tuple(map(torch.from_numpy, images.to_tokens(images.grey_levels(chosen, self.levels))))
+
+
+def _read(path):
+    from reformer_lab.data import images
+
+    if path.is_dir():
+        return images.read_folder(path)
+    if not path.exists():
+        raise ValueError(
+            f"there are no images at {path}: install Debian's package dataset-fashion-mnist, or give a folder with the "
+            "files train-images-idx3-ubyte and t10k-images-idx3-ubyte, gzipped or not (--data FOLDER)"
+        )
+    return dict(zip(images.PARTS, images.split(images.read_idx(path)), strict=True))
+
+
+def model_config(settings, size):
+    """The ReformerConfig for images of this size (height, width), one token per pixel."""
+    from reformer_ref.model.config import ReformerConfig
+
+    height, width = size
+    values = {"vocab_size": settings["data"]["levels"], "max_length": height * width, "axial_shape": (height, width)}
+    values |= {"seed": settings["seed"], "local": {"chunk_length": width}, **settings["model"]}
+    return ReformerConfig.from_json(json.dumps(values))
+
+
+def run(settings, context):
+    """Train, evaluate, complete: {"steps", "curve", "bits": {who: [whole images, lower halves]},
+    "gallery", …}.
+    """
+    import torch
+    from reformer_ref.model.pytorch import ReformerLM
+
+    from reformer_lab.data import images
+
+    data = Data(settings, context.data)
+    config = model_config(settings, data.size)
+    model = ReformerLM(config)
+    options = options_of(settings)
+    windows = list(zip(*map(torch.from_numpy, images.to_tokens(data.held_out)), strict=True))
+    trained = context.train(model, data.batch_at, windows[: 4 * options.quick_windows], options)
+    context.report("evaluation, and the baselines")
+    neighbours = images.Neighbours(data.counted, data.levels)
+    bits = {"model": bits_of(model, data.held_out, context), BASELINE: neighbours.bits(data.held_out)}
+    bits |= {name: [value, None] for name, value in images.compressed_bits(data.held_out).items()}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()), "steps": trained.steps, "size": list(data.size),
+        "images_seen": trained.steps * data.batch, "images_counted": len(data.counted), "levels": data.levels,
+        "held_out": len(data.held_out), "held_out_sha256": hashlib.sha256(data.held_out.tobytes()).hexdigest(),
+        "train_seconds": round(trained.seconds, 1),
+        "curve": thinned([(e["step"], round(e["bits"], 4)) for e in trained.curve]),
+        "bits": {who: [None if b is None else round(b, 4) for b in both] for who, both in bits.items()},
+        "gallery": gallery(model, neighbours, data.held_out, settings, context),
+    }  # fmt: skip
+
+
+def bits_of(model, held_out, context, batch=16):
+    """(bits per pixel of whole images, of their lower halves given the upper ones), with the stored
+    rotations.
+    """
+    import torch
+    from reformer_ref._tensors import evaluating
+
+    from reformer_lab.data import images
+    from reformer_lab.data.text import bits
+
+    nats = []
+    with evaluating(model):
+        for start in range(0, len(held_out), batch):
+            context.check_stop()
+            tokens, targets = map(torch.from_numpy, images.to_tokens(held_out[start : start + batch]))
+            p = torch.log_softmax(model(tokens), -1).gather(-1, targets[..., None])[..., 0]  # (batch, height · width)
+            nats.append(-p.double().view(len(tokens), *held_out.shape[1:]))
+    nats = torch.cat(nats)
+    return bits(nats.mean().item()), bits(nats[:, held_out.shape[1] // 2 :].mean().item())
+
+
+def complete(model, given, samples, temperature=1.0, generator=None, check_stop=lambda: None):
+    """Lower halves drawn pixel by pixel: uint8 (n, samples, height, width), the upper halves as in
+    ``given``.
+
+    given: uint8 (n, height, width), in as many levels as the model has tokens; generator: a CPU
+    `torch.Generator`. Decodes from a cache where the model has an exact one.
+    """
+    import torch
+    from reformer_ref.generation.options import check_sampling
+    from reformer_ref.generation.pytorch import MOST_ROWS, Decoder, Recomputer, sample_token, why_not
+    from reformer_ref.model.pytorch import ReformerLM
+
+    from reformer_lab.data import images
+
+    tokens, targets = map(torch.from_numpy, images.to_tokens(given, "given"))
+    samples = require_int("samples", samples, 1, MOST_ROWS // len(given))
+    (n, height, width), half = given.shape, given.shape[1] // 2 * given.shape[2]
+    check_sampling(temperature)
+    if not isinstance(model, ReformerLM) or model.config.vocab_size > 256:
+        raise TypeError("model must be a ReformerLM of at most 256 levels of grey")
+    if height * width > model.config.max_length:
+        raise ValueError(f"given must be images of at most max_length = {model.config.max_length} pixels")
+    decoder = Recomputer(model) if why_not(model.config) else Decoder(model, capacity=height * width)
+    out = targets.repeat_interleave(samples, 0)  # (n · samples, height · width)
+    logits = decoder.prefill(tokens[:, : half + 1]).repeat_interleave(samples, 0)
+    decoder.repeat(samples)
+    for place in range(half, height * width):
+        check_stop()
+        logits = decoder.step(out[:, place - 1]) if place > half else logits
+        out[:, place] = sample_token(logits, temperature, generator=generator)
+    return out.view(n, samples, height, width).to(torch.uint8).numpy()
+
+
+def gallery(model, neighbours, held_out, settings, context):
+    """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"},
+    each one `packed`.
+    """
+    import numpy as np
+    import torch
+
+    how = settings["gallery"]
+    originals = held_out[np.linspace(0, len(held_out) - 1, how["images"]).astype(int)]
+    generator = torch.Generator().manual_seed(settings["seed"])
+    drawn = complete(model, originals, how["samples"], how["temperature"], generator, context.check_stop)
+    others = neighbours.complete(originals, settings["seed"])
+    kept = {"originals": originals, "completions": drawn, "by_table": others}
+    return {name: packed(array) for name, array in kept.items()} | {"temperature": how["temperature"]}
+
+
+def summarise(config, results):
+    """ "bits": {who: {"whole": [of each seed], "lower": …}}: bits per pixel."""
+    bits = {}
+    for result in results.values():
+        for who, (whole, lower) in result["bits"].items():
+            entry = bits.setdefault(who, {"whole": [], "lower": []})
+            entry["whole"].append(whole)
+            entry["lower"] += [] if lower is None else [lower]
+    return {"bits": bits}
+
+
+def rows(record):
+    """Bits per pixel of whole images and of lower halves, the model's beside the baselines'."""
+    config, found = record["config"], []
+    for part, what in (("whole", "whole images"), ("lower", "lower halves, the upper ones given")):
+        ours = "; ".join(
+            f"{'Reformer' if who == 'model' else who} {spread(entry[part], '{:.3f}')}"
+            for who, entry in record["bits"].items()
+            if entry[part]
+        )
+        claim = f"Images: {data_name(record)}, {config['data']['levels']} levels of grey, {what}: bits per pixel"
+        found.append({"claim": claim, "paper": config["paper"], "ours": ours, "how": "measured"})
+    return found
+
+
+def pictures(record):
+    """The gallery of the first seed; bits per pixel of everybody, and the learning curves."""
+    from reformer_lab.claims import image_plots
+
+    name = f"claim_{record['claim']}"
+    return {f"{name}_gallery": lambda: image_plots.gallery(record), f"{name}_bits": lambda: image_plots.bits(record)}

@@ -1,0 +1,83 @@
+"""What the claims on real text share: a byte-level model of one kind of attention, trained and
+evaluated.
+
+The text is Shakespeare's plays, or a file of the user's; its last tenth is held out.
+"""
+
+from reformer_lab.claims.attention_names import carried_over, with_attention
+from reformer_lab.claims.experiment import options_of
+
+
+def model_config(settings):
+    """The ReformerConfig of a sub-run's settings: "model" (fields), "attention" (a name), "seed",
+    "data".
+    """
+    from reformer_ref.lsh_attention.options import LSHOptions
+    from reformer_ref.model.config import ReformerConfig
+
+    from reformer_lab.data.text import VOCAB_SIZE
+
+    model = dict(settings["model"])
+    lsh = LSHOptions(**model.pop("lsh", {}))
+    config = ReformerConfig(
+        vocab_size=VOCAB_SIZE, max_length=settings["data"]["length"], seed=settings["seed"], lsh=lsh, **model
+    )
+    return with_attention(config, settings["attention"])
+
+
+def train(settings, context):
+    """(model, config, windows, result): a model trained in the folder of the sub-run.
+
+    windows: held-out text, int64 (n, L); result: JSON values for the record.
+    """
+    import torch
+    from reformer_ref.model.pytorch import ReformerLM
+
+    from reformer_lab.data import text
+
+    data, seed = settings["data"], settings["seed"]
+    train_part, held_out = text.split(text.read_text(context.data) if context.data else text.shakespeare())
+    windows = torch.from_numpy(text.held_out_windows(held_out, data["length"], data["held_out_windows"]))
+
+    def batch_at(step):
+        return text.batches(train_part, data["length"], data["batch"], seed, step)
+
+    config = model_config(settings)
+    model = ReformerLM(config)
+    trained = context.train(model, batch_at, windows, options_of(settings))
+    last = trained.curve[-1]
+    result = {
+        "bits": trained.evaluations[-1]["bits"], "steps": trained.steps, "tokens": trained.tokens,
+        "train_seconds": round(trained.seconds, 1), "seconds_per_step": last["seconds"] / trained.steps,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "curve": [[e["step"], round(e["bits"], 4)] for e in trained.evaluations],
+    }  # fmt: skip
+    return model, config, windows, result
+
+
+def bits_with(model, config, name, windows, context):
+    """Held-out bits per byte of the model with attention ``name`` in place of its own."""
+    from reformer_lab.training.loop import held_out_bits
+
+    context.check_stop()
+    return held_out_bits(carried_over(model, config, name), windows)
+
+
+def settings_of(config, seed, attention, **model):
+    """The settings of a sub-run: what the configuration has for all, with changes of the model."""
+    both = {**config["model"], **model}
+    return {"attention": attention, "seed": seed, "model": both, "data": config["data"], "training": config["training"]}
+
+
+def of_seeds(config, results, name):
+    """The results of a variant that are there, one for each seed."""
+    names = (f"{name}-seed{seed}" for seed in config["seeds"])
+    return [results[n] for n in names if n in results]
+
+
+def spread_of(found):
+    """{"bits": […], "parameters", "seconds_per_step": […]} of the results of one variant."""
+    return {
+        "bits": [r["bits"] for r in found], "parameters": found[0]["parameters"],
+        "seconds_per_step": [r["seconds_per_step"] for r in found], "curves": [r["curve"] for r in found],
+    }  # fmt: skip

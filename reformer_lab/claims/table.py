@@ -1,0 +1,134 @@
+"""The claims table: what the paper says, what came out here, how, by which command, in how many
+minutes.
+
+Every figure of ours is read from a record; nothing here is typed in by hand.
+"""
+
+import html
+import os
+import shlex
+from pathlib import Path
+
+from reformer_ref._arguments import UNCLEAR, clear_errors, require_choice, require_int, shown
+
+from reformer_lab import records
+from reformer_lab.claims.claims import NAMES, claim
+from reformer_lab.claims.experiment import is_time, read_config, read_object
+from reformer_lab.claims.given import given_name
+from reformer_lab.plots.drawing import Html
+from reformer_lab.training.files import as_path
+
+DATA = records.FOLDER
+HEAD = ("claim", "paper", "ours", "how", "command", "minutes")
+KEYS = {
+    "claim": str, "date": str, "minutes": is_time, "complete": bool, "missing": list, "config": dict, "runs": list,
+}  # fmt: skip
+HOW = ("measured", "counted", "predicted")
+
+
+def stored(name, folder=DATA):
+    """The record ``folder/NAME.json`` of a claim, or None if it has not been run. ValueError if it
+    is damaged.
+    """
+    path = as_path("folder", folder) / f"{require_choice('name', name, NAMES)}.json"
+    return read_object(path, KEYS, {"claim": name}) if os.path.lexists(path) else None
+
+
+def table_rows(folder=DATA, names=NAMES):
+    """All rows of the table: dicts with the keys of HEAD. A claim without a record has one, which
+    says so.
+    """
+    rows = []
+    for name in _require_names(names):
+        config, record, command = (read_config(name), stored(name, folder), f"reformer-ref reproduce {name}")
+        if record is None:
+            row = {"claim": config["about"], "paper": "", "ours": "not run yet", "how": config["how"]}
+            rows.append({**row, "command": command, "minutes": f"{config['minutes']} (predicted)"})
+            continue
+        given = given_name(record)
+        command += "" if given is None else f" --data {shlex.quote(given)}"
+        minutes = f"{record['minutes']:.3g}" + ("" if record["complete"] else " so far")
+        try:
+            ours = claim(name).rows(record)
+        except UNCLEAR as error:
+            path = Path(folder) / f"{name}.json"
+            raise ValueError(f"{path} is damaged, or of another version: {type(error).__name__}: {error}") from error
+        none = {"claim": config["about"], "paper": "", "ours": "nothing to compare yet", "how": config["how"]}
+        for row in ours or [none]:
+            rows.append({**row, "command": command, "minutes": minutes})
+    return rows
+
+
+def _require_names(names):
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"names must be a list of names of claims, got {shown(names)}")
+    return names
+
+
+def claims_table(folder=DATA, names=NAMES):
+    """The table as HTML, for a notebook."""
+    lines = ["<table><thead><tr>" + "".join(f'<th scope="col">{name}</th>' for name in HEAD) + "</tr></thead><tbody>"]
+    for row in table_rows(folder, names):
+        cells = (f"<code>{html.escape(row[k])}</code>" if k == "command" else html.escape(row[k]) for k in HEAD)
+        lines.append("<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>")
+    return _Table("\n".join([*lines, "</tbody></table>"]))
+
+
+class _Table(Html):
+    def __repr__(self):  # a notebook stores this beside the table
+        return "<the claims table>"
+
+
+def claims_markdown(folder=DATA, names=NAMES):
+    """The table as Markdown, for ``docs/claims.md``, under a heading for every claim."""
+    lines = [
+        "# The paper's claims, run again", "",
+        "Written by `reformer-ref reproduce --table` from the records in `reformer_lab/records`; not edited by hand.",
+        "*Measured*: a clock, an accuracy, the memory of a process. *Counted*: exact bytes of tensors, or operations.",
+        "*Predicted*: computed from counts, and for days from a measured pace, for what was not run. Several seeds:",
+        "mean (least – most); else one seed, or nothing random. Minutes: of all sub-runs together; `--jobs 2` runs two",
+        "side by side.",
+    ]  # fmt: skip
+    for name in _require_names(names):
+        rows = table_rows(folder, (name,))
+        about = f"`{rows[0]['command']}` · minutes: {rows[0]['minutes']}"
+        lines += ["", f"## {read_config(name)['about']}", "", about, "", "| claim | paper | ours | how |"]
+        lines += ["|---|---|---|---|"]
+        lines += ["| " + " | ".join(row[key].replace("|", "\\|") for key in HEAD[:4]) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def show(name, number=0, folder=DATA):
+    """A picture of a claim, drawn from its record; without a record, a sentence that says how to
+    make one.
+
+    number: which of its pictures. Meant as the last value of a notebook's cell.
+    """
+    require_int("number", number, minimum=0)
+    record = stored(name, folder)
+    if record is None:
+        config = read_config(name)
+        told = f"Not recorded here yet: {config['about']}. About {config['minutes']} minutes:"
+        return Html(f"<p>{html.escape(told)} <code>reformer-ref reproduce {name}</code></p>")
+    pictures = list(claim(name).pictures(record).values())
+    picture = pictures[require_int("number", number, 0, len(pictures) - 1)]()
+    picture.colours, picture.shown_dpi = 64, 85  # a notebook of a dozen pictures must stay small
+    return picture
+
+
+@clear_errors
+def as_text(rows):
+    """Rows as lines of text: claim, the paper's figure, ours."""
+    width = max((len(row["claim"]) for row in rows), default=0)
+    lines = (f"{row['claim']:<{width}}  paper: {row['paper']}  ours: {row['ours']} ({row['how']})" for row in rows)
+    return "\n".join(lines)
+
+
+@clear_errors
+def spread(values, form="{:.1f}"):
+    """Mean and, of several values, the smallest and largest: "97.3 (96.1 – 98.0)"."""
+    values = [float(value) for value in values]
+    if not values:
+        raise ValueError("values must hold at least one number, got none")
+    mean = form.format(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} – {form.format(max(values))})"

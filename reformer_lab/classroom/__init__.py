@@ -1,0 +1,3 @@
+"""Five graded assignments: variants of their conventions, checks for students, releases and grading
+for instructors.
+"""

@@ -1,0 +1,174 @@
+"""``python -m reformer_lab classroom``: make a course, grade it, rehearse a whole round.
+
+What needs nbgrader (extra ``grading``) is imported by the command that runs it.
+"""
+
+import time
+from pathlib import Path
+
+
+def add_classroom_arguments(parser):
+    """The commands of ``classroom``: generate, validate, grade, feedback, demo."""
+    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
+
+    def command(name, run, text):
+        one = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        one.set_defaults(run=run)
+        return one.add_argument
+
+    add = command("generate", run_generate, "make the releases, and with --seed a course of its own variant")
+    add("--seed", type=int, help="of the graded mode: draws the conventions of your course; keep it to yourself")
+    add("--out", type=Path, help="folder of the course (with --seed), or of the open releases")
+    add("--only", nargs="+", metavar="NAME", help="assignments, such as A1 (all if left out)")
+
+    add = command("validate", run_validate, "prove that a course gives full marks to its answers and none to blanks")
+    add("course", type=Path, help="folder that `generate --seed` made")
+    add("--workers", type=int, default=2, help="processes (default: 2)")
+
+    add = command("grade", run_grade, "grade what was handed in, write feedback pages and marks.csv")
+    add("course", type=Path, help="folder that `generate --seed` made")
+    add("--submissions", type=Path, help="folder of student/assignment/notebook.ipynb, copied into the course first")
+    add("--only", nargs="+", metavar="NAME", help="assignments, such as A1 (all if left out)")
+    add("--workers", type=int, default=2, help="processes (default: 2)")
+    add("--seconds", type=int, default=20, help="time limit of one cell (default: 20)")
+
+    add = command("feedback", run_feedback, "write the pages and marks.csv again, after marking by hand")
+    add("course", type=Path, help="folder of the course")
+
+    add = command("demo", run_demo, "rehearse a whole round with made-up students")
+    add("--seed", type=int, default=1, help="of the variant (default: 1)")
+    add("--out", type=Path, default=Path("runs/classroom"), help="folder, emptied first (default: runs/classroom)")
+    add("--students", type=int, default=10, help="how many hand in, at least 4 (default: 10)")
+    add("--only", nargs="+", metavar="NAME", help="assignments, such as A1 (all if left out)")
+    add("--workers", type=int, default=2, help="processes (default: 2)")
+
+
+def _needs_nbgrader():
+    from importlib.util import find_spec
+
+    if find_spec("nbgrader") is None:
+        raise ModuleNotFoundError("this needs nbgrader: pip install 'reformer_ref[grading]'")
+
+
+def _named(given, known):
+    """The full names of assignments given by their beginnings; None if none are given."""
+    if not given:
+        return None
+    for one in given:
+        if not any(name.startswith(one) for name in known):
+            raise ValueError(f"--only must name some of {', '.join(known)}, got {one!r}")
+    return [name for name in known if any(name.startswith(one) for one in given)]
+
+
+def run_generate(args):
+    """``generate``: open releases, or a course of a drawn variant with a bundle for its students."""
+    _needs_nbgrader()
+    from reformer_lab.classroom import release
+
+    names = _named(args.only, release.assignments())
+    if args.seed is None:
+        folder = args.out or release.RELEASES
+        release.generate(folder, names=names)
+        print(f"open releases of {', '.join(names or release.assignments())} in {folder}")
+        return 0
+    from reformer_lab.classroom.course import set_up
+    from reformer_lab.classroom.variants import Variant
+
+    course, variant = args.out or Path("runs/course"), Variant.draw(args.seed)
+    if course.exists() and any(course.iterdir()):
+        raise ValueError(f"{course} is not empty: a course is made once (choose another --out, or remove it)")
+    set_up(course, variant, names)
+    packed = release.bundle(course / "students", variant, names)
+    print(f"course in {course}\nfor students: {packed}\nconventions: {variant.literal()}")
+    return 0
+
+
+def run_validate(args):
+    """``validate``: the answers of a course get full marks, its blank releases none."""
+    _needs_nbgrader()
+    import tempfile
+
+    from reformer_lab.classroom import rehearsal
+    from reformer_lab.classroom.course import assignments, grade_class, set_up
+    from reformer_lab.classroom.variants import Variant
+
+    variant, names = (Variant.from_json((args.course / "variant.json").read_text("utf-8")), assignments(args.course))
+    with tempfile.TemporaryDirectory() as folder:
+        set_up(folder, variant, names)
+        for name in names:
+            rehearsal.write(folder, "reference", name, rehearsal.references(folder, name))
+            rehearsal.write(folder, "blank", name, {})
+        graded = grade_class(folder, workers=args.workers, feedback=False)
+        wrong = 0
+        for one in graded:
+            full = rehearsal.full_marks(folder, one.assignment)
+            due = sum(full.values()) if one.student == "reference" else 0
+            wrong += one.total != due
+            print(f"{one.assignment:<18} {one.student:<10} {one.total:g} of {due:g}{_mark(one.total == due)}")
+    return 1 if wrong else 0
+
+
+def run_grade(args):
+    """``grade``: collect, grade, feedback, marks."""
+    _needs_nbgrader()
+    from reformer_lab.classroom.course import assignments, collect, grade_class
+
+    if not (args.course / "gradebook.db").is_file():
+        raise ValueError(f"{args.course} is no course: make one with `classroom generate --seed …`")
+    only, begun = _named(args.only, assignments(args.course)), time.perf_counter()
+    if args.submissions is not None:
+        for note in collect(args.submissions, args.course):
+            print("left out:", note)
+    graded = grade_class(args.course, only or (), args.workers, args.seconds, progress=_show)
+    minutes = (time.perf_counter() - begun) / 60
+    print(f"\n{len(graded)} notebooks in {minutes:.1f} minutes; marks: {args.course / 'marks.csv'}")
+    if by_hand := sum(len(one.by_hand) for one in graded):
+        print(f"{by_hand} answers are to be marked by hand: `jupyter lab` in {args.course}, then the form grader")
+    return 0
+
+
+def run_feedback(args):
+    """``feedback``: pages and marks of what is graded, with what was given by hand since."""
+    _needs_nbgrader()
+    from reformer_lab.classroom.course import export, write_feedback
+
+    graded = sorted(args.course.glob("autograded/*/*"))
+    if not graded:
+        raise ValueError(f"nothing is graded in {args.course}: run `classroom grade` first")
+    for path in graded:
+        write_feedback(args.course, path.parent.name, path.name)
+    print(f"{len(graded)} pages in {args.course / 'feedback'}; marks: {export(args.course)}")
+    return 0
+
+
+def _show(one):
+    notes = f"   {len(one.remarks)} remarks" if one.remarks else ""
+    print(f"{one.student:<24} {one.assignment:<18} {one.total:>5g} of {one.points:g}{notes}", flush=True)
+
+
+def _mark(right):
+    return "" if right else "  WRONG"
+
+
+def run_demo(args):
+    """``demo``: a round with made-up students; 1 if a mark is not what it must be."""
+    _needs_nbgrader()
+    from reformer_lab.classroom import release
+    from reformer_lab.classroom.rehearsal import rehearse
+    from reformer_lab.classroom.variants import Variant
+
+    if args.students < 4:
+        raise ValueError(f"--students must be at least 4, got {args.students}")
+    names, begun = _named(args.only, release.assignments()), time.perf_counter()
+    results = rehearse(args.out, Variant.draw(args.seed), args.students, names, args.workers, progress=_show)
+    minutes, wrong = (time.perf_counter() - begun) / 60, 0
+    print(f"\n{'student':<14} {'assignment':<18} {'due':>5} {'got':>5}")
+    for student, assignment, due, one in results:
+        same = all(one.marks.get(part, (None,))[0] == marks for part, marks in due.items())
+        wrong += not same
+        hand = f"  ({len(one.by_hand)} by hand)" if one.by_hand else ""
+        print(
+            f"{student:<14} {assignment:<18} {sum(due.values()):>5g} {one.total:>5g}{hand}{'' if same else '  WRONG'}"
+        )
+    print(f"\n{len(results)} notebooks in {minutes:.1f} minutes; marks.csv and pages (feedback) in {args.out}")
+    return 1 if wrong else 0

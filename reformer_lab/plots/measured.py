@@ -1,0 +1,379 @@
+"""Pictures of memory and speed, from figures that were recorded, counted or predicted; nothing is
+measured here.
+
+Records are the files ``reformer_lab/records/*.json`` of the commands ``bench`` and ``million``.
+Every caption drawn from them names the command, the machine and the date that the record gives.
+"""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import numpy as np
+from reformer_ref._arguments import as_array, clear_errors, shown
+
+from reformer_lab import records
+from reformer_lab.planner import PARTS, format_bytes
+from reformer_lab.plots.drawing import OKABE_ITO, Picture, number, styled
+
+DATA = records.FOLDER
+# label, colour, marker and line of everybody who was measured, in the order of a legend
+LOOKS = {
+    "ours-trax": ("reformer_ref, trax", OKABE_ITO[4], "o", "-"),
+    "ours-paper": ("reformer_ref, paper", OKABE_ITO[1], "s", "-"),
+    "ours-strict": ("reformer_ref, strict", OKABE_ITO[2], "D", "-"),
+    "ours": ("reformer_ref", OKABE_ITO[4], "o", "-"),
+    "reformer-pytorch": ("reformer-pytorch", OKABE_ITO[5], "^", "--"),
+    "huggingface": ("transformers", OKABE_ITO[6], "v", "--"),
+    "dense": ("dense", "#000000", "P", ":"),
+    "matmul": ("matrix products alone", OKABE_ITO[7], "x", "-."),
+}
+HATCHES = {"ours": "", "reformer-pytorch": "//", "huggingface": ".."}
+WORK = {  # parts of a training step, as ``million`` times them: colour and hatch
+    "forward, lsh attention": (OKABE_ITO[4], ""),
+    "backward, lsh attention": (OKABE_ITO[1], "//"),
+    "forward, feed-forward": (OKABE_ITO[5], ""),
+    "backward, feed-forward": (OKABE_ITO[0], "xx"),
+    "embedding, loss, optimiser": (OKABE_ITO[7], ".."),
+}
+MIB, GIB = 2**20, 2**30
+
+
+def read(name):
+    """The record ``reformer_lab/records/name.json``, a dict. ValueError if there is none of this
+    name.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a record in reformer_lab/records, got {shown(name)}")
+    path = DATA / f"{name}.json"
+    if Path(name).name != name or not os.path.isfile(path):
+        there = ", ".join(sorted(p.stem for p in DATA.glob("*.json"))) or "nothing"
+        raise ValueError(f"name must be a record in reformer_lab/records, got {shown(name)}; there is {there}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@clear_errors
+def source(*records):
+    """How records were measured, in a sentence: commands, machine, date."""
+    if not records:
+        raise ValueError("records must be at least one, got none")
+    commands, machines, dates = [], [], []
+    for record in records:
+        words = shlex.split(record["command"])
+        if "--out" in words:  # says where it went, not what was done
+            del words[words.index("--out") : words.index("--out") + 2]
+        words = [word for word in words if word != "--no-progress"]
+        commands.append(" ".join(word.rpartition("/")[2] for word in words))
+        m = record["machine"]
+        threads = f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
+        machines.append(f"{m['cpu']}, {m['cores']} cores, {threads}, {m['system']}")
+        dates.append(record["date"][:10])
+    commands, machines, dates = (list(dict.fromkeys(texts)) for texts in (commands, machines, dates))
+    return f"Measured by “{'”, “'.join(commands)}” on {'; '.join(machines)}; {', '.join(dates)}."
+
+
+@clear_errors
+def medians(records, what="median", **where):
+    """{contender: (lengths, values)}, by length, of everybody who finished. what: "median" (seconds
+    of a run) or "above_start_bytes"; where: what a point must have, such as n_hashes=4.
+    """
+    found = {}
+    for record in records:
+        for point in record["points"]:
+            if all(point[name] == value for name, value in where.items()):
+                for result in point["results"]:
+                    if result["status"] == "ok":
+                        found.setdefault(result["contender"], {})[point["length"]] = result[what]
+    return {
+        name: tuple(np.array(x) for x in zip(*sorted(found[name].items()), strict=True))
+        for name in LOOKS
+        if name in found
+    }
+
+
+def exponent(x, y):
+    """p of the power law y ∝ x^p that fits best: the slope of a straight line through log x, log y."""
+    x, y = (as_array(name, value) for name, value in (("x", x), ("y", y)))
+    if x.dtype.kind not in "iuf" or y.dtype.kind not in "iuf":
+        raise TypeError(f"x and y must hold numbers, got {x.dtype} and {y.dtype}")
+    x, y = x.astype(float), y.astype(float)
+    if x.shape != y.shape or x.ndim != 1 or len(x) < 2 or not (np.isfinite(x + y) & (x > 0) & (y > 0)).all():
+        raise ValueError(f"x and y must be two equally long rows of positive numbers, got shapes {x.shape}, {y.shape}")
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+@styled
+def attention_by_length(records):
+    """Seconds, and memory above the inputs, against the length, for everybody."""
+    picture = Picture(9, 4.4)
+    left, right = picture.subplots(1, 2)
+    numbers = {}
+    seconds, memory = (medians(records, n_hashes=4), medians(records, "above_start_bytes", n_hashes=4))
+    for name, (lengths, values) in seconds.items():
+        label, colour, marker, line = LOOKS[name]
+        left.plot(lengths, values, color=colour, marker=marker, ls=line, label=label)
+        numbers[f"{label} at {lengths[-1]:,} tokens"] = f"{number(values[-1])} s"
+        if name != "matmul":
+            right.plot(lengths, memory[name][1] / MIB, color=colour, marker=marker, ls=line)
+            numbers[f"{label} at {lengths[-1]:,} tokens"] += f", {number(memory[name][1][-1] / MIB)} MiB"
+    _axes(left, "tokens", "seconds", "Forward and backward", _all_lengths(seconds))
+    _axes(right, "tokens", "MiB above the inputs", "Peak memory", _all_lengths(seconds))
+    picture.legend(loc="outside lower center", ncols=4, fontsize=9)
+    return picture.tell(
+        "Two line charts on logarithmic axes: tokens (x) against seconds, and against peak memory above the inputs, of "
+        "causal attention with 8 heads of 64 and 4 rounds, forward and backward. LSH grows with the length, dense "
+        "attention in time with its square. " + source(*records),
+        **numbers,
+    )
+
+
+@styled
+def share_of_matmul(records):
+    """How much of the machine's rate of batched matrix products our attention reaches, against the
+    length.
+    """
+    picture = Picture(7, 3.6)
+    ax, numbers, found = picture.add_subplot(), {}, medians(records, n_hashes=4)
+    if "matmul" not in found:
+        raise ValueError("records must hold the contender matmul, which shares refer to")
+    at, floor = found["matmul"]
+    floor, flops = (dict(zip(at, floor, strict=True)), {p["length"]: p["flops"] for r in records for p in r["points"]})
+    for name, (lengths, values) in found.items():
+        if name.startswith("ours"):
+            label, colour, marker, line = LOOKS[name]
+            shares = [100 * floor[n] / value for n, value in zip(lengths, values, strict=True)]
+            ax.plot(lengths, shares, color=colour, marker=marker, ls=line, label=label)
+            numbers[f"{label} at {lengths[-1]:,} tokens"] = f"{number(shares[-1])} %"
+    _axes(ax, "tokens", "% of the rate", "Share of the matrix-product rate", at, log_y=False)
+    ax.set_ylim(0, 100)
+    ax.legend()
+    rate = flops[at[-1]] / floor[at[-1]] / 1e9
+    return picture.tell(
+        "Line chart: tokens (x, logarithmic) against the time of the bare matrix products of plain windows as a share "
+        "of the time of our attention, in percent; the rest is hashing, sorting, gathering and the softmax. "
+        + source(*records),
+        **numbers,
+        **{"matrix products alone": f"{number(rate)} GFLOP/s"},
+    )
+
+
+@styled
+def attention_by_rounds(record):
+    """Seconds against the number of rounds, for everybody, at the record's one length."""
+    picture = Picture(7, 3.8)
+    ax, numbers = picture.add_subplot(), {}
+    rounds = sorted({p["n_hashes"] for p in record["points"]})
+    length = record["points"][0]["length"]
+    times = {n: medians([record], n_hashes=n) for n in rounds}
+    for name in times[rounds[0]]:
+        label, colour, marker, line = LOOKS[name]
+        done = [n for n in rounds if name in times[n]]
+        seconds = [times[n][name][1][0] for n in done]
+        ax.plot(done, seconds, color=colour, marker=marker, ls=line, label=label)
+        numbers[f"{label}, {done[-1]} rounds"] = f"{number(seconds[-1])} s"
+    _axes(ax, "rounds of hashing", "seconds", f"Attention, {length:,} tokens", rounds)
+    ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    return picture.tell(
+        f"Line chart on logarithmic axes: rounds of hashing (x) against seconds of forward and backward at {length:,} "
+        "tokens. Every round costs about the same again. " + source(record),
+        **numbers,
+    )
+
+
+@styled
+def crossover(record):
+    """How many times as fast as dense attention, against the length, for every number of rounds in
+    the record.
+    """
+    picture = Picture(7, 3.6)
+    ax, numbers = picture.add_subplot(), {}
+    for i, rounds in enumerate(sorted({p["n_hashes"] for p in record["points"]})):
+        found = medians([record], n_hashes=rounds)
+        (lengths, ours), (_, dense) = found["ours-trax"], found["dense"]
+        word = f"{rounds} round{'s' * (rounds > 1)}"
+        ax.plot(lengths, dense / ours, color=OKABE_ITO[(4, 5, 2, 6)[i % 4]], marker="os^D"[i % 4], label=word)
+        first = next((int(n) for n, a, b in zip(lengths, ours, dense, strict=True) if b > a), "none measured")
+        numbers[f"{word}: first length where LSH is faster"] = first
+        numbers[f"{word}: times as fast at {lengths[-1]:,} tokens"] = float(dense[-1] / ours[-1])
+    ax.axhline(1, color="black", ls=":", label="as fast as dense")
+    _axes(ax, "tokens", "times as fast as dense", "Crossover of LSH and dense attention", lengths)
+    ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.legend()
+    return picture.tell(
+        "Line chart on logarithmic axes: tokens (x) against the time of dense attention over that of LSH attention; "
+        "above the dotted line LSH is faster. " + source(record),
+        **numbers,
+    )
+
+
+@styled
+def training_step(records):
+    """Seconds and peak memory of a whole training step, as bars, for every point of the records."""
+    picture = Picture(9, 3.8)
+    axes, numbers = picture.subplots(1, 2), {}
+    points = sorted((p for record in records for p in record["points"]), key=lambda p: (p["length"], p["n_layers"]))
+    for i, name in enumerate(HATCHES):
+        for at, point in enumerate(points):
+            result = next((r for r in point["results"] if r["contender"] == name and r["status"] == "ok"), None)
+            if result is None:
+                continue
+            label, colour, *_ = LOOKS[name]
+            heights = result["median"], result["above_start_bytes"] / GIB
+            for ax, height in zip(axes, heights, strict=True):
+                once = label if at == 0 and ax is axes[0] else None
+                x = at + 0.28 * (i - 1)
+                ax.bar(x, height, 0.26, color=colour, hatch=HATCHES[name], edgecolor="white", label=once)
+                ax.text(x, height, number(height), ha="center", va="bottom", fontsize=8)
+            what = f"{label}, {point['length']:,} tokens"
+            numbers[what] = f"{number(heights[0])} s, {number(heights[1])} GiB"
+    if not numbers:
+        raise ValueError(f"records must hold a step of one of {', '.join(HATCHES)} that has finished, got none")
+    names = [f"{p['length']:,} tokens\n{p['n_layers']} layers" for p in points]
+    for ax, ylabel, title in zip(axes, ("seconds", "GiB"), ("One training step", "Its peak memory"), strict=True):
+        ax.set(xticks=range(len(points)), xticklabels=names, ylabel=ylabel, title=title)
+        ax.margins(y=0.12)
+    picture.legend(loc="outside lower center", ncols=3, fontsize=9)
+    return picture.tell(
+        "Two bar charts: seconds, and peak memory in GiB, of one training step (forward, loss, "
+        "backward, Adam) of a small language model, d_model 256, 4 heads, 2 rounds. " + source(*records),
+        **numbers,
+    )
+
+
+@styled
+def million_steps(records):
+    """Time per token by part of the step, and the peak of the whole process, for sequences of
+    growing length.
+    """
+    records = sorted(records, key=lambda r: r["text"]["used_bytes"])
+    picture, numbers = Picture(9, 4), {}
+    left, right = picture.subplots(1, 2, width_ratios=(3, 2))
+    names = [f"{r['text']['used_bytes']:,}" for r in records]
+    bottom = np.zeros(len(records))
+    for part, (colour, hatch) in WORK.items():
+        heights = np.array([_of_part(r, part) for r in records])
+        left.bar(names, heights, 0.7, bottom, color=colour, hatch=hatch, edgecolor="white", label=part)
+        bottom += heights
+    peaks = [r["peak_rss_bytes"] / GIB for r in records]
+    right.bar(names, peaks, 0.7, color=OKABE_ITO[2])
+    for ax, values in ((left, bottom), (right, peaks)):
+        for x, value in enumerate(values):
+            ax.text(x, value, number(float(value)), ha="center", va="bottom", fontsize=9)
+        ax.margins(y=0.1)
+        ax.tick_params(axis="x", rotation=20)
+    left.set(xlabel="tokens in one sequence", ylabel="µs per token", title="A training step, time per token")
+    right.set(xlabel="tokens in one sequence", ylabel="GiB", title="Peak of the process")
+    picture.legend(loc="outside lower center", ncols=3, fontsize=9)
+    for name, micro, peak in zip(names, bottom, peaks, strict=True):
+        numbers[f"{name} tokens"] = f"{number(float(micro))} µs per token, {number(peak)} GiB"
+    return picture.tell(
+        "Stacked bars: tokens in one sequence (x) against microseconds per token of one training step, by part of the "
+        "step; bars beside them: peak memory of the whole process. The time of a token hardly depends on how long its "
+        "sequence is. " + source(*records),
+        **numbers,
+    )
+
+
+@styled
+def memory_parts(rows, budget=None, kind="predicted"):
+    """Stacked bars of bytes: rows {name: {part: bytes}}, parts as in ``planner.PARTS``; budget: a
+    line, in bytes.
+
+    kind: how the figures were found, for title and caption. A budget far beyond all bars is named,
+    not drawn.
+    """
+    if not rows or any(set(parts) != set(PARTS) for parts in rows.values()):
+        raise ValueError(f"rows must map names to bytes for each of {', '.join(PARTS)}, got {rows!r:.200}")
+    picture = Picture(9, 1.6 + 0.5 * len(rows))
+    ax, left, at = picture.add_subplot(), np.zeros(len(rows)), np.arange(len(rows))
+    for part, (colour, hatch) in PARTS.items():
+        widths = np.array([parts[part] for parts in rows.values()]) / 1e9
+        ax.barh(at, widths, 0.7, left, color=colour, hatch=hatch, edgecolor="white", label=part)
+        left += widths
+    widest, title = left.max(), f"Peak memory, {kind}"
+    label = {"va": "center", "fontsize": 9, "zorder": 4}
+    label["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the budget's line may run through
+    for y, total in zip(at, left, strict=True):
+        ax.text(total + 0.005 * widest, y, format_bytes(total * 1e9), **label)
+    if budget is not None and budget / 1e9 <= 8 * widest:
+        ax.axvline(budget / 1e9, color=OKABE_ITO[2], ls="--", lw=2, label=f"budget {format_bytes(budget)}")
+        widest = max(widest, budget / 1e9)
+    elif budget is not None:
+        title += f"; the budget of {format_bytes(budget)} lies far to the right"
+    ax.set(yticks=at, yticklabels=rows, xlabel="GB (10⁹ bytes)", title=title, xlim=(0, 1.14 * widest))
+    ax.invert_yaxis()
+    picture.legend(loc="outside lower center", ncols=6, fontsize=9)
+    shown = {name: format_bytes(total * 1e9) for name, total in zip(rows, left, strict=True)}
+    line = "" if budget is None else f" against a budget of {format_bytes(budget)}"
+    return picture.tell(
+        f"Stacked bars: peak memory of a training step (x, GB), {kind}, by part, one bar for each way{line}.", **shown
+    )
+
+
+@styled
+def memory_lines(x, ways, xlabel, kind="predicted", budget=None, log=True):
+    """Lines of bytes: x (n,), ways {name: bytes (n,)}. Logarithmic axes come with fitted exponents."""
+    picture = Picture(7, 3.8)
+    ax, numbers = picture.add_subplot(), {}
+    for name, values in ways.items():
+        power = f", exponent {exponent(x, values):.2f}" if log else ""
+        ax.plot(x, np.asarray(values) / 1e9, label=name + power)
+        numbers[f"{name}, {x[-1]:,} {xlabel}"] = format_bytes(values[-1]) + power
+    if budget is not None:
+        ax.axhline(budget / 1e9, color="black", ls=(0, (1, 3)), marker="", label=f"budget {format_bytes(budget)}")
+    _axes(ax, xlabel, "GB (10⁹ bytes)", f"Memory, {kind}", x, log_y=log)
+    if not log:
+        ax.set(xscale="linear", ylim=(0, None))
+        ax.set_xticks(list(x))
+    ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    line = "is a power law; its slope is the exponent" if log else "adds the same each time"
+    return picture.tell(
+        f"Line chart on {'logarithmic' if log else 'linear'} axes: {xlabel} (x) against bytes, {kind}. A straight line "
+        f"{line}.",
+        **numbers,
+    )
+
+
+@styled
+def memory_over_time(runs, kind="counted"):
+    """Live bytes, operation by operation: runs {name: bytes (n,)}, each stretched over the same
+    width.
+    """
+    picture = Picture(8, 3.4)
+    ax, numbers = picture.add_subplot(), {}
+    for name, live in runs.items():
+        live = np.asarray(live, dtype=float)
+        if live.ndim != 1 or not live.size:
+            raise ValueError(f"runs must map names to rows of bytes, got shape {live.shape} for {name}")
+        ax.plot(np.linspace(0, 100, live.size), live / 1e6, marker="", label=name)
+        numbers[f"peak, {name}"] = format_bytes(live.max())
+    ax.set(xlabel="% of the operations of the run", ylabel="MB (10⁶ bytes)", title=f"Live tensors over time, {kind}")
+    ax.legend()
+    return picture.tell(
+        f"Line chart: operations of a run, forward then backward, in percent (x) against live bytes, {kind}. "
+        "The peak of each line is the figure that counts.",
+        **numbers,
+    )
+
+
+def _axes(ax, xlabel, ylabel, title, ticks, log_y=True):
+    """Logarithmic axes with the measured places, and nothing else, as ticks of x."""
+    ax.set(xscale="log", yscale="log" if log_y else "linear", xlabel=xlabel, ylabel=ylabel, title=title)
+    ticks = [int(t) for t in ticks]
+    ax.set_xticks(ticks, [f"{t:,}" for t in ticks], rotation=30 if max(ticks) > 999 else 0)
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    ax.grid(axis="y", color="0.9")
+
+
+def _all_lengths(found):
+    return sorted({int(n) for lengths, _ in found.values() for n in lengths})
+
+
+def _of_part(record, part):
+    """Microseconds per token of a part of WORK; what is not named there counts as the last one."""
+    seconds = record["steps"][-1]["parts"]
+    other = sum(s for name, s in seconds.items() if name not in WORK) if part == [*WORK][-1] else 0.0
+    return 1e6 * seconds.get(part, other) / record["text"]["used_bytes"]

@@ -1,0 +1,94 @@
+"""Files that survive: written whole or not at all, and read only where they are what they seem."""
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from reformer_ref._arguments import shown
+
+
+def as_path(name, value):
+    """``value`` as a Path; TypeError if it is no path at all, ValueError if no file can have that
+    name.
+    """
+    if not isinstance(value, (str, Path)):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be a name that a file can have, got {shown(value)}") from None
+    if (
+        "\0" in str(value)
+        or len(os.fsencode(value)) > 4096
+        or any(len(os.fsencode(p)) > 255 for p in Path(value).parts)
+    ):
+        raise ValueError(f"{name} must be a name that a file can have, got {shown(str(value))}")
+    return Path(value)
+
+
+def write_atomically(path, content):
+    """Write bytes to ``path`` so that a crash leaves either the old file or the new one, never a
+    part of it.
+
+    OSError if something else than a file stands there: a device that is replaced by a file is gone
+    for everybody.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "there is something that is no file", str(path))
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide the result from everyone else
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder):
+    """Make names in a folder survive a power cut: a rename is on disk only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path, value):
+    """Write a dict as JSON, one line per key, atomically. NaN and infinity, which are not JSON,
+    raise ValueError.
+    """
+    lines = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
+    write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+@contextlib.contextmanager
+def open_regular(path, most=None):
+    """A regular file, open for reading bytes; OSError for everything else.
+
+    Symbolic links are not followed, and pipes and devices, which could block or never end, are
+    refused: the content of a folder that somebody else has packed must not lead out of it. most:
+    largest size in bytes.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"it is no regular file: {path}")
+        if most is not None and status.st_size > most:
+            raise OSError(f"it has {status.st_size:,} bytes, at most {most:,} are accepted: {path}")
+        yield file
+
+
+def left_over(path):
+    """Whether a file is what a killed `write_atomically` leaves behind."""
+    return path.name.startswith(".") and path.suffix == ".tmp"

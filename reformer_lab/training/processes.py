@@ -1,0 +1,115 @@
+"""One process or many: Lightning Fabric as training uses it, signals that end a run, processes that
+are gone.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from reformer_ref._arguments import require_choice, require_float, require_int
+from reformer_ref._tensors import require_device
+
+FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "32-true"}  # "64": model.double()
+_LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "socket", "tcpstore")
+
+
+class LostProcess(RuntimeError):
+    """Another process of the run has ended, or does not answer."""
+
+    exit_code = 1
+
+
+def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
+    """A Lightning Fabric for ``processes`` processes on this machine, or for those that torchrun
+    has started.
+
+    device: "cpu" (gloo) or "cuda" (nccl, a GPU for each process); precision: as in
+    `TrainingOptions`; timeout: seconds after which a process that does not answer is given up (one
+    that has died is noticed at once). With more than one process and no torchrun,
+    ``fabric.launch()`` starts the others with the command line of this one.
+    """
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+        from lightning_fabric.strategies import DDPStrategy
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("training needs Lightning Fabric: pip install 'reformer_ref[lab]'") from None
+    processes, timeout = (require_int("processes", processes, 1, 4096), require_float("timeout", timeout, 0.001, 1e6))
+    require_choice("precision", precision, tuple(FABRIC_PRECISION))
+    if device is None:
+        raise TypeError("device must be 'cpu' or 'cuda', got None")
+    device = torch.device(require_device("device", device))
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device}")
+    under_torchrun = torch.distributed.is_torchelastic_launched()
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun else processes
+    hosts = int(os.environ["WORLD_SIZE"]) // here if under_torchrun else 1
+    if processes not in (1, here):
+        raise ValueError(f"torchrun has started {here} processes here, but {processes} are asked for; leave that to it")
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision fp16 needs a GPU (--device cuda), got {device.type}; take bf16 on a CPU")
+    how = {"accelerator": device.type, "precision": FABRIC_PRECISION[precision]}
+    if here * hosts == 1:
+        return Fabric(devices=[device.index or 0] if device.type == "cuda" else 1, **how)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(seconds=timeout))
+    environment = TorchElasticEnvironment() if under_torchrun else LightningEnvironment()
+    return Fabric(devices=here, num_nodes=hosts, strategy=strategy, plugins=[environment], **how)
+
+
+@contextlib.contextmanager
+def naming_lost_processes(fabric):
+    """Errors of collective operations become `LostProcess`: what failed is another process, not
+    this one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        distributed = isinstance(error, torch.distributed.DistError) or any(word in text for word in _LOST)
+        if fabric.world_size == 1 or not distributed:
+            raise
+        raise LostProcess(
+            f"another process of this run has ended or does not answer (there were {fabric.world_size}); start all of "
+            "them again with --resume to go on from the last checkpoint"
+        ) from error
+
+
+class StopRequest:
+    """Ctrl-C, SIGTERM and SIGHUP ask for an orderly end: a context manager, called to learn whether
+    one did.
+
+    The first signal is remembered, and told to ``say``; one more, a second later or more,
+    interrupts at once. ``exit_code`` is 128 plus the number of the signal, as shells have it.
+    """
+
+    def __init__(self, say):
+        self.say, self.number, self._since, self._before = say, None, 0.0, {}
+
+    def __call__(self):
+        return self.number is not None
+
+    @property
+    def exit_code(self):
+        return 128 + (self.number or signal.SIGINT)
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if self.number is not None:
+            if time.monotonic() - self._since > 1.0:  # torchrun and Slurm each send one: together they are one
+                raise KeyboardInterrupt
+            return
+        self.number, self._since = number, time.monotonic()
+        self.say("stopping after this step, with a checkpoint; once more to drop what came after the last one")

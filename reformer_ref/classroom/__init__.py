@@ -1,1 +1,0 @@
-"""Five graded assignments: variants of their conventions, checks for students, releases and grading for instructors."""

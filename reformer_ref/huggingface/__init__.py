@@ -1,0 +1,1 @@
+"""Weights of Hugging Face transformers, in and out."""

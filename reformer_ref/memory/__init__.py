@@ -1,0 +1,1 @@
+"""How much memory a computation takes: measured, counted or predicted."""
