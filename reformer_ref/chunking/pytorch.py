@@ -66,6 +66,8 @@ def look_adjacent(
 
 def gather_rows(x: Tensor, positions: Tensor) -> Tensor:
     """The rows of x (…, L, d) at positions (…, any): (…, any, d). A position −1 gives row 0."""
-    batch = x.ndim - 2
-    index = positions.clamp(min=0).flatten(batch)[..., None]  # (…, any, 1)
-    return x.take_along_dim(index, -2).unflatten(-2, positions.shape[batch:])
+    *batch, length, d = x.shape
+    rows = x.reshape(-1, d)  # all sequences, one after the other
+    first = torch.arange(0, len(rows), length, device=x.device)  # the first row of each sequence
+    first = first.view(*batch, *[1] * (positions.ndim - len(batch)))
+    return torch.nn.functional.embedding(positions.clamp(min=0) + first, rows)
