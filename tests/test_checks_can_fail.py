@@ -20,7 +20,7 @@ from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention import checks, spec
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.reversible import checks as reversible_checks
-from reformer_ref.reversible.pytorch import reversible_stack
+from reformer_ref.reversible import reversible_stack
 from reformer_ref.testing import to_numpy, to_torch
 from torch import nn
 
@@ -313,16 +313,16 @@ class Bucket(nn.Module):
     reconstructs.
     """
 
-    keeps_memo = True
+    uses_saved = True
 
     def __init__(self, table, rehash):
         super().__init__()
         self.table, self.rehash = nn.Parameter(torch.from_numpy(table)), rehash
 
-    def forward(self, x, memo):
-        if self.rehash or "buckets" not in memo:
-            memo["buckets"] = torch.cat([x, -x], dim=-1).detach().argmax(dim=-1)
-        return x * self.table[memo["buckets"]]
+    def forward(self, x, saved):
+        if self.rehash or "buckets" not in saved:
+            saved["buckets"] = torch.cat([x, -x], dim=-1).detach().argmax(dim=-1)
+        return x * self.table[saved["buckets"]]
 
 
 class Dropped(nn.Module):

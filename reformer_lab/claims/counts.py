@@ -174,7 +174,7 @@ def _inputs_again(settings, depth, dtype):
     found.
     """
     import torch
-    from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
+    from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
 
     model = _model(settings, depth, dtype, ("dense",)).eval()
     with torch.no_grad():
