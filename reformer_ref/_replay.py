@@ -22,16 +22,19 @@ class Replay:
     """
 
     def __init__(self, *tensors, module=None, rng=True):
-        devices = {t.device for t in tensors if t is not None}
         self._cpu_state = torch.get_rng_state() if rng else None
         self._cuda_states = {}
         self._autocast = []
         self._training = []
-        for device in devices:
+        kinds = {"cpu"}
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            kinds.add(tensor.device.type)
             # a CUDA tensor where there is no CUDA is a fake one: it has no generator
-            if device.type == "cuda" and rng and torch.cuda.is_available():
-                self._cuda_states[device] = torch.cuda.get_rng_state(device)
-        for kind in {"cpu", *(device.type for device in devices)}:
+            if tensor.is_cuda and rng and torch.cuda.is_available():
+                self._cuda_states[tensor.device] = torch.cuda.get_rng_state(tensor.device)
+        for kind in sorted(kinds):
             if torch.amp.is_autocast_available(kind):
                 state = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
                 self._autocast.append((kind, *state))

@@ -65,8 +65,10 @@ def chunked(fn, xs, params=(), chunk_length=None, dim=-2, add=False, rng=True):
 
 def chunk_slices(length, chunk_length):
     """The chunks of ``length`` positions as slices; the last may be shorter. None: a single one."""
-    step = chunk_length or length
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+    if chunk_length is None:
+        return [slice(0, length)]
+    starts = range(0, length, chunk_length)
+    return [slice(start, min(start + chunk_length, length)) for start in starts]
 
 
 def _cut(x, dim, chunk):

@@ -21,10 +21,14 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 def in_place_layer(layer):
     """The `InPlaceLayer` of a layer of the model."""
-    kind = {SelfAttention: InPlaceAttention, FeedForwardLayer: InPlaceFeedForward}.get(type(layer))
-    if kind is None or not computed_by_its_weights(layer, kind.names(layer)):
+    version = None
+    if type(layer) is SelfAttention:
+        version = InPlaceAttention(layer)
+    elif type(layer) is FeedForwardLayer:
+        version = InPlaceFeedForward(layer)
+    if version is None or not computed_by_its_weights(layer, version.weights):
         return ModuleLayer(layer)
-    return kind(layer)
+    return version
 
 
 def computed_by_its_weights(layer, names):
@@ -51,20 +55,16 @@ def computed_by_its_weights(layer, names):
             return False
         if isinstance(module, FeedForward) and module.dropout and module.training:
             return False
-    return [name for name, _ in layer.named_parameters()] == names
+    return list(dict(layer.named_parameters())) == names
 
 
 class InPlaceFeedForward:
     """A `FeedForwardLayer` in place, one chunk of positions after the other."""
 
+    weights = ["norm.weight", "norm.bias", "inner.w1", "inner.b1", "inner.w2", "inner.b2"]
+
     def __init__(self, module):
         self.module = module
-
-    @staticmethod
-    def names(module):
-        """The weights that it computes with."""
-        inner = [f"inner.{name}" for name in ("w1", "b1", "w2", "b2")]
-        return ["norm.weight", "norm.bias", *inner]
 
     def add_(self, y, x, context, saved):
         params = dict(self.module.named_parameters())
@@ -94,9 +94,9 @@ class InPlaceFeedForward:
 
     def _compute(self, x, params):
         config = self.module.config
-        x = layer_norm(x, params, config)
-        inner = [params[f"inner.{name}"] for name in ("w1", "b1", "w2", "b2")]
-        return feed_forward(x, *inner, config.activation)
+        w1, b1 = params["inner.w1"], params["inner.b1"]
+        w2, b2 = params["inner.w2"], params["inner.b2"]
+        return feed_forward(layer_norm(x, params, config), w1, b1, w2, b2, config.activation)
 
 
 class InPlaceAttention:
@@ -104,12 +104,9 @@ class InPlaceAttention:
 
     def __init__(self, module):
         self.module, self.config = module, module.config
-
-    @staticmethod
-    def names(module):
-        """The weights that it computes with."""
-        keys = [] if module.k is None else ["k.weight"]
-        return ["norm.weight", "norm.bias", "q.weight", *keys, "v.weight", "out.weight"]
+        self.inputs = ["q", "v"] if module.k is None else ["q", "k", "v"]
+        projections = [f"{name}.weight" for name in (*self.inputs, "out")]
+        self.weights = ["norm.weight", "norm.bias", *projections]
 
     def add_(self, y, x, context, saved):
         params = dict(self.module.named_parameters())
@@ -147,10 +144,8 @@ class InPlaceAttention:
 
     def _attend(self, projected, heads, context, saved):
         padding_mask, rotation_seed = context[:2]
-        q, k, v = [
-            split_heads(projected[name], len(heads)) if name in projected else None
-            for name in ("q", "k", "v")
-        ]
+        q, v = split_heads(projected["q"], len(heads)), split_heads(projected["v"], len(heads))
+        k = split_heads(projected["k"], len(heads)) if "k" in projected else None
         buckets = self.module.buckets(q, padding_mask, rotation_seed, saved, heads)
         return merge_heads(self.module.attend(q, k, v, padding_mask, buckets))
 
@@ -160,7 +155,7 @@ class InPlaceAttention:
         with torch.no_grad():
             for chunk in self._chunks(x):
                 normal = layer_norm(x[:, chunk], params, self.config)
-                for name in self._inputs():
+                for name in self.inputs:
                     weight = params[f"{name}.weight"][self._columns(name, heads)]
                     out = F.linear(normal, weight)  # (B, chunk, heads·d)
                     if name not in projected:
@@ -187,9 +182,6 @@ class InPlaceAttention:
             d_x[:, chunk] += d_x_chunk
             d_params["norm.weight"] += d_weight
             d_params["norm.bias"] += d_bias
-
-    def _inputs(self):
-        return ("q", "v") if self.module.k is None else ("q", "k", "v")
 
     def _columns(self, name, heads):
         """Where the outputs of these heads are among those of a projection."""

@@ -1,4 +1,4 @@
-"""Slices really save memory in training, and recompute in backward exactly what forward computed."""
+"""Chunks really save memory in training, and recompute in backward exactly what forward computed."""
 
 import weakref
 from functools import partial
@@ -83,7 +83,7 @@ def test_feed_forward_saves_nothing_but_its_inputs():
     extra, _ = saved_storages(partial(feed_forward, chunk_length=10), tensors)
     assert not extra
     ordinary, _ = saved_storages(feed_forward, tensors)
-    assert sum(ordinary.values()) >= 2 * 64 * 512 * 8  # the wide array: what slices are for
+    assert sum(ordinary.values()) >= 2 * 64 * 512 * 8  # the wide array: what chunks are for
 
 
 def test_loss_saves_nothing_that_grows_with_the_vocabulary():
@@ -96,18 +96,18 @@ def test_loss_saves_nothing_that_grows_with_the_vocabulary():
 
 
 @pytest.mark.parametrize("chunk_length", [16, 50])
-def test_peak_memory_of_training_follows_the_slice(chunk_length):
+def test_peak_memory_of_training_follows_the_chunk(chunk_length):
     length, d_model, d_ff = 1000, 4, 256
     tensors = draw((length, d_model), (d_model, d_ff), (d_ff,), (d_ff, d_model), (d_model,))
     whole = peak_of_training(feed_forward, tensors)
     cut = peak_of_training(partial(feed_forward, chunk_length=chunk_length), tensors)
     assert whole > 2 * length * d_ff
-    # a few wide arrays of one slice; outputs, gradients and sums of the inputs' own sizes
+    # a few wide arrays of one chunk; outputs, gradients and sums of the inputs' own sizes
     assert cut < 5 * chunk_length * d_ff + 4 * length * d_model + 6 * d_model * d_ff
     assert cut < whole / 5
 
 
-def test_peak_memory_of_the_loss_follows_the_slice():
+def test_peak_memory_of_the_loss_follows_the_chunk():
     length, d, vocabulary = 800, 4, 500
     hidden, weight, bias = draw((length, d), (d, vocabulary), vocabulary)
     targets = torch.arange(length) % vocabulary
@@ -122,9 +122,9 @@ def test_peak_memory_of_the_loss_follows_the_slice():
 
 
 def by_hand(x, w1, b1, w2, b2, step, dropout):
-    """The same slices by ordinary autograd."""
-    pieces = [F.dropout(F.relu(piece @ w1 + b1), dropout) @ w2 + b2 for piece in x.split(step, dim=-2)]
-    return torch.cat(pieces, dim=-2)
+    """The same chunks by ordinary autograd."""
+    chunks = [F.dropout(F.relu(chunk @ w1 + b1), dropout) @ w2 + b2 for chunk in x.split(step, dim=-2)]
+    return torch.cat(chunks, dim=-2)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -171,11 +171,11 @@ def test_recompute_runs_in_the_dtypes_of_forward(device):
         return F.linear(hidden, w2.t(), b2)
 
     with torch.autocast(device, torch.bfloat16):
-        got = sliced(fn, tensors[0], tensors[1:], 10)
+        got = chunked(fn, tensors[:1], tensors[1:], 10)
         want = fn(*tensors)
     d_out = torch.ones_like(want)
     grads = torch.autograd.grad(got, tensors, d_out)  # outside autocast
-    assert seen == [torch.bfloat16] * 7  # three slices, the plain formula, three slices again
+    assert seen == [torch.bfloat16] * 7  # three chunks, the plain formula, three chunks again
     assert got.dtype == torch.bfloat16
     assert_close([got], [want], 1e-2)
     assert all(g.dtype == torch.float32 for g in grads)
@@ -194,20 +194,20 @@ def test_backward_under_autocast_equals_ordinary_autograd():
         seen.append(out.dtype)
         return F.relu(out) @ w
 
-    got, want = sliced(fn, x, (w,), 10), fn(x, w)
+    got, want = chunked(fn, (x,), (w,), 10), fn(x, w)
     with torch.autocast("cpu", torch.bfloat16):
         grads = torch.autograd.grad(got.sum(), (x, w))
         ordinary = torch.autograd.grad(want.sum(), (x, w))
     assert set(seen) == {torch.float32}
     assert_close(grads[:1], ordinary[:1], 1e-6)
-    assert_close(grads[1:], ordinary[1:], 1e-2)  # a sum over slices, each rounded to bfloat16
+    assert_close(grads[1:], ordinary[1:], 1e-2)  # a sum over chunks, each rounded to bfloat16
 
 
 def test_autocast_leaves_the_weights_usable_afterwards():
     """A cast of a weight made without gradient must not stay in autocast's cache."""
     tensors = layer(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        sliced(lambda x, w: x @ w, tensors[0], tensors[1:2], 4)
+        chunked(lambda x, w: x @ w, tensors[:1], tensors[1:2], 4)
         out = tensors[0] @ tensors[1]
     assert all(g is not None for g in torch.autograd.grad(out.sum(), tensors[:2], allow_unused=True))
 
@@ -314,7 +314,7 @@ def test_strided_and_expanded_inputs():
 
 
 @pytest.mark.parametrize("dim", [0, 1, -2])
-def test_sliced_along_any_dimension_with_several_inputs_and_totals(dim):
+def test_chunked_along_any_dimension_with_several_inputs_and_totals(dim):
     tensors = a, b, w = draw((7, 3, 2), (7, 3, 2), (2, 4))
     weigh = torch.arange(4.0, dtype=torch.float64)
 
@@ -324,23 +324,11 @@ def test_sliced_along_any_dimension_with_several_inputs_and_totals(dim):
     def sums(a, b, w):
         return rows(a, b, w).sum((0, 1))
 
-    for fn, total in ((rows, False), (sums, True)):
-        got, want = sliced(fn, (a, b), (w,), 2, dim=dim, total=total), fn(*tensors)
+    for fn, add in ((rows, False), (sums, True)):
+        got, want = chunked(fn, (a, b), (w,), 2, dim=dim, add=add), fn(*tensors)
         assert_close([got], [want])
         got, want = (torch.autograd.grad((out * weigh).sum(), tensors) for out in (got, want))
         assert_close(got, want)
-
-
-def test_sliced_refuses_bad_input():
-    a, b = draw((3, 2), (4, 2))
-    with pytest.raises(ValueError, match="at least one position along dim -2"):
-        sliced(torch.sin, a[:0])
-    with pytest.raises(ValueError, match=r"the same number everywhere, got \(3, 2\), \(4, 2\)"):
-        sliced(torch.add, (a, b), (), 2)
-    with pytest.raises(TypeError, match="total must be True or False"):
-        sliced(torch.sin, a, (), 2, total=1)
-    with pytest.raises(ValueError, match="chunk_length must be at least 1"):
-        sliced(torch.sin, a, (), 0)
 
 
 # Compilers
@@ -384,7 +372,7 @@ def test_compile_in_one_graph(grad):
 
 
 @pytest.mark.slow
-def test_compiled_training_is_sliced_too():
+def test_compiled_training_is_chunked_too():
     torch.compiler.reset()
     tensors = layer(length=60, d_ff=512)
     compiled = torch.compile(partial(feed_forward, chunk_length=10, dropout=0.1), fullgraph=True, backend="aot_eager")
