@@ -62,6 +62,8 @@ def lsh_attention(
     # 4. Scores. The query is q, the key is q / ‖q‖.
     q = gather_rows(qk, queries)  # (…, R, n, m, d)
     k = gather_rows(normalize_keys(qk, options.norm_eps), keys)  # (…, R, n, w·m, d)
+    if qk.dtype == torch.float16:  # whose largest number is 65504: the products can be larger
+        q, k = q.float(), k.float()
     scores = q @ k.mT  # (…, R, n, m, w·m)
     scores = options.scale_for(d) * scores.to(torch.promote_types(qk.dtype, torch.float32))
 
