@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from reformer_ref._arguments import clear_errors, require_bool, require_int, shown
@@ -104,7 +105,7 @@ def million_config(args):
     return ReformerConfig(
         vocab_size=256, d_model=args.d_model, n_layers=args.layers, n_heads=args.heads, d_ff=args.d_ff,
         pattern=tuple(kind.strip() for kind in args.pattern.split(",")),
-        max_length=require_int("--length", args.length, minimum=2), ff_slice=args.slice, loss_slice=args.slice,
+        max_length=require_int("--length", args.length, minimum=2), ff_chunk=args.slice, loss_chunk=args.slice,
         lsh=LSHOptions.preset(args.preset, n_hashes=args.rounds, chunk_length=args.chunk_length), seed=args.seed,
     )  # fmt: skip
 
@@ -170,35 +171,41 @@ def train(model, tokens, args):
 
 
 class Clock:
-    """Time by part, and a progress bar: one tick for each half of each layer, forward and backward.
+    """Time by part, and a progress bar: one tick for each layer, forward and backward.
 
-    It listens where a reversible stack calls its halves, ``add_`` and ``subtract_``; what is done
-    elsewhere counts for the part that ``now`` has named.
+    It observes the layers of the model; what is done elsewhere counts for the part that ``now`` has
+    named.
     """
 
     def __init__(self, model, steps, quiet):
         from tqdm.auto import tqdm
 
-        if not hasattr(model, "trunk"):
+        if not hasattr(model, "backbone"):
             raise TypeError(f"model must be a ReformerLM, got {shown(model)}")
-        require_int("steps", steps), require_bool("quiet", quiet)
-        self.halves = [half for block in model.trunk.stack.blocks for half in block.halves if hasattr(half, "add_")]
+        require_int("steps", steps)
+        require_bool("quiet", quiet)
+        self.backbone = model.backbone
         often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
-        total = 2 * len(self.halves) * steps
-        self.bar = tqdm(total=total, unit="half", disable=quiet, mininterval=often, dynamic_ncols=True)
+        total = 2 * len(model.backbone.layers()) * steps
+        self.bar = tqdm(total=total, unit="layer", disable=quiet, mininterval=often, dynamic_ncols=True)
         self.seconds, self.part, self.since = {}, None, None
 
     def __enter__(self):
-        for half in self.halves:
-            what = f"{half.kind} attention" if hasattr(half, "kind") else "feed-forward"
-            half.add_ = self._timed(f"forward, {what}", half.add_)
-            half.subtract_ = self._timed(f"backward, {what}", half.subtract_)
+        self.backbone.observe = self.observe
         return self
 
     def __exit__(self, *error):
-        for half in self.halves:
-            del half.add_, half.subtract_  # the methods of the class come to light again
+        del self.backbone.observe  # the class has the observer that does nothing
         self.bar.close()
+
+    @contextmanager
+    def observe(self, direction, layer):
+        """Surrounds the work of one layer, ``direction`` "forward" or "backward"."""
+        kind = f"{layer.kind} attention" if hasattr(layer, "kind") else "feed-forward"
+        before = self.now(f"{direction}, {kind}")
+        yield
+        self.now(before)
+        self.bar.update()
 
     def begin(self):
         """A step begins."""
@@ -217,16 +224,6 @@ class Clock:
         """The step is over: {part: seconds}."""
         self.now(None)
         return self.seconds
-
-    def _timed(self, part, function):
-        def call(*args, **kwargs):
-            before = self.now(part)
-            result = function(*args, **kwargs)
-            self.now(before)
-            self.bar.update()
-            return result
-
-        return call
 
 
 @clear_errors

@@ -1,4 +1,4 @@
-"""Halves work in place only while their weights alone say what they compute; anything else must not
+"""Layers work in place only while their weights alone say what they compute; anything else must not
 go unnoticed.
 """
 
@@ -12,13 +12,15 @@ from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.in_place import in_place_layer
 from reformer_ref.model.layers import SelfAttention
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.reversible.in_place import ModuleLayer
 from reformer_ref.testing import expect_close
 from torch import nn
 
 CONFIG = ReformerConfig(
-    vocab_size=11, d_model=16, n_layers=2, n_heads=2, max_length=64, ff_slice=5, loss_slice=7,
+    vocab_size=11, d_model=16, n_layers=2, n_heads=2, max_length=64, ff_chunk=5, loss_chunk=7,
     lsh=LSHOptions(n_hashes=2, n_buckets=4, chunk_length=4), local=LocalOptions(chunk_length=4),
 )  # fmt: skip
 
@@ -53,12 +55,16 @@ def expect_same(models, between=lambda model: None):
     return gradients[1]
 
 
-def halves(model, number):
-    return [block.halves[number] for block in model.trunk.stack.blocks]
+def works_in_place(layer):
+    return not isinstance(in_place_layer(layer), ModuleLayer)
+
+
+def layers(model, number):
+    return [block.layers[number] for block in model.backbone.stack.blocks]
 
 
 def each(number, change):
-    return lambda model: [change(half) for half in halves(model, number)]
+    return lambda model: [change(layer) for layer in layers(model, number)]
 
 
 def monte_carlo_dropout(model):
@@ -81,25 +87,25 @@ CHANGES = {
     "another activation": each(1, lambda h: setattr(h.inner, "activation", "gelu")),
     "dropout switched on later": lambda model: [setattr(m, "p", 0.5) for m in model.modules() if type(m) is nn.Dropout],
     "dropout in eval mode": lambda model: monte_carlo_dropout(model.eval()),
-    "shared projections": lambda model: setattr(halves(model, 0)[0].k, "weight", halves(model, 0)[0].q.weight),
+    "shared projections": lambda model: setattr(layers(model, 0)[0].k, "weight", layers(model, 0)[0].q.weight),
     "a patched forward": each(0, lambda h: setattr(h.v, "forward", partial(doubled, h.v.weight))),
     "a hook": each(1, lambda h: h.norm.register_forward_hook(lambda module, inputs, out: 3 * out)),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_a_half_computes_is_never_guessed(name):
-    fields = {"loss_slice": None, "ff_slice": None} if "dropout" in name else {}  # else masks are drawn in other orders
+def test_what_a_layer_computes_is_never_guessed(name):
+    fields = {"loss_chunk": None, "ff_chunk": None} if "dropout" in name else {}  # else masks are drawn in other orders
     plain = name == "nothing"
     models = twins(CHANGES[name], **fields)
-    assert all(half.in_place() for n in (0, 1) for half in halves(models[0], n)) == plain
+    assert all(works_in_place(layer) for n in (0, 1) for layer in layers(models[0], n)) == plain
     expect_same(models)
 
 
 @pytest.mark.parametrize("start", [True, False])
 def test_a_change_of_mode_before_backward_changes_nothing(start):
     """Dropout is what it was when the loss was computed."""
-    same, changed = (twins(dropout=0.4, ff_slice=None) for _ in range(2))
+    same, changed = (twins(dropout=0.4, ff_chunk=None) for _ in range(2))
     wanted = expect_same([m.train(start) for m in same])
     for name, got in expect_same([m.train(start) for m in changed], lambda model: model.train(not start)).items():
         expect_close(name, got, wanted[name], 1e-12)
@@ -109,13 +115,13 @@ def test_autocast_in_place(monkeypatch):
     """What attention is given has one dtype in forward and in the recompute of backward."""
     model, seen = ReformerLM(CONFIG), []
     attend = SelfAttention.attend
-    record = lambda self, projected, *rest: seen.append(projected["q"].dtype) or attend(self, projected, *rest)  # noqa: E731
+    record = lambda self, q, *rest: seen.append(q.dtype) or attend(self, q, *rest)  # noqa: E731
     monkeypatch.setattr(SelfAttention, "attend", record)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.loss(tokens())
     forward = seen.copy()
     loss.backward()
-    assert halves(model, 0)[0].in_place()
+    assert works_in_place(layers(model, 0)[0])
     assert set(forward) == {torch.bfloat16}
     assert seen == forward * 2
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
