@@ -1,6 +1,7 @@
 """The options of local attention."""
 
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from reformer_ref._arguments import require_bool, require_float, require_int
 
@@ -23,6 +24,12 @@ class LocalOptions:
     wrap: bool = False
     scale: float | None = None
 
+    # What a layout of chunks asks of options: local attention is one round, and one bucket.
+    n_hashes: ClassVar[int] = 1
+    within_bucket: ClassVar[bool] = False
+    count_once: ClassVar[bool] = False
+    window: ClassVar[str] = "chunk"
+
     def __post_init__(self):
         for name, minimum in (("chunk_length", 1), ("chunks_before", 0), ("chunks_after", 0)):
             object.__setattr__(self, name, require_int(name, getattr(self, name), minimum))
@@ -32,6 +39,11 @@ class LocalOptions:
             object.__setattr__(self, "scale", require_float("scale", self.scale, below=1e6))
             if self.scale <= 0:
                 raise ValueError(f"scale must be positive or None for 1/√d, got {self.scale}")
+
+    @property
+    def width(self):
+        """Chunks in one window: before + 1 + after."""
+        return self.chunks_before + 1 + self.chunks_after
 
     def scale_for(self, d):
         """The factor of q·k for vectors of size d."""

@@ -1,7 +1,5 @@
 """Local attention, in PyTorch: the sequence as one bucket, cut into chunks; any device, any length."""
 
-import torch
-
 from reformer_ref._arguments import require_int
 from reformer_ref._tensors import (
     require_finite,
@@ -9,11 +7,9 @@ from reformer_ref._tensors import (
     require_padding_mask,
     require_same_kind,
 )
+from reformer_ref.local_attention import streaming
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import as_rows, from_rows
-from reformer_ref.lsh_attention.streaming import LARGEST, stream_attention
-from reformer_ref.lsh_attention.windows import Windows
+from reformer_ref.lsh_attention.streaming import LARGEST
 
 
 def local_attention(q, k, v, options, padding_mask=None, *, block_size=None):
@@ -28,19 +24,7 @@ def local_attention(q, k, v, options, padding_mask=None, *, block_size=None):
     padding_mask = _check(q, k, v, options, padding_mask)
     if block_size is not None:
         require_int("block_size", block_size)
-    length, d = q.shape[-2:]
-    one_bucket = LSHOptions(
-        **{**options.to_dict(), "scale": 1.0}, within_bucket=False, count_once=False
-    )
-    flat_mask = None if padding_mask is None else padding_mask.reshape(-1, length)
-    (rows_q, rows_k, rows_v), heads = as_rows(q, k, v)
-    zeros = torch.zeros(len(rows_q) // length, 1, length, dtype=torch.int32, device=q.device)
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    windows = Windows(zeros, one_bucket, flat_mask, heads=heads, see_self=True, dtype=dtype)
-    out, _ = stream_attention(
-        rows_q, rows_k, rows_v, windows, options.scale_for(d), block_size=block_size
-    )
-    return from_rows(out, q.shape[:-1], heads)
+    return streaming.local_attention(q, k, v, options, padding_mask, block_size=block_size)
 
 
 def _check(q, k, v, options, padding_mask):

@@ -9,7 +9,6 @@ import torch
 
 from reformer_ref._arguments import require_bool, require_int
 from reformer_ref._tensors import (
-    Scratch,
     has_values,
     require_finite,
     require_floating,
@@ -17,14 +16,10 @@ from reformer_ref._tensors import (
     require_same_kind,
     require_tensor,
 )
+from reformer_ref.lsh_attention import streaming
+from reformer_ref.lsh_attention.layout import blocks, bucket_layout, unfold_windows
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.streaming import (
-    LARGEST,
-    block_scores,
-    inverse_length,
-    stream_attention,
-)
-from reformer_ref.lsh_attention.windows import Windows
+from reformer_ref.lsh_attention.streaming import LARGEST
 
 
 def lsh_attention(
@@ -47,46 +42,11 @@ def lsh_attention(
     require_bool("return_record", return_record)
     if block_size is not None:
         require_int("block_size", block_size)
-    (q, v), heads = as_rows(qk, v)
-    length, d = qk.shape[-2:]
-    flat_mask = None if padding_mask is None else padding_mask.reshape(-1, length)
-    dtype = torch.float64 if qk.dtype == torch.float64 else torch.float32
-    windows = Windows(
-        buckets.reshape(-1, *buckets.shape[-2:]), options, flat_mask, heads=heads, dtype=dtype
-    )
-    out, total = stream_attention(
-        q, None, v, windows, options.scale_for(d), options.norm_eps, block_size
-    )
-    out = from_rows(out, qk.shape[:-1], heads)
+    out = streaming.lsh_attention(qk, v, buckets, options, padding_mask, block_size=block_size)
     if not return_record:
         return out
     with torch.no_grad():
-        return out, _record(q, windows, buckets, total)
-
-
-def as_rows(*tensors):
-    """Tensors (…, L, d) as rows (N, d), and the number of heads interleaved in them (1: none).
-
-    Heads that lie in memory as (…, L, heads, d), as a projection leaves them, become rows without a
-    copy.
-    """
-    first = tensors[0]
-    if (
-        first.ndim > 2
-        and not first.is_contiguous()
-        and all(x.transpose(-3, -2).is_contiguous() for x in tensors)
-    ):
-        return [x.transpose(-3, -2).flatten(0, -2) for x in tensors], first.shape[-3]
-    return [x.reshape(-1, x.shape[-1]) for x in tensors], 1
-
-
-def from_rows(rows, shape, heads):
-    """Rows (N, d) back to ``shape`` + (d,), shape = (…, L): the inverse of ``as_rows``, without a
-    copy.
-    """
-    if heads == 1:
-        return rows.view(*shape, rows.shape[-1])
-    return rows.view(*shape[:-2], shape[-1], heads, rows.shape[-1]).transpose(-3, -2)
+        return out, _record(qk, v, buckets, options, padding_mask)
 
 
 @dataclass(frozen=True)
@@ -121,39 +81,45 @@ class AttentionRecord:
         return dense.view(*lead, length + 1, length + 1)[..., :length, :length]
 
 
-def _record(q, windows, buckets, total):
-    """Weights round by round, from the total log-sum-exp: exp(score − total)."""
-    o, lead = windows.options, buckets.shape[:-2]
-    shift = torch.nn.functional.pad(total, (0, 1), value=math.inf)
-    inverse, seen, weights = inverse_length(q, o.norm_eps), [], []
-    for h in range(o.n_hashes):
-        block = windows.block(h, slice(0, windows.batch), 0, windows.n_chunks)
-        scores, _, _ = block_scores(
-            q, None, inverse, windows, block, o.scale_for(q.shape[-1]), Scratch()
-        )
-        queries, keys = block.queries.flatten(0, 1), block.spread(block.keys)
-        shares = torch.exp2(
-            scores - shift.masked_fill(shift == -math.inf, math.inf)[queries][..., None]
-        )
-        if h == 0:  # a token that sees only itself: once, in its own chunk of the first round
-            real = (
-                torch.ones_like(total, dtype=torch.bool) if windows.real is None else windows.real
-            )
-            alone = torch.nn.functional.pad((total == -math.inf) & real, (0, 1))[queries]
-            own = shares.narrow(-1, o.chunks_before * o.chunk_length, o.chunk_length)
-            own.diagonal(dim1=-2, dim2=-1).masked_fill_(alone, 1.0)
-        seen.append((queries, keys)), weights.append(shares)
-
-    def by_round(parts):
-        x = torch.stack(parts).unflatten(1, (windows.batch, windows.n_chunks)).transpose(0, 1)
-        return x.reshape(*lead, *x.shape[1:])  # (…, n_hashes, n_chunks, …)
-
-    positions = [by_round(p) for p in zip(*seen, strict=True)]
-    queries, keys = (
-        torch.where(p == windows.nobody, -1, p // windows.heads % windows.length) for p in positions
+def _record(qk, v, buckets, options, padding_mask):
+    """Weights round by round, from the log-sum-exp over all rounds: exp(score − lse)."""
+    length, d = qk.shape[-2:]
+    q, v = qk.reshape(-1, d), v.reshape(-1, v.shape[-1])
+    flat_mask = None if padding_mask is None else padding_mask.reshape(-1, length)
+    layout = bucket_layout(
+        buckets.reshape(-1, *buckets.shape[-2:]),
+        options,
+        flat_mask,
+        dtype=streaming.accumulation_dtype(qk.dtype),
     )
-    order = queries.flatten(-2)[..., : windows.length]
-    return AttentionRecord(buckets, order, queries, keys, by_round(weights))
+    inverse, scale = streaming.inverse_length(q, options.norm_eps), options.scale_for(d)
+    lse = streaming._forward(q, None, v, inverse, layout, scale, 1 << 62)[1]
+    only_self = torch.nn.functional.pad(streaming._only_self(lse, layout)[:, 0], (0, 1))
+    shift = torch.nn.functional.pad(
+        lse.masked_fill(lse == -math.inf, math.inf), (0, 1), value=math.inf
+    )
+    rounds = []
+    for block in blocks(layout, slice(None), 1 << 62):
+        queries, keys = streaming._queries_and_keys(q, None, inverse, layout, block)
+        scores = streaming._masked_scores(queries, keys, layout, block, scale)
+        weights = torch.exp2(scores - shift[block.query_rows].flatten(0, 1)[..., None])
+        if block.round == 0:  # a token that sees only itself: once, in its own chunk
+            own_chunk = weights.narrow(
+                -1, options.chunks_before * layout.chunk_length, layout.chunk_length
+            )
+            diagonal = own_chunk.diagonal(dim1=-2, dim2=-1)
+            diagonal.masked_fill_(only_self[block.query_rows].flatten(0, 1), 1.0)
+        windows = unfold_windows(block.key_rows, options.width)
+        rounds.append((block.query_rows.flatten(0, 1), windows, weights))
+
+    def by_round(tensors):
+        x = torch.stack(tensors).unflatten(1, (len(layout.key_rows), -1)).transpose(0, 1)
+        return x.reshape(*buckets.shape[:-2], *x.shape[1:])  # (…, n_hashes, n_chunks, …)
+
+    queries, keys, weights = (by_round(tensors) for tensors in zip(*rounds, strict=True))
+    queries, keys = (torch.where(rows == len(q), -1, rows % length) for rows in (queries, keys))
+    order = queries.flatten(-2)[..., :length]
+    return AttentionRecord(buckets, order, queries, keys, weights)
 
 
 def _check(qk, v, buckets, options, padding_mask):
