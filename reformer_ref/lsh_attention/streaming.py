@@ -15,6 +15,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from reformer_ref._tensors import autocast_off
+from reformer_ref._threads import for_each
 from reformer_ref.lsh_attention.layout import (
     blocks,
     bucket_layout,
@@ -166,7 +167,7 @@ def _forward(q, k, v, inverse, layout, scale, block_size):
             out.index_copy_(0, rows, block_out)
             lse.index_copy_(0, rows, block_lse)
 
-    _for_all_sequences(attend, layout, block_size)
+    for_each(attend, _slices_of_sequences(layout, block_size), v)
     out, lse = out[:-1].to(v.dtype), lse[:-1]
     if k is None:
         out.addcmul_(v, _only_self(lse, layout).to(v.dtype))
@@ -226,7 +227,7 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
                 d_q.index_add_(0, query_rows, d_queries.flatten(0, 1))
                 d_k.index_add_(0, key_rows, d_keys.flatten(0, 2))
 
-    _for_all_sequences(attend, layout, block_size)
+    for_each(attend, _slices_of_sequences(layout, block_size), v)
     d_q, d_v = d_q[:-1], d_v[:-1]
     if k is None:
         d_v.addcmul_(d_out, _only_self(lse, layout).to(d_out.dtype))
@@ -235,11 +236,10 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
     return d_q.to(q.dtype), d_k, d_v.to(v.dtype)
 
 
-def _for_all_sequences(attend, layout, block_size):
-    """``attend(sequences)`` for slices of sequences that fit into a block, at least one each."""
+def _slices_of_sequences(layout, block_size):
+    """The sequences, as many in a slice as fit into one block, at least one."""
     step = sequences_per_block(layout, block_size)
-    for start in range(0, len(layout.key_rows), step):
-        attend(slice(start, start + step))
+    return [slice(start, start + step) for start in range(0, len(layout.key_rows), step)]
 
 
 def _queries_and_keys(q, k, inverse, layout, block):
