@@ -17,7 +17,7 @@ from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rot
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.api import lsh_attention
-from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
+from reformer_ref.lsh_attention.streaming import block_size_for
 from reformer_ref.memory.measure import count_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
@@ -55,7 +55,7 @@ def predicted_bytes(name, point, device):
         return predict_peak(step_config(point), point.length, device=device).above_start_bytes
     if not name.startswith("ours-"):
         return None
-    run = ours(name.removeprefix("ours-"), point, "meta", block_size=SCORES_AT_A_TIME[device])
+    run = ours(name.removeprefix("ours-"), point, "meta", block_size=block_size_for(device))
     return count_peak(run, on="meta").above_start_bytes
 
 

@@ -12,7 +12,6 @@ import gc
 import os
 import re
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -26,7 +25,7 @@ from reformer_ref._arguments import (
     require_room,
     shown,
 )
-from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
+from reformer_ref.lsh_attention.streaming import block_size_for, use_block_size
 from reformer_ref.memory.count import BLOCK, Counter, MetaCounter, as_device
 from reformer_ref.model.config import require_config
 from reformer_ref.model.pytorch import ReformerLM
@@ -260,7 +259,7 @@ def _affine_from(config, device):
     )
     slices = (n or 1 for n in (config.ff_chunk, config.loss_chunk, config.dense_block))
     longest = max(
-        SCORES_AT_A_TIME[device] // scores, 1 << 16, *slices
+        block_size_for(device) // scores, 1 << 16, *slices
     )  # a block of one head, a group of heads, a slice
     return 1 << (longest - 1).bit_length()
 
@@ -268,7 +267,7 @@ def _affine_from(config, device):
 @lru_cache(maxsize=256)
 def _predict(config, length, device, batch, training, optimizer, dtype):
     """The parts of the peak: (name, bytes) pairs in the order of PARTS."""
-    with MetaCounter() as counter, _blocks_as_on(device):
+    with MetaCounter() as counter, use_block_size(block_size_for(device)):
         with torch.device("meta"):
             model = ReformerLM(config).to(dtype).train(training)
             tokens = torch.zeros(batch, length, dtype=torch.int64)
@@ -307,18 +306,6 @@ def _optimizer(name, model, device, counter):
     states = (s for state in stepper.state.values() for s in state.values())
     counter.tag((s for s in states if isinstance(s, torch.Tensor)), "optimizer")
     return stepper
-
-
-@contextmanager
-def _blocks_as_on(device):
-    """Attention on meta tensors works in blocks of the size that it chooses on ``device``."""
-    before = dict(SCORES_AT_A_TIME)
-    SCORES_AT_A_TIME["meta"] = SCORES_AT_A_TIME[device]
-    try:
-        yield
-    finally:
-        SCORES_AT_A_TIME.clear()
-        SCORES_AT_A_TIME.update(before)
 
 
 def _require_callable(fn):

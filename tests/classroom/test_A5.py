@@ -19,8 +19,8 @@ from reformer_lab.classroom.variants import Variant
 from reformer_ref.attention.api import shared_qk_attention
 from reformer_ref.hashing.api import hash_vectors
 from reformer_ref.lsh_attention.api import lsh_attention
+from reformer_ref.lsh_attention.layout import blocks, bucket_layout, sequences_per_block
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.windows import Windows
 from reformer_ref.memory.count import Counter
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
@@ -76,12 +76,18 @@ def test_scores_are_those_of_the_packages_windows(variant):
     for length, n_heads, n_hashes, c in [(1000, 2, 3, 64), (97, 4, 2, 8), (variant.length, 2, 1, 64)]:
         width = 1 + variant.n_look
         options = LSHOptions.preset("trax", n_hashes=n_hashes, chunk_length=c, chunks_before=variant.n_look)
-        windows = Windows(torch.zeros(n_heads, n_hashes, length, dtype=torch.int64), options)
-        blocks = [block.queries.numel() * width * c for block in windows.blocks(variant.scores_at_a_time)]
+        layout = bucket_layout(torch.zeros(n_heads, n_hashes, length, dtype=torch.int64), options)
+        step = sequences_per_block(layout, variant.scores_at_a_time)
+        slices = [slice(start, start + step) for start in range(0, n_heads, step)]
+        scores = [
+            block.query_rows.numel() * width * c
+            for sequences in slices
+            for block in blocks(layout, sequences, variant.scores_at_a_time)
+        ]
         dense, chunked, streamed = reference("scores", variant)(length, n_heads, n_hashes, c)
         assert dense == n_heads * length**2 * variant.number_bytes
-        assert chunked == sum(blocks) * variant.number_bytes
-        assert streamed / 2 < max(blocks) * variant.number_bytes <= streamed  # the package makes blocks equally long
+        assert chunked == sum(scores) * variant.number_bytes
+        assert streamed / 2 < max(scores) * variant.number_bytes <= streamed  # the package makes blocks equally long
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
+from reformer_ref.lsh_attention.streaming import block_size_for, use_block_size
 from reformer_ref.memory import measure as memory
 from reformer_ref.memory.count import Counter
 from reformer_ref.memory.measure import count_peak, measure_peak, predict_peak
@@ -169,10 +169,12 @@ def test_remembering_shapes_changes_nothing(monkeypatch):
 
 
 def test_block_sizes_are_put_back():
-    before = dict(SCORES_AT_A_TIME)
+    before = {device: block_size_for(device) for device in ("cpu", "cuda", "meta")}
     small_blocks, large_blocks = (predict_peak(small(), 4000, device).peak_bytes for device in ("cpu", "cuda"))
     assert small_blocks < large_blocks
-    assert before == SCORES_AT_A_TIME
+    with use_block_size(100):
+        assert block_size_for("meta") == 100
+    assert before == {device: block_size_for(device) for device in before}
 
 
 def test_a_model_that_is_not_causal_and_lengths_beyond_the_longest():
