@@ -21,6 +21,7 @@ from reformer_ref._arguments import (
     require_room,
     require_shape,
 )
+from reformer_ref._blocks import block_starts
 from reformer_ref._replay import Replay
 from reformer_ref._tensors import (
     has_values,
@@ -151,7 +152,7 @@ def sliced(fn, x, params=(), slice_length=None, dim=-2, total=False, rng=True):
     if slice_length is None:
         return fn(*xs, *params)
     step = require_int("slice_length", slice_length)
-    cut = (dim, [(start, min(step, length - start)) for start in range(0, length, step)], total)
+    cut = (dim, [(start, min(step, length - start)) for start in block_starts(length, step)], total)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*xs, *params)):
         if not torch.compiler.is_compiling():
             return _Sliced.apply(fn, cut, rng, len(xs), *xs, *params)

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from reformer_ref._blocks import block_starts
 from reformer_ref._arguments import bucket_factors, require_int, require_room, require_shape
 from reformer_ref._tensors import (
     Scratch,
@@ -78,7 +79,7 @@ def hash_vectors(x, rotations, n_buckets):
     buckets = torch.empty(*lead, n_hashes, x.shape[-2], dtype=torch.int64, device=x.device)
     turn = rotations.to(x).transpose(-2, -1).flatten(-3, -2)  # (…, n_hashes·width, d)
     step = max(1, SCORES_AT_A_TIME // (lead.numel() * n_hashes * width))
-    for start in range(0, x.shape[-2], step):
+    for start in block_starts(x.shape[-2], step):
         part = slice(start, start + step)
         # einsum, unlike matmul, repeats neither x for every round nor the rotations for every
         # sequence

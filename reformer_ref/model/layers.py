@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from reformer_ref._arguments import bucket_factors, require_choice, require_int
+from reformer_ref._blocks import block_starts
 from reformer_ref._tensors import has_values
 from reformer_ref.attention.pytorch import regular_attention, shared_qk_attention
 from reformer_ref.feed_forward.pytorch import FeedForward, feed_forward
@@ -313,7 +314,7 @@ def _is_plain(half, names):
 def _slices(x, slice_length):
     """Slices of positions of x (B, L, d)."""
     step = slice_length or x.shape[1]
-    return [slice(start, start + step) for start in range(0, x.shape[1], step)]
+    return [slice(start, start + step) for start in block_starts(x.shape[1], step)]
 
 
 def _span(heads, width):

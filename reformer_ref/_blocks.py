@@ -1,0 +1,36 @@
+"""How long tensors are cut into blocks, and how a prediction of memory shortens the loops over them.
+
+On *meta* tensors nothing is computed. A loop that leaves nothing behind then needs the same memory
+in all its iterations but the first and the last, so ``predict_peak`` runs three of them: its time
+does not depend on the length.
+"""
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_predicted_device = ContextVar("predicted_device", default=None)
+
+
+def block_starts(length, step):
+    """Return where the blocks of ``step`` out of ``length`` begin: while memory is predicted, only
+    the first, the second and the last. For loops whose iterations leave no tensor behind.
+    """
+    starts = range(0, length, step)
+    if _predicted_device.get() is None or len(starts) <= 3:
+        return starts
+    return (starts[0], starts[1], starts[-1])
+
+
+def block_device(device):
+    """Return the type of the device whose block sizes hold: the predicted one, else ``device``."""
+    return _predicted_device.get() or device.type
+
+
+@contextmanager
+def predicting(device_type):
+    """Work in blocks of the size that is chosen on this type of device, in shortened loops."""
+    token = _predicted_device.set(device_type)
+    try:
+        yield
+    finally:
+        _predicted_device.reset(token)
