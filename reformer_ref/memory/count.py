@@ -9,6 +9,7 @@ import math
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from typing import ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -216,7 +217,7 @@ class MetaCounter(Counter):
     operations in every layer, head and block.
     """
 
-    _remembered = {}  # (operation, shapes and values of its arguments) -> what it returns
+    _remembered: ClassVar = {}  # (operation, shapes and values of its arguments) -> what it returns
     _MOST_REMEMBERED = 1 << 18
 
     def __init__(self):

@@ -74,7 +74,7 @@ def measure_peak(fn: Callable[[], object], device: str | torch.device | None = N
     return Peak(f"measured ({kind})", start, max(0, read() - start), result)
 
 
-def peak_resident_bytes() -> int:
+def peak_rss() -> int:
     """Return the highest resident memory of this process so far, in bytes, libraries and all.
 
     Raises:

@@ -165,4 +165,12 @@ def _step(optimizer, parameters, states, foreach):
             amsgrad=False, beta1=0.9, beta2=0.999, eps=1e-8, **common,
         )  # fmt: skip
     elif optimizer == "sgd":
-        sgd(parameters, grads, [None] * len(grads), momentum=0, dampening=0, nesterov=False, **common)
+        sgd(
+            parameters,
+            grads,
+            [None] * len(grads),
+            momentum=0,
+            dampening=0,
+            nesterov=False,
+            **common,
+        )
