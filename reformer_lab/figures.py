@@ -75,7 +75,7 @@ def claims():
     """{name: function that draws it} of the pictures of the paper's claims, of those that have been
     recorded.
     """
-    from reformer_lab.claims.claims import NAMES, claim
+    from reformer_lab.claims import NAMES, claim
     from reformer_lab.claims.table import stored
 
     records = {name: stored(name) for name in NAMES}

@@ -136,11 +136,11 @@ def points(name, lengths=None, rounds=None, depths=None, quick=False):
     if quick and lengths is None:
         lengths = QUICK_MATRICES if case.kind == "gemm" else QUICK_LENGTHS
     for number in (*(rounds or ()), *(depths or ())):
-        require_int("--rounds and --depths", number)
+        require_int("--n-hashes and --n-layers", number)
     for length in lengths or ():
-        require_int("--lengths", length)
+        require_int("--length", length)
         if case.kind != "gemm" and length % (2 * CHUNK):
-            raise ValueError(f"--lengths must be multiples of {2 * CHUNK} (the peers need them to be), got {length}")
+            raise ValueError(f"--length must be multiples of {2 * CHUNK} (the peers need them to be), got {length}")
     wanted = {(n, h, d) for n in lengths or case.lengths for h in rounds or case.rounds for d in depths or case.depths}
     if not asked and not quick:
         wanted |= set(case.also)

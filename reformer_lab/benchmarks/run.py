@@ -21,24 +21,26 @@ DATA = Path("records")
 START_UP = 120.0  # seconds more than a run may take that the first answer may take: libraries, inputs
 
 
-def run(args, device="cpu", about_device=None):
-    """Everything asked for in ``args``; the exit code: 1 if one of our own runs failed, else 0.
-
-    device: "cpu", or "cuda" with its name in ``about_device``.
-    """
-    threads = record.usable_cores() if args.threads is None else require_int("--threads", args.threads)
-    repeats = 1 if args.quick and args.repeats is None else require_int("--repeats", args.repeats or 5)
-    require_float("--limit", args.limit, minimum=1e-3)
-    names = list(dict.fromkeys(cases.CASES if "all" in args.case else args.case))
-    work = {n: (cases.points(n, args.lengths, args.rounds, args.depths, args.quick), None) for n in names}
-    work = {n: (points, cases.chosen(n, args.only)) for n, (points, _) in work.items()}
-    paths = {n: _path(args.out, n if device == "cpu" else f"{device}_{n}", len(names), args.quick) for n in names}
+def run(command, line):
+    """Measure everything that a `BenchCommand` asks for; the exit code: 1 if one of our own runs failed, else 0."""
+    threads = record.usable_cores() if command.threads is None else require_int("--threads", command.threads)
+    repeats = require_int("--repeats", (1 if command.quick else 5) if command.repeats is None else command.repeats)
+    require_float("--limit", command.limit, minimum=1e-3)
+    device = command.device
+    device_name = _cuda_name() if device == "cuda" else None
+    names = list(dict.fromkeys(cases.CASES if "all" in command.case else command.case))
+    work = {}
+    paths = {}
+    for name in names:
+        points = cases.points(name, command.length, command.n_hashes, command.n_layers, command.quick)
+        work[name] = (points, cases.chosen(name, command.only))
+        paths[name] = _path(command.out, name if device == "cpu" else f"cuda_{name}", len(names), command.quick)
     failed = False
     for name, (points, contenders) in work.items():
-        settings = {"device": device, "threads": threads, "repeats": repeats, "limit": args.limit}
+        settings = {"device": device, "threads": threads, "repeats": repeats, "limit": command.limit}
         settings["memory_limit"] = _free_memory() if device == "cpu" else None
-        data = {"case": name, "title": cases.CASES[name].title, **record.about(args.command, threads), **settings}
-        data |= {"device_name": about_device, "complete": False, "points": []}
+        data = {"case": name, "title": cases.CASES[name].title, **record.about(line, threads), **settings}
+        data |= {"device_name": device_name, "complete": False, "points": []}
         _write(paths[name], data)
         history = {}
         for point in points:
@@ -53,6 +55,17 @@ def run(args, device="cpu", about_device=None):
         if paths[name]:
             print(f"written {paths[name]}\n", flush=True)
     return int(failed)
+
+
+def _cuda_name():
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "--device cuda: PyTorch finds no CUDA device here; --device cpu measures on the CPU, and "
+            "`reformer-ref memory` predicts the memory on a GPU"
+        )
+    return torch.cuda.get_device_name()
 
 
 def measure(point, contenders, settings, history):

@@ -5,7 +5,7 @@ inputs again.
 import math
 
 from reformer_lab.claims import language
-from reformer_lab.claims.given import on_given
+from reformer_lab.claims.table import on_given
 
 
 def sub_runs(config):

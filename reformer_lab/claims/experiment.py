@@ -24,7 +24,7 @@ from pathlib import Path
 
 from reformer_ref._arguments import UNCLEAR, require_bool, require_choice, require_int, shown
 
-from reformer_lab.claims.claims import NAMES
+from reformer_lab.claims import NAMES
 from reformer_lab.training.files import as_path, open_regular, write_json
 
 CONFIGS = Path(__file__).with_name("configs")

@@ -6,8 +6,7 @@ are shared, the feed-forward layers are wider by what the second matrix would ha
 """
 
 from reformer_lab.claims import language
-from reformer_lab.claims.given import on_given
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import on_given, spread
 
 VARIANTS = {
     "shared-reversible": ("full", 2), "separate-reversible": ("separate", 2), "shared-ordinary": ("full", 1),

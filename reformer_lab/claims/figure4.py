@@ -3,8 +3,7 @@ text.
 """
 
 from reformer_lab.claims import language
-from reformer_lab.claims.given import on_given
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import on_given, spread
 
 
 def sub_runs(config):

@@ -4,8 +4,7 @@ same.
 
 from reformer_lab.claims import language
 from reformer_lab.claims.full_size import activations
-from reformer_lab.claims.given import on_given
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import on_given, spread
 
 
 def sub_runs(config):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.image_record import BASELINE, unpacked
+from reformer_lab.claims.images import BASELINE, unpacked
+from reformer_lab.claims.table import data_name
 from reformer_lab.plots.drawing import OKABE_ITO, Picture, styled
 from reformer_lab.plots.measured import source
 

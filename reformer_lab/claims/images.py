@@ -8,17 +8,20 @@ that is the training function. Letters drawn from matplotlib's fonts need no fil
 ``fashion`` is the same on Fashion-MNIST.
 """
 
+import base64
 import hashlib
 import json
+import math
+import zlib
 from pathlib import Path
 
-from reformer_ref._arguments import require_int
+import numpy as np
+from reformer_ref._arguments import UNCLEAR, require_int, shown
 
 from reformer_lab.claims.experiment import options_of, thinned
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.image_record import BASELINE, packed
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import data_name, spread
 
+BASELINE = "table of 10 neighbours"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FRESH = 10**6  # step of the letters that count for the baseline and of the held-out ones: no training step uses it
 
@@ -51,7 +54,6 @@ class Data:
 
     def batch_at(self, step):
         """(tokens, targets), int64 (batch, height · width) each; a pure function of the step."""
-        import numpy as np
         import torch
 
         from reformer_lab.data import images
@@ -175,7 +177,6 @@ def gallery(model, neighbours, held_out, settings, context):
     """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"},
     each one `packed`.
     """
-    import numpy as np
     import torch
 
     how = settings["gallery"]
@@ -218,3 +219,23 @@ def pictures(record):
 
     name = f"claim_{record['claim']}"
     return {f"{name}_gallery": lambda: image_plots.gallery(record), f"{name}_bits": lambda: image_plots.bits(record)}
+
+
+# How the records hold images
+
+
+def packed(array):
+    """An array of uint8 as JSON values: its shape, and its bytes compressed, in base 64."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"array must be an array of uint8, got {getattr(array, 'dtype', type(array).__name__)}")
+    return {"shape": list(array.shape), "zlib64": base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()}
+
+
+def unpacked(values):
+    """The inverse of `packed`. ValueError for what that has not made."""
+    try:
+        shape, data = values["shape"], base64.b64decode(values["zlib64"], validate=True)
+        data = zlib.decompressobj().decompress(data, math.prod(shape) + 1)  # no more than is wanted
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    except (*UNCLEAR, zlib.error) as error:
+        raise ValueError(f"values must be what `packed` returns, got {shown(values)}: {error}") from None

@@ -7,8 +7,7 @@ passage. The end of the text is then predicted with contexts of growing length, 
 stands before it.
 """
 
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import data_name, spread
 
 SAMPLE_PROMPT = 2000  # bytes of context of the sample that sees little
 

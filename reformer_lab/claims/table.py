@@ -12,9 +12,8 @@ from pathlib import Path
 from reformer_ref._arguments import UNCLEAR, clear_errors, require_choice, require_int, shown
 
 from reformer_lab import records
-from reformer_lab.claims.claims import NAMES, claim
+from reformer_lab.claims import NAMES, claim
 from reformer_lab.claims.experiment import is_time, read_config, read_object
-from reformer_lab.claims.given import given_name
 from reformer_lab.plots.drawing import Html
 from reformer_lab.training.files import as_path
 
@@ -132,3 +131,24 @@ def spread(values, form="{:.1f}"):
         raise ValueError("values must hold at least one number, got none")
     mean = form.format(sum(values) / len(values))
     return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} – {form.format(max(values))})"
+
+
+def given_name(record):
+    """The name of the file or folder given with ``--data``, or None."""
+    given = record["runs"][0]["settings"].get("data_given") if record["runs"] else None
+    return None if given is None else given["name"]
+
+
+def data_name(record):
+    """The name of the data: of the file or folder given with ``--data``, else as the configuration
+    has it.
+    """
+    return given_name(record) or record["config"]["data"]["name"]
+
+
+def on_given(record):
+    """ " on NAME" where data were given with ``--data``, else nothing: for what has standard data
+    without a name.
+    """
+    name = given_name(record)
+    return "" if name is None else f" on {name}"

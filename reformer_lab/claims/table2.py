@@ -9,8 +9,8 @@ every attention; its rotations are drawn anew for every step and for every evalu
 from dataclasses import replace
 from statistics import fmean
 
-from reformer_lab.claims.attention_names import carried_over, with_attention
 from reformer_lab.claims.experiment import options_of, thinned
+from reformer_lab.claims.language import carried_over, with_attention
 from reformer_lab.claims.table import spread
 
 FRESH = 10**6  # the evaluated sequences are those of this seed and beyond, which no training uses

@@ -10,8 +10,7 @@ same batches; one has two streams and keeps no activations.
 import json
 
 from reformer_lab.claims.experiment import options_of, thinned
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import data_name, spread
 
 STREAMS = {"reversible": {}, "ordinary": {"streams": 1, "reversible": False}}
 BASELINES = ("word by word", "nearest sentence")

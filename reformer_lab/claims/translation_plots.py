@@ -4,8 +4,8 @@ import textwrap
 
 import numpy as np
 
-from reformer_lab.claims.given import data_name
 from reformer_lab.claims.plots import HOLLOW
+from reformer_lab.claims.table import data_name
 from reformer_lab.plots.drawing import OKABE_ITO, Picture, styled
 from reformer_lab.plots.measured import source
 
