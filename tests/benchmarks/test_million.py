@@ -10,7 +10,7 @@ from reformer_lab import cli
 from reformer_lab.benchmarks import million, record
 from reformer_ref.model.pytorch import ReformerLM
 
-SMALL = "--length 256 --n-layers 2 --d-model 32 --n-heads 2 --d-ff 64 --chunk-length 16".split()
+SMALL = [
     "--length",
     "256",
     "--n-layers",

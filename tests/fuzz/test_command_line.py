@@ -54,8 +54,8 @@ COMMANDS = {  # valid options; None: a flag
     "train": TINY | {
         "--task": "text", "--steps": "1", "--minutes": None, "--batch": "1", "--held-out-windows": "2", "--seed": "0",
         "--config": None, "--pattern": "local,lsh", "--dropout": "0", "--preset": "strict", "--n-hashes": "1",
-        "--chunk-length": "8", "--local-chunk-length": "8", "--recipe": None, "--optimizer": "adam", "--learning-rate": "0.01",
-        "--warmup": "1", "--schedule": "cosine", "--clip": "1", "--accumulate": "1", "--precision": "32",
+        "--chunk-length": "8", "--local-chunk-length": "8", "--recipe": None, "--optimizer": "adam",
+        "--learning-rate": "0.01", "--warmup": "1", "--schedule": "cosine", "--clip": "1", "--accumulate": "1", "--precision": "32",
         "--out": "new", "--checkpoint-every": "0", "--checkpoint-minutes": "0", "--evaluate-every": "0",
         "--processes": "1",
         "--timeout": "60", "--device": "cpu", "--threads": "1",
@@ -66,13 +66,15 @@ COMMANDS = {  # valid options; None: a flag
     },
     "memory": {
         "--length": "64", "--budget": "1MB", "--batch": "1", "--n-layers": "1", "--pattern": "lsh", "--d-model": "8",
-        "--n-heads": "1", "--d-ff": "8", "--preset": "trax", "--n-hashes": "1", "--chunk-length": "8", "--ff-chunk": "0", "--loss-chunk": "0",
+        "--n-heads": "1", "--d-ff": "8", "--preset": "trax", "--n-hashes": "1", "--chunk-length": "8",
+        "--ff-chunk": "0", "--loss-chunk": "0",
         "--vocab-size": "16", "--optimizer": "adam", "--dtype": "float32", "--device": "cuda", "--plot": "out.png",
         "--json": "out.json",
     },
     "million": TINY | {
         "--length": "64", "--n-hashes": "1", "--chunk-length": "8", "--pattern": "lsh", "--preset": "trax",
-        "--ff-chunk": "16", "--loss-chunk": "16", "--steps": "1", "--learning-rate": "0.001", "--seed": "0", "--threads": "1", "--out": "out.json",
+        "--ff-chunk": "16", "--loss-chunk": "16", "--steps": "1",
+        "--learning-rate": "0.001", "--seed": "0", "--threads": "1", "--out": "out.json",
     },
     "bench": {
         "": "attention", "--length": "128", "--n-hashes": "1", "--n-layers": "1", "--only": "ours", "--repeats": "1",
