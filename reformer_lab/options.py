@@ -46,7 +46,7 @@ class ModelOptions:
         return ReformerConfig(
             n_layers=self.n_layers, pattern=tuple(kind.strip() for kind in self.pattern.split(",")),
             d_model=self.d_model, n_heads=self.n_heads, d_ff=self.d_ff, dropout=self.dropout,
-            ff_slice=self.ff_chunk or None, loss_slice=self.loss_chunk or None,
+            ff_chunk=self.ff_chunk or None, loss_chunk=self.loss_chunk or None,
             lsh=LSHOptions.preset(self.preset, n_hashes=self.n_hashes, chunk_length=self.chunk_length),
             local=LocalOptions(chunk_length=self.local_chunk_length), **others,
         )  # fmt: skip
