@@ -1,8 +1,8 @@
 """The command line: ``reformer-ref COMMAND``, the same as ``python -m reformer_lab COMMAND``.
 
-Every command is a dataclass: its fields are the options, the comments beside them the help, and ``run(line)`` does
-the work. Mistakes of the user end with one line on stderr and exit code 2, a failed run with 1, Ctrl-C with 130.
-Torch and the rest are imported by the command that needs them, so that ``--help`` answers at once.
+Every command is a dataclass: its fields are the options, the comments beside them the help, and ``run(line)`` does the
+work. Mistakes of the user end with one line on stderr and exit code 2, a failed run with 1, Ctrl-C with 130. Torch and
+the rest are imported by the command that needs them, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""One more token: from our cache, by computing the forward pass again, and from the cache of
-transformers.
+"""One more token: from our cache, by computing the forward pass again, and from the cache of transformers.
 
-``reformer-ref bench decoding``: 6 layers (local, lsh in turn), d_model 256, 4 heads, d_ff 1024, 2
-rounds, chunks of 64, one row, float32. Milliseconds per token after different numbers of tokens;
-whole generations of 4,096 tokens.
+``reformer-ref bench decoding``: 6 layers (local, lsh in turn), d_model 256, 4 heads, d_ff 1024, 2 rounds, chunks of 64,
+one row, float32. Milliseconds per token after different numbers of tokens; whole generations of 4,096 tokens.
 """
 
 import statistics
@@ -58,9 +56,7 @@ def ours(max_length):
 
 
 def transformers_model(max_length):
-    """The same shapes in transformers, whose cached decoding is another function than its forward
-    pass.
-    """
+    """The same shapes in transformers, whose cached decoding is another function than its forward pass."""
     import transformers
 
     rows = -(-max_length // 128)
@@ -79,9 +75,7 @@ def random_tokens(length):
 
 
 def decoder_point(model, tokens, length, repeats):
-    """Seconds per token after ``length`` tokens, one figure per repeat, and the bytes that are
-    kept.
-    """
+    """Seconds per token after ``length`` tokens, one figure per repeat, and the bytes that are kept."""
     decoder = Decoder(model)
     decoder.prefill(tokens[:, :length])
     seconds = []
@@ -109,9 +103,7 @@ def their_steps(model, tokens, length, repeats):
 
 @torch.no_grad()
 def whole_generation(model, tokens, generated):
-    """Seconds for ``generated`` tokens from the cache, measured; by recomputing, from a sample of
-    all the passes.
-    """
+    """Seconds for ``generated`` tokens from the cache, measured; by recomputing, from a sample of all the passes."""
     decoder = Decoder(model)
     begin = time.perf_counter()
     logits = decoder.prefill(tokens[:, :1])

@@ -1,6 +1,4 @@
-"""``reformer-ref million``: train a step on a real text as one single sequence of 2^20 bytes, and
-say what it took.
-"""
+"""``reformer-ref million``: train a step on a real text as one single sequence of 2^20 bytes, and say what it took."""
 
 import hashlib
 import json
@@ -61,9 +59,7 @@ def model_config(command):
 
 
 def read_tokens(path, length, repeat=False):
-    """(tokens int64 (1, length), what the record says about the text). ValueError for a text that
-    is too short.
-    """
+    """(tokens int64 (1, length), what the record says about the text). ValueError for a text that is too short."""
     import numpy as np
     import torch
 
@@ -83,9 +79,7 @@ def read_tokens(path, length, repeat=False):
 
 
 def train(model, tokens, command):
-    """Take the steps: {"steps": [per step: bits_per_byte before it, seconds, parts,
-    peak_rss_bytes], …}.
-    """
+    """Take the steps: {"steps": [per step: bits_per_byte before it, seconds, parts, peak_rss_bytes], …}."""
     import torch
 
     from reformer_lab.benchmarks.record import peak_rss
@@ -123,8 +117,8 @@ def train(model, tokens, command):
 class Clock:
     """Time by part, and a progress bar: one tick for each half of each layer, forward and backward.
 
-    It listens where a reversible stack calls its halves, ``add_`` and ``subtract_``; what is done
-    elsewhere counts for the part that ``now`` has named.
+    It listens where a reversible stack calls its halves, ``add_`` and ``subtract_``; what is done elsewhere counts for
+    the part that ``now`` has named.
     """
 
     def __init__(self, model, steps, quiet):

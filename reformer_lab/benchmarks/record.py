@@ -30,9 +30,7 @@ def about(command, threads):
 
 
 def machine(threads):
-    """Processor, cores, memory in bytes and system of this machine; no name of it, nor of anything
-    on it.
-    """
+    """Processor, cores, memory in bytes and system of this machine; no name of it, nor of anything on it."""
     info = Path("/proc/cpuinfo")
     models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None

@@ -1,6 +1,4 @@
-"""Run cases: every contender of a point in its own process, one run each in turn; medians, ratios,
-tables, records.
-"""
+"""Run cases: every contender of a point in its own process, one run each in turn; medians, ratios, tables, records."""
 
 import json
 import os
@@ -69,9 +67,7 @@ def _cuda_name():
 
 
 def measure(point, contenders, settings, history):
-    """Results of all contenders at a point, dicts in their order; ``history``: what shorter points
-    took, is updated.
-    """
+    """Results of all contenders at a point, dicts in their order; ``history``: what shorter points took, is updated."""
     results = {c.name: _expected(c, point, settings["limit"], history) for c in contenders}
     workers = {}
     running = [c for c in contenders if results[c.name]["status"] == "ok"]
@@ -115,9 +111,7 @@ class Worker:
         self.request = json.dumps(order)
 
     def answer(self, limit):
-        """Ask for one run; {"status": "ok", "seconds", …}, or what went wrong. The process has then
-        ended.
-        """
+        """Ask for one run; {"status": "ok", "seconds", …}, or what went wrong. The process has then ended."""
         try:
             self.process.stdin.write(self.request + "\n")
             self.process.stdin.flush()
@@ -189,8 +183,8 @@ def _remember(contender, point, result, limit, history):
 def ratios(results):
     """What each of ours that ran compares to: speed, memory and rate of arithmetic.
 
-    A ratio of times is that of the medians; beside it, under its name with "_range", stand the smallest and the
-    largest ratio of one turn, since in a turn all contenders run one after the other.
+    A ratio of times is that of the medians; beside it, under its name with "_range", stand the smallest and the largest
+    ratio of one turn, since in a turn all contenders run one after the other.
     """
     done = {r["contender"]: r for r in results if r["status"] == "ok"}
     ports = [r for name, r in done.items() if cases.CONTENDERS[name].port]
@@ -269,9 +263,7 @@ def _write(path, data):
 
 
 def _free_memory():
-    """Bytes that a process may take without harm: what is free now, less a tenth; None if that is
-    not known.
-    """
+    """Bytes that a process may take without harm: what is free now, less a tenth; None if that is not known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

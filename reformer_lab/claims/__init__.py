@@ -1,7 +1,7 @@
 """The paper's claims, run again: what each of them says, how it is tested here, and what came out.
 
-Each claim is a module of its name (`fashion` is `images` with another configuration) and a file
-``configs/NAME.json``; see `experiment`.
+Each claim is a module of its name (`fashion` is `images` with another configuration) and a file ``configs/NAME.json``;
+see `experiment`.
 """
 
 import importlib

@@ -148,9 +148,7 @@ class _Work:
         return []
 
     def side_by_side(self, names, jobs, stop):
-        """So many at a time, each in a process of its own: the names of those that failed, None
-        after a stop.
-        """
+        """So many at a time, each in a process of its own: the names of those that failed, None after a stop."""
         waiting, running, failed = list(names), {}, []
         try:
             while (waiting and not failed and not stop()) or running:

@@ -1,8 +1,7 @@
-"""Figure 3: shared against separate queries and keys, and reversible against ordinary residuals, on
-real text.
+"""Figure 3: shared against separate queries and keys, and reversible against ordinary residuals, on real text.
 
-All four combinations have the same number of parameters (to a thousandth): where queries and keys
-are shared, the feed-forward layers are wider by what the second matrix would have held.
+All four combinations have the same number of parameters (to a thousandth): where queries and keys are shared, the
+feed-forward layers are wider by what the second matrix would have held.
 """
 
 from reformer_lab.claims import language

@@ -1,6 +1,4 @@
-"""Figure 4: the loss by the number of rounds of hashing, in training and in evaluation, on real
-text.
-"""
+"""Figure 4: the loss by the number of rounds of hashing, in training and in evaluation, on real text."""
 
 from reformer_lab.claims import language
 from reformer_lab.claims.table import on_given, spread
@@ -24,9 +22,7 @@ def run(settings, context):
 
 
 def summarise(config, results):
-    """ "variants": {training attention: bits, curves, and "evaluated": {attention: [bits of each
-    seed]}}.
-    """
+    """ "variants": {training attention: bits, curves, and "evaluated": {attention: [bits of each seed]}}."""
     variants = {}
     for name in config["train"]:
         found = language.of_seeds(config, results, name)

@@ -1,11 +1,9 @@
-"""Images, pixel by pixel: bits per pixel on held-out images, and lower halves completed from the
-upper ones.
+"""Images, pixel by pixel: bits per pixel on held-out images, and lower halves completed from the upper ones.
 
-The paper trains on imagenet64, 12,288 tokens an image, and shows learning curves. Here an image has
-28 × 28 pixels in a few levels of grey, axial positions (28, 28), local layers that see this row of
-pixels and the one above, and LSH layers in the strict window, so that completions come from a cache
-that is the training function. Letters drawn from matplotlib's fonts need no file; the claim
-``fashion`` is the same on Fashion-MNIST.
+The paper trains on imagenet64, 12,288 tokens an image, and shows learning curves. Here an image has 28 × 28 pixels in a
+few levels of grey, axial positions (28, 28), local layers that see this row of pixels and the one above, and LSH layers
+in the strict window, so that completions come from a cache that is the training function. Letters drawn from
+matplotlib's fonts need no file; the claim ``fashion`` is the same on Fashion-MNIST.
 """
 
 import base64
@@ -33,9 +31,7 @@ def sub_runs(config):
 
 
 class Data:
-    """Images of a sub-run in their levels of grey: batches, held-out ones, and those that the
-    baseline counts.
-    """
+    """Images of a sub-run in their levels of grey: batches, held-out ones, and those that the baseline counts."""
 
     def __init__(self, settings, path=None):
         from reformer_lab.data import images
@@ -90,9 +86,7 @@ def model_config(settings, size):
 
 
 def run(settings, context):
-    """Train, evaluate, complete: {"steps", "curve", "bits": {who: [whole images, lower halves]},
-    "gallery", …}.
-    """
+    """Train, evaluate, complete: {"steps", "curve", "bits": {who: [whole images, lower halves]}, "gallery", …}."""
     import torch
     from reformer_ref.model.pytorch import ReformerLM
 
@@ -120,9 +114,7 @@ def run(settings, context):
 
 
 def bits_of(model, held_out, context, batch=16):
-    """(bits per pixel of whole images, of their lower halves given the upper ones), with the stored
-    rotations.
-    """
+    """(bits per pixel of whole images, of their lower halves given the upper ones), with the stored rotations."""
     import torch
     from reformer_ref._tensors import evaluating
 
@@ -141,11 +133,10 @@ def bits_of(model, held_out, context, batch=16):
 
 
 def complete(model, given, samples, temperature=1.0, generator=None, check_stop=lambda: None):
-    """Lower halves drawn pixel by pixel: uint8 (n, samples, height, width), the upper halves as in
-    ``given``.
+    """Lower halves drawn pixel by pixel: uint8 (n, samples, height, width), the upper halves as in ``given``.
 
-    given: uint8 (n, height, width), in as many levels as the model has tokens; generator: a CPU
-    `torch.Generator`. Decodes from a cache where the model has an exact one.
+    given: uint8 (n, height, width), in as many levels as the model has tokens; generator: a CPU `torch.Generator`.
+    Decodes from a cache where the model has an exact one.
     """
     import torch
     from reformer_ref.generation.options import check_sampling
@@ -174,9 +165,7 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
 
 
 def gallery(model, neighbours, held_out, settings, context):
-    """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"},
-    each one `packed`.
-    """
+    """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"}, each one `packed`."""
     import torch
 
     how = settings["gallery"]

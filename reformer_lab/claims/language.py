@@ -1,5 +1,4 @@
-"""What the claims on real text share: a byte-level model of one kind of attention, trained and
-evaluated.
+"""What the claims on real text share: a byte-level model of one kind of attention, trained and evaluated.
 
 The text is Shakespeare's plays, or a file of the user's; its last tenth is held out.
 """
@@ -15,9 +14,7 @@ KINDS = {"full": "dense", "scaled": "dense", "separate": "regular", "ordinary": 
 
 
 def model_config(settings):
-    """The ReformerConfig of a sub-run's settings: "model" (fields), "attention" (a name), "seed",
-    "data".
-    """
+    """The ReformerConfig of a sub-run's settings: "model" (fields), "attention" (a name), "seed", "data"."""
     from reformer_ref.lsh_attention.options import LSHOptions
     from reformer_ref.model.config import ReformerConfig
 
@@ -95,10 +92,9 @@ def spread_of(found):
 def with_attention(config, name):
     """``config`` with this attention in every layer.
 
-    "full": shared queries and keys, k̂ = q/‖q‖, everything visible; "scaled": the same with logits
-    divided by √d; "lsh-N": N rounds; "separate": ordinary attention with keys of its own;
-    "ordinary": ordinary attention whose keys are the queries as they are, not normalised, the token
-    itself visible, logits divided by √d. ValueError for others.
+    "full": shared queries and keys, k̂ = q/‖q‖, everything visible; "scaled": the same with logits divided by √d;
+    "lsh-N": N rounds; "separate": ordinary attention with keys of its own; "ordinary": ordinary attention whose keys
+    are the queries as they are, not normalised, the token itself visible, logits divided by √d. ValueError for others.
     """
     from reformer_ref.model.config import require_config
 
@@ -116,9 +112,7 @@ def with_attention(config, name):
 
 
 def carried_over(model, config, name):
-    """A model of the same weights with other attention, in eval mode. "ordinary" takes its keys
-    from the queries.
-    """
+    """A model of the same weights with other attention, in eval mode. "ordinary" takes its keys from the queries."""
     from reformer_ref.model.pytorch import ReformerLM
 
     if not isinstance(model, ReformerLM):

@@ -16,8 +16,8 @@ from reformer_lab.options import ModelOptions, Optional, set_threads
 
 FAST_AXIS = 16  # positions on the fast axis of the axial encoding
 MINUTES = 4.7  # the default: the demonstration, ready within five minutes
-# A short local window, and a fast axis of 16 positions with most of the width: what stands just before a byte is
-# found within tens of steps. With square axes and windows of 64 a short run stops at pairs of bytes.
+# A short local window, and a fast axis of 16 positions with most of the width: what stands just before a byte is found
+# within tens of steps. With square axes and windows of 64 a short run stops at pairs of bytes.
 MODEL = ModelOptions(
     n_layers=2, pattern="local,lsh", d_model=128, preset="strict", n_hashes=1, local_chunk_length=8
 )  # fmt: skip
@@ -28,8 +28,8 @@ RECIPE = {"learning_rate": 1e-2, "warmup": 20, "schedule": "cosine", "optimizer"
 class TrainCommand:
     """Train a byte-level ReformerLM on Shakespeare's plays, or on any file.
 
-    The last tenth of the text is held out; its bits per byte stand beside those of zlib. Metrics and checkpoints go
-    to --out; a run that was interrupted, in whatever way, goes on with --resume. See docs/training.md.
+    The last tenth of the text is held out; its bits per byte stand beside those of zlib. Metrics and checkpoints go to
+    --out; a run that was interrupted, in whatever way, goes on with --resume. See docs/training.md.
     """
 
     task: Literal["text"] = "text"  # what to train on
