@@ -8,7 +8,7 @@ does not depend on the length.
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_predicted_device = ContextVar("predicted_device", default=None)
+_prediction = ContextVar("prediction", default=(None, False))  # type of device, shortened loops
 
 
 def block_starts(length, step):
@@ -16,21 +16,20 @@ def block_starts(length, step):
     the first, the second and the last. For loops whose iterations leave no tensor behind.
     """
     starts = range(0, length, step)
-    if _predicted_device.get() is None or len(starts) <= 3:
-        return starts
-    return (starts[0], starts[1], starts[-1])
+    shorten = _prediction.get()[1] and len(starts) > 3
+    return (starts[0], starts[1], starts[-1]) if shorten else starts
 
 
 def block_device(device):
     """Return the type of the device whose block sizes hold: the predicted one, else ``device``."""
-    return _predicted_device.get() or device.type
+    return _prediction.get()[0] or device.type
 
 
 @contextmanager
-def predicting(device_type):
+def predicting(device_type, shorten=True):
     """Work in blocks of the size that is chosen on this type of device, in shortened loops."""
-    token = _predicted_device.set(device_type)
+    token = _prediction.set((device_type, shorten))
     try:
         yield
     finally:
-        _predicted_device.reset(token)
+        _prediction.reset(token)

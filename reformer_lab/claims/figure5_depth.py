@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from reformer_ref.memory.measure import predict_peak
+from reformer_ref.memory import predict_peak
 
 from reformer_lab.claims import language
 from reformer_lab.claims.full_size import activations

@@ -14,7 +14,7 @@ from reformer_ref.attention.pytorch import shared_qk_attention
 from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
-from reformer_ref.memory.measure import count_peak, predict_peak
+from reformer_ref.memory import count_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 
 from reformer_lab.claims.full_size import activations, operations

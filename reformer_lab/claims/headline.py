@@ -8,7 +8,7 @@ import time
 
 import torch
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.memory.measure import measure_peak, predict_peak
+from reformer_ref.memory import measure_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 

@@ -238,22 +238,22 @@ class MetaCounter(Counter):
         returns = None if key is None else self._remembered.get(key)
         if returns is None:
             result = super().__torch_dispatch__(func, types, args, kwargs)
-            if key is not None:
-                first = args[0] if args else None
+            if key is not None and key == _signature(func, args, kwargs):  # nothing was resized
                 if len(self._remembered) >= self._MOST_REMEMBERED:
                     self._remembered.clear()
-                self._remembered[key] = _returns(result, first, func._schema.is_mutable)
+                target = kwargs.get("out", args[0] if args else None)
+                self._remembered[key] = _returns(result, target, func._schema.is_mutable)
             return result
         kind, made = returns
-        results = [self._make(entry, func, args) for entry in made]
+        results = [self._make(entry, func, args, kwargs) for entry in made]
         return kind(results) if kind else results[0]
 
-    def _make(self, entry, func, args):
-        """Make a result again: the first argument for …, nothing for None, else a new tensor."""
+    def _make(self, entry, func, args, kwargs):
+        """Make a result again: for … the argument that was written to, else a new tensor."""
         if entry is None:
             return None
         if entry is ...:
-            return args[0]
+            return kwargs.get("out", args[0] if args else None)
         shape, stride, dtype, size = entry
         tensor = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
         self._watch(tensor.untyped_storage(), size, func)
@@ -293,13 +293,13 @@ def _signature(func, args, kwargs):
     return tuple(key)
 
 
-def _returns(result, first, is_mutable):
+def _returns(result, target, is_mutable):
     """Return (tuple, list or None for a single result; for each result its shape, strides, dtype
-    and bytes, … for the first argument, or None for None); None for what cannot be made again.
+    and bytes, … for the argument written to, or None for None); None for what cannot be made again.
     """
     made, kind = [], type(result) if isinstance(result, (tuple, list)) else None
     for r in result if kind else (result,):
-        if r is None or r is first:
+        if r is None or r is target:
             made.append(r if r is None else ...)
         elif isinstance(r, torch.Tensor) and r.is_meta and not is_mutable:
             made.append((r.shape, r.stride(), r.dtype, storage_bytes(r.untyped_storage())))

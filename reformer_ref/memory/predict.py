@@ -1,5 +1,7 @@
 """Predicted memory: the count of a training step on tensors that have a shape and no contents."""
 
+import gc
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 
@@ -117,7 +119,7 @@ def _predict(config, length, device, batch, training, optimizer, dtype):
     """The parts of the peak, {name: bytes} in the order of PARTS, in both phases of a step: the
     loss with its gradients, and the optimizer.
     """
-    with MetaCounter() as counter, predicting(device):
+    with MetaCounter() as counter, predicting(device), _without_collector():
         with torch.device("meta"):
             model = ReformerLM(config).to(dtype).train(training)
             tokens = torch.zeros(batch, length, dtype=torch.int64)
@@ -146,6 +148,18 @@ def _predict(config, length, device, batch, training, optimizer, dtype):
             parts[storage.label if storage.label in PARTS else size] += storage.bytes
         peaks.append(parts)
     return peaks
+
+
+@contextmanager
+def _without_collector():
+    """Python's garbage collector would walk over all tensors again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @torch.no_grad()
