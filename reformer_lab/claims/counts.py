@@ -1,20 +1,11 @@
-"""What the paper says without a figure: close vectors collide, rounds recall attention, layers find inputs again."""
+"""What the paper says without a figure: close vectors collide, rounds recall attention, layers find
+inputs again.
+"""
 
 import math
-from dataclasses import replace
-
-import torch
-from reformer_ref._tensors import evaluating
-from reformer_ref.attention.pytorch import normalize_keys
-from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
-from reformer_ref.model.config import ReformerConfig, n_buckets_for
-from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
 
 from reformer_lab.claims import language
-from reformer_lab.claims.table import on_given
+from reformer_lab.claims.given import on_given
 
 
 def sub_runs(config):
@@ -38,9 +29,13 @@ def run(settings, context):
 def collisions(settings):
     """How often two vectors at an angle share a bucket, in one round and in any of several.
 
-    {"angles", "one": {n_buckets: [share]}, "any": {rounds: [share]}, "expected": {rounds: [share]}}: expected is 1 − (1
-    − p)^rounds of the measured p; for two buckets, p is 1 − angle / 180° exactly ("exact").
+    {"angles", "one": {n_buckets: [share]}, "any": {rounds: [share]}, "expected": {rounds:
+    [share]}}: expected is 1 − (1 − p)^rounds of the measured p; for two buckets, p is 1 − angle /
+    180° exactly ("exact").
     """
+    import torch
+    from reformer_ref.hashing.api import hash_vectors, random_rotations
+
     generator, d, pairs = (torch.Generator().manual_seed(settings["seed"]), settings["d"], settings["pairs"])
     many, rounds = settings["n_buckets"], settings["rounds"]
     found = {"angles": settings["angles"], "one": {str(b): [] for b in many}, "any": {str(n): [] for n in rounds}}
@@ -65,10 +60,13 @@ def collisions(settings):
 
 
 def recall(settings, context):
-    """The share of full attention's weight on keys that LSH attention shows, by rounds, in a trained model.
+    """The share of full attention's weight on keys that LSH attention shows, by rounds, in a
+    trained model.
 
     {"bits", "mass": {rounds: share}, "pairs": {rounds: share of all causal pairs that are shown}}.
     """
+    import torch
+
     model, config, windows, result = language.train(settings, context)
     mass, pairs = dict.fromkeys(settings["rounds"], 0.0), dict.fromkeys(settings["rounds"], 0.0)
     windows = windows[: settings["data"]["recall_windows"]]
@@ -89,6 +87,9 @@ def recall(settings, context):
 
 def queries(model, tokens):
     """The queries (1, heads, L, d_head) of every attention layer on tokens (1, L)."""
+    import torch
+    from reformer_ref._tensors import evaluating
+
     found = []
 
     def keep(half, inputs):
@@ -105,7 +106,17 @@ def queries(model, tokens):
 
 
 def recalled(q, config, rounds, generator):
-    """(share of full attention's weight, share of the causal pairs) that so many rounds show; q (1, heads, L, d)."""
+    """(share of full attention's weight, share of the causal pairs) that so many rounds show; q (1,
+    heads, L, d).
+    """
+    from dataclasses import replace
+
+    import torch
+    from reformer_ref.attention.pytorch import normalize_keys
+    from reformer_ref.hashing.api import hash_vectors, random_rotations
+    from reformer_ref.lsh_attention.api import lsh_attention
+    from reformer_ref.model.config import n_buckets_for
+
     length, n_buckets = q.shape[-2], n_buckets_for(config, q.shape[-2])
     rotations = random_rotations(generator, rounds, q.shape[-1], n_buckets, q.shape[1])
     options = replace(config.lsh, n_hashes=rounds)
@@ -121,9 +132,12 @@ def recalled(q, config, rounds, generator):
 def reconstruction(settings, context):
     """Errors of a reversible model by depth and number format, weights as initialised.
 
-    {"depths", "inputs": {dtype: [relative error of the streams found again]}, "gradients": {dtype: [relative difference
-    of the gradient from that of stored activations]}, "rounding": {dtype: unit roundoff}}.
+    {"depths", "inputs": {dtype: [relative error of the streams found again]}, "gradients": {dtype:
+    [relative difference of the gradient from that of stored activations]}, "rounding": {dtype: unit
+    roundoff}}.
     """
+    import torch
+
     names, depths = settings["dtypes"], settings["depths"]
     found = {"depths": depths, "inputs": {n: [] for n in names}, "gradients": {n: [] for n in names}}
     for depth in depths:
@@ -136,6 +150,10 @@ def reconstruction(settings, context):
 
 
 def _model(settings, depth, dtype, pattern, reversible=True):
+    from reformer_ref.lsh_attention.options import LSHOptions
+    from reformer_ref.model.config import ReformerConfig
+    from reformer_ref.model.pytorch import ReformerLM
+
     lsh = LSHOptions(**settings["lsh"])
     config = ReformerConfig(
         n_layers=depth, pattern=pattern, lsh=lsh, max_length=settings["length"], reversible=reversible,
@@ -145,12 +163,19 @@ def _model(settings, depth, dtype, pattern, reversible=True):
 
 
 def _tokens(settings):
+    import torch
+
     generator = torch.Generator().manual_seed(settings["seed"])
     return torch.randint(256, (1, settings["length"]), generator=generator)
 
 
 def _inputs_again(settings, depth, dtype):
-    """Relative error of both streams; dense attention, since LSH would hash again from what was found."""
+    """Relative error of both streams; dense attention, since LSH would hash again from what was
+    found.
+    """
+    import torch
+    from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
+
     model = _model(settings, depth, dtype, ("dense",)).eval()
     with torch.no_grad():
         x = model.backbone.embed(_tokens(settings))
@@ -160,7 +185,11 @@ def _inputs_again(settings, depth, dtype):
 
 
 def gradients_again(settings, depth, dtype):
-    """Relative difference of the gradient of all weights, LSH attention, from one that stored its activations."""
+    """Relative difference of the gradient of all weights, LSH attention, from one that stored its
+    activations.
+    """
+    import torch
+
     grads = []
     for reversible in (True, False):
         model = _model(settings, depth, dtype, ("lsh",), reversible)
@@ -197,3 +226,10 @@ def rows(record):
         what = f"Relative error of the gradient through {e['depths'][-1]} reversible layers"
         found.append({"claim": what, "paper": "none that matters (section 3)", "ours": ours, "how": "measured"})
     return found
+
+
+def pictures(record):
+    """Collisions, recall and reconstruction, of those that are there."""
+    from reformer_lab.claims import plots
+
+    return {"claim_counts": lambda: plots.counts(record)}

@@ -6,7 +6,9 @@ from functools import partial
 
 import torch
 from reformer_ref._arguments import clear_errors, require_int
-from reformer_ref.feed_forward.pytorch import cross_entropy, feed_forward, sliced, total_nats
+from reformer_ref.feed_forward import cross_entropy, feed_forward
+from reformer_ref.feed_forward.chunked import chunk_slices
+from reformer_ref.feed_forward.pytorch import cross_entropy_sum
 from reformer_ref.memory.count import MetaCounter
 
 from reformer_lab.plots.drawing import Choice, Range, controls
@@ -18,12 +20,9 @@ WHOLE, FORWARD_ONLY, BOTH = "whole", "sliced in forward only", "sliced in forwar
 
 @clear_errors
 def slice_sizes(length, slice_length):
-    """The number of positions in each slice, as ``sliced`` hands them to the function that it is
-    given.
-    """
-    sizes, length = [], require_int("length", length, 1, MOST)
-    sliced(lambda piece: sizes.append(piece.shape[-2]) or piece, torch.empty(length, 1), (), slice_length)
-    return sizes
+    """The number of positions in each chunk."""
+    length, slice_length = (require_int("length", length, 1, MOST), require_int("slice_length", slice_length, 1, MOST))
+    return [chunk.stop - chunk.start for chunk in chunk_slices(length, slice_length)]
 
 
 @clear_errors
@@ -43,7 +42,7 @@ def feed_forward_ways(length, slice_length, d_model=64, d_ff=256, device="cpu"):
         tensors,
         whole=partial(feed_forward, *tensors),
         forward_only=piece_by_piece,
-        both=partial(feed_forward, *tensors, slice_length=slice_length),
+        both=partial(feed_forward, *tensors, chunk_length=slice_length),
     )
 
 
@@ -58,7 +57,7 @@ def loss_ways(length, slice_length, d_model=64, vocabulary=8192, device="cpu"):
 
     def piece_by_piece():
         pieces = zip(hidden.split(slice_length), targets.split(slice_length), strict=True)
-        return sum(total_nats(h, t, weight, bias) for h, t in pieces) / length
+        return sum(cross_entropy_sum(h @ weight + bias, t) for h, t in pieces) / length
 
     return _there_and_back(
         tensors,
