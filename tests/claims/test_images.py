@@ -175,4 +175,4 @@ def test_the_configurations_fit_the_images():
         assert config.axial_shape == (28, 28)
         assert config.max_length == 28 * 28
         assert config.local.chunk_length == 28
-        assert generation.why_not(config) is None
+        assert generation.cache_unsupported_reason(config) is None
