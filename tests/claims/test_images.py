@@ -10,7 +10,7 @@ import torch
 from reformer_lab.claims import claim, images, plots
 from reformer_lab.claims.experiment import Context, Interrupted, make_record, planned, read_config, run_here
 from reformer_lab.data import images as data
-from reformer_ref.generation import pytorch as generation
+from reformer_ref import generation
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 from tests.pictures import drawn
