@@ -342,9 +342,9 @@ def _require_model(model):
     return model
 
 
-def _require_function(name, value, what=""):
+def _require_function(name, value, signature=""):
     if not callable(value):
-        raise TypeError(f"{name} must be a function{what}, got {shown(value)}")
+        raise TypeError(f"{name} must be a function{signature}, got {shown(value)}")
 
 
 def _require_sampling_generator(generator, temperature):
@@ -373,12 +373,13 @@ def _require_logits(logits):
         raise ValueError(f"logits must have shape (…, V) with every size ≥ 1, got {given}")
     # NaN, +∞, or nothing but −∞
     if has_values(logits) and not bool(logits.amax(-1).isfinite().all()):
-        what = "with a finite one among those of each token"
-        raise ValueError(f"logits must be numbers below infinity, {what}")
+        raise ValueError(
+            "logits must be numbers below infinity, with a finite one among those of each token"
+        )
 
 
 def _require_numbers(**tensors):
-    """Rows (…, L, their own size) of one dtype and device; the first of them sets (…, L)."""
+    """Rows (…, L, their last size) of one dtype and device; the first of them sets (…, L)."""
     (first_name, first), *others = tensors.items()
     for name, x in tensors.items():
         require_rows(name, x)

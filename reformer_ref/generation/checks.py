@@ -28,8 +28,8 @@ def check_lsh_decode(fn, seed=0, tolerance=1e-12):
                 qk, v = rng.normal(size=(2, 2, length, 6)), rng.normal(size=(2, 2, length, 5))
                 buckets = rng.integers(n_buckets, size=(2, 2, n_hashes, length))
                 want = spec.lsh_decode(qk, v, buckets, options)
-                what = f"outputs of {length} tokens, {n_hashes} rounds, rings of {chunk_length}, count_once={count_once}"
-                error = expect_close(what, fn(qk, v, buckets, options), want, tolerance)
+                case = f"outputs of {length} tokens, {n_hashes} rounds, rings of {chunk_length}, count_once={count_once}"
+                error = expect_close(case, fn(qk, v, buckets, options), want, tolerance)
                 worst = max(worst, error)
                 cases += 1
     print(f"check_lsh_decode: {cases} cases, worst relative error {worst:.1e}")
@@ -45,9 +45,9 @@ def check_local_decode(fn, seed=0, tolerance=1e-12):
     for length, chunk_length, chunks_before in ((1, 4, 1), (23, 4, 1), (40, 8, 0), (37, 5, 2)):
         options = LocalOptions(chunk_length=chunk_length, chunks_before=chunks_before)
         q, k, v = (rng.normal(size=(2, 2, length, 6)) for _ in range(3))
-        what = f"outputs of {length} tokens, chunks of {chunk_length}, {chunks_before} before"
+        case = f"outputs of {length} tokens, chunks of {chunk_length}, {chunks_before} before"
         want = spec.local_decode(q, k, v, options)
-        worst = max(worst, expect_close(what, fn(q, k, v, options), want, tolerance))
+        worst = max(worst, expect_close(case, fn(q, k, v, options), want, tolerance))
         cases += 1
     print(f"check_local_decode: {cases} cases, worst relative error {worst:.1e}")
 
@@ -63,8 +63,8 @@ def check_token_probabilities(fn, seed=0, tolerance=1e-12):
         for top_k, top_p in FILTERS:
             logits = rng.normal(size=(3, 9)) * 3
             want = spec.token_probabilities(logits, temperature, top_k, top_p)
-            what = f"probabilities for temperature={temperature}, top_k={top_k}, top_p={top_p}"
+            case = f"probabilities for temperature={temperature}, top_k={top_k}, top_p={top_p}"
             got = fn(logits, temperature, top_k, top_p)
-            worst = max(worst, expect_close(what, got, want, tolerance))
+            worst = max(worst, expect_close(case, got, want, tolerance))
             cases += 1
     print(f"check_token_probabilities: {cases} cases, worst relative error {worst:.1e}")

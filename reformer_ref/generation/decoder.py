@@ -81,8 +81,9 @@ class TokenDecoder:
         self._require_prompt("step")
         if not isinstance(tokens, Tensor) or tokens.shape != (self.rows,):
             given = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-            what = f"a tensor ({self.rows},), one token per row"
-            raise ValueError(f"tokens must be {what}, got {given}")
+            raise ValueError(
+                f"tokens must be a tensor ({self.rows},), one token per row, got {given}"
+            )
         check_tokens(self.model.config, tokens[:, None], None, device=self.device)
         if self.length >= self.capacity:
             raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")
