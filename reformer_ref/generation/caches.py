@@ -94,10 +94,8 @@ class StrictCache(Cache):
                 seen = members[:, :, r, :, None] == earlier[:, :, None]
                 visible[:, :, r] &= ~seen.any(-1)
         # 3. Attention over all rounds at once; a token sees itself only if it sees nothing else.
-        if self.by_position:
-            entries = members.clamp(min=0).long().flatten(2)
-        else:
-            entries = self._round_entries(ring_index)
+        by_position = members.clamp(min=0).long().flatten(2)
+        entries = by_position if self.by_position else self._round_entries(ring_index)
         keys = gather_entries(self.k, entries)
         values = gather_entries(self.v, entries)
         visible = visible.flatten(2)  # (rows, heads, n_hashes·chunk_length)

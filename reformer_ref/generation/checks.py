@@ -1,6 +1,4 @@
-"""What any decoder must satisfy. Each check takes the function under test, on NumPy arrays, and
-says what is wrong.
-"""
+"""What any decoder must satisfy: checks of a function on NumPy arrays."""
 
 import numpy as np
 
@@ -28,7 +26,10 @@ def check_lsh_decode(fn, seed=0, tolerance=1e-12):
                 qk, v = rng.normal(size=(2, 2, length, 6)), rng.normal(size=(2, 2, length, 5))
                 buckets = rng.integers(n_buckets, size=(2, 2, n_hashes, length))
                 want = spec.lsh_decode(qk, v, buckets, options)
-                case = f"outputs of {length} tokens, {n_hashes} rounds, rings of {chunk_length}, count_once={count_once}"
+                case = (
+                    f"outputs of {length} tokens, {n_hashes} rounds, rings of {chunk_length}, "
+                    f"count_once={count_once}"
+                )
                 error = expect_close(case, fn(qk, v, buckets, options), want, tolerance)
                 worst = max(worst, error)
                 cases += 1
