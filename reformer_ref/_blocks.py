@@ -20,7 +20,7 @@ def block_starts(length, step):
         return starts
     if length % step == 0:  # the last is like the second
         return starts[:2]
-    return (starts[0], starts[1], starts[-1])[: len(starts)]
+    return (starts[0], starts[1], starts[-1])
 
 
 def block_device(device):

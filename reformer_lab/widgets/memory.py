@@ -1,11 +1,10 @@
-"""Explorer of memory: what a training step takes at its peak, by part, and whether it fits in 16
-GB.
+"""Explorer of memory: what a training step takes at its peak, by part, and whether it fits in 16 GB.
 
-A prediction for a million tokens takes many seconds, a slider may take half of one. So the slider
-reads points that ``memory.predict_peak`` predicted beforehand (``python -m
-reformer_lab.widgets.memory`` writes them to reformer_lab/records), and goes in straight lines where
-the peak is one: over the number of layers, and over the length beyond 2^19 tokens. Every figure is
-the one that ``python -m reformer_lab memory`` predicts for the same question, to about 1 %.
+Four bars take four predictions, of about half a second each at a million tokens; a slider may take half a second in
+all. So it reads points that ``memory.predict_peak`` predicted beforehand (``python -m reformer_lab.widgets.memory``
+writes them to reformer_lab/records), and goes in straight lines where the peak is one: over the number of layers, and
+over the length beyond 2^19 tokens. Every figure is the one that ``reformer-ref memory`` predicts for the same question,
+to about 1 %.
 """
 
 import json
