@@ -1,12 +1,18 @@
-"""What the paper's own sizes take: the bytes of its introduction, and how long its models would
-train here.
+"""What the paper's own sizes take: the bytes of its introduction, and how long its models would train here.
 
-Operations of a training step are counted, by PyTorch's own formulas, on tensors that have a shape
-and no contents. The days are predicted: so many operations at the pace that a small model of the
-same attention is measured at.
+Operations of a training step are counted, by PyTorch's own formulas, on tensors that have a shape and no contents. The
+days are predicted: so many operations at the pace that a small model of the same attention is measured at.
 """
 
+import json
+import time
 from statistics import median
+
+import torch
+from reformer_ref.memory.count import Operations
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
+from reformer_ref.model.pytorch import ReformerLM
 
 SECONDS_PER_DAY = 86400
 
@@ -30,19 +36,14 @@ def run(settings, context):
 
 
 def _bytes(shape):
-    import torch
-
     return torch.empty(shape, dtype=torch.float32, device="meta").nbytes
 
 
 def operations(settings):
-    """Operations of the matrix products of a training step, recomputed ones included: two for a
-    multiply-add.
+    """Operations of the matrix products of a training step, recomputed ones included: two for a multiply-add.
 
     settings: "model" (fields of ReformerConfig), "length", "batch", "encoder_decoder" (optional).
     """
-    from reformer_ref.memory.count import Operations
-
     loss = _step(settings, "meta")
     with Operations() as counter:
         loss().backward()
@@ -50,22 +51,12 @@ def operations(settings):
 
 
 def activations(peak):
-    """Bytes of a predicted peak (see `memory.predict_peak`) that are no weights, gradients or
-    optimizer's states.
-    """
+    """Bytes of a predicted peak (see `memory.predict_peak`) that are no weights, gradients or optimizer's states."""
     return sum(dict(peak.parts)[part] for part in ("streams", "working set"))
 
 
 def _step(settings, device):
-    """A function that gives the loss of one sequence of tokens; built on a device, its weights are
-    drawn on the CPU.
-    """
-    import json
-
-    import torch
-    from reformer_ref.model.config import ReformerConfig
-    from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
-    from reformer_ref.model.pytorch import ReformerLM
+    """A function that gives the loss of one sequence of tokens; built on a device, its weights are drawn on the CPU."""
 
     def config(**more):
         return ReformerConfig.from_json(json.dumps({"max_length": settings["length"], **settings["model"], **more}))
@@ -81,8 +72,6 @@ def _step(settings, device):
 
 def _seconds(settings, context):
     """Seconds of so many training steps, after one that does not count."""
-    import time
-
     loss, found = _step(settings, "cpu"), []
     for _ in range(settings["repeats"] + 1):
         context.check_stop()
@@ -93,9 +82,7 @@ def _seconds(settings, context):
 
 
 def summarise(config, results):
-    """ "bytes" by name; "pace": operations a second by attention; "days" by size, where its pace is
-    known.
-    """
+    """ "bytes" by name; "pace": operations a second by attention; "days" by size, where its pace is known."""
     found = {"bytes": results.get("bytes", {}).get("bytes", {}), "pace": {}, "days": {}}
     for name in config["pace"]["attention"]:
         if f"pace-{name}" in results:
@@ -127,10 +114,3 @@ def rows(record):
         claim = f"The paper's size: {size['what']}"
         found.append({"claim": claim, "paper": size.get("paper", ""), "ours": ours, "how": "predicted"})
     return found
-
-
-def pictures(record):
-    """The days of every size."""
-    from reformer_lab.claims import plots
-
-    return {"claim_full_size": lambda: plots.full_size(record)}

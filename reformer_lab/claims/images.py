@@ -1,24 +1,34 @@
-"""Images, pixel by pixel: bits per pixel on held-out images, and lower halves completed from the
-upper ones.
+"""Images, pixel by pixel: bits per pixel on held-out images, and lower halves completed from the upper ones.
 
-The paper trains on imagenet64, 12,288 tokens an image, and shows learning curves. Here an image has
-28 × 28 pixels in a few levels of grey, axial positions (28, 28), local layers that see this row of
-pixels and the one above, and LSH layers in the strict window, so that completions come from a cache
-that is the training function. Letters drawn from matplotlib's fonts need no file; the claim
-``fashion`` is the same on Fashion-MNIST.
+The paper trains on imagenet64, 12,288 tokens an image, and shows learning curves. Here an image has 28 × 28 pixels in a
+few levels of grey, axial positions (28, 28), local layers that see this row of pixels and the one above, and LSH layers
+in the strict window, so that completions come from a cache that is the training function. Letters drawn from
+matplotlib's fonts need no file; the claim ``fashion`` is the same on Fashion-MNIST.
 """
 
+import base64
 import hashlib
 import json
+import math
+import zlib
 from pathlib import Path
 
-from reformer_ref._arguments import require_int
+import numpy as np
+import torch
+from reformer_ref._arguments import UNCLEAR, require_int, shown
+from reformer_ref._tensors import evaluating
+from reformer_ref.generation import Decoder, Recomputer, cache_unsupported_reason, sample_token
+from reformer_ref.generation.api import check_sampling
+from reformer_ref.generation.decoder import MOST_ROWS
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.claims.experiment import options_of, thinned
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.image_record import BASELINE, packed
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import data_name, spread
+from reformer_lab.data import images
+from reformer_lab.data.text import bits
 
+BASELINE = "table of 10 neighbours"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FRESH = 10**6  # step of the letters that count for the baseline and of the held-out ones: no training step uses it
 
@@ -30,13 +40,9 @@ def sub_runs(config):
 
 
 class Data:
-    """Images of a sub-run in their levels of grey: batches, held-out ones, and those that the
-    baseline counts.
-    """
+    """Images of a sub-run in their levels of grey: batches, held-out ones, and those that the baseline counts."""
 
     def __init__(self, settings, path=None):
-        from reformer_lab.data import images
-
         self.seed, self.batch, how = (settings["seed"], settings["training"]["batch"], settings["data"])
         self.levels, self.letters = how["levels"], path is None and how["kind"] == "letters"
         if self.letters:
@@ -51,11 +57,6 @@ class Data:
 
     def batch_at(self, step):
         """(tokens, targets), int64 (batch, height · width) each; a pure function of the step."""
-        import numpy as np
-        import torch
-
-        from reformer_lab.data import images
-
         if self.letters:
             chosen = images.letters(self.batch, self.seed, step)
         else:
@@ -65,8 +66,6 @@ class Data:
 
 
 def _read(path):
-    from reformer_lab.data import images
-
     if path.is_dir():
         return images.read_folder(path)
     if not path.exists():
@@ -79,8 +78,6 @@ def _read(path):
 
 def model_config(settings, size):
     """The ReformerConfig for images of this size (height, width), one token per pixel."""
-    from reformer_ref.model.config import ReformerConfig
-
     height, width = size
     values = {"vocab_size": settings["data"]["levels"], "max_length": height * width, "axial_shape": (height, width)}
     values |= {"seed": settings["seed"], "local": {"chunk_length": width}, **settings["model"]}
@@ -88,14 +85,7 @@ def model_config(settings, size):
 
 
 def run(settings, context):
-    """Train, evaluate, complete: {"steps", "curve", "bits": {who: [whole images, lower halves]},
-    "gallery", …}.
-    """
-    import torch
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.data import images
-
+    """Train, evaluate, complete: {"steps", "curve", "bits": {who: [whole images, lower halves]}, "gallery", …}."""
     data = Data(settings, context.data)
     config = model_config(settings, data.size)
     model = ReformerLM(config)
@@ -118,15 +108,7 @@ def run(settings, context):
 
 
 def bits_of(model, held_out, context, batch=16):
-    """(bits per pixel of whole images, of their lower halves given the upper ones), with the stored
-    rotations.
-    """
-    import torch
-    from reformer_ref._tensors import evaluating
-
-    from reformer_lab.data import images
-    from reformer_lab.data.text import bits
-
+    """(bits per pixel of whole images, of their lower halves given the upper ones), with the stored rotations."""
     nats = []
     with evaluating(model):
         for start in range(0, len(held_out), batch):
@@ -139,19 +121,11 @@ def bits_of(model, held_out, context, batch=16):
 
 
 def complete(model, given, samples, temperature=1.0, generator=None, check_stop=lambda: None):
-    """Lower halves drawn pixel by pixel: uint8 (n, samples, height, width), the upper halves as in
-    ``given``.
+    """Lower halves drawn pixel by pixel: uint8 (n, samples, height, width), the upper halves as in ``given``.
 
-    given: uint8 (n, height, width), in as many levels as the model has tokens; generator: a CPU
-    `torch.Generator`. Decodes from a cache where the model has an exact one.
+    given: uint8 (n, height, width), in as many levels as the model has tokens; generator: a CPU `torch.Generator`.
+    Decodes from a cache where the model has an exact one.
     """
-    import torch
-    from reformer_ref.generation.options import check_sampling
-    from reformer_ref.generation.pytorch import MOST_ROWS, Decoder, Recomputer, sample_token, why_not
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.data import images
-
     tokens, targets = map(torch.from_numpy, images.to_tokens(given, "given"))
     samples = require_int("samples", samples, 1, MOST_ROWS // len(given))
     (n, height, width), half = given.shape, given.shape[1] // 2 * given.shape[2]
@@ -160,7 +134,7 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
         raise TypeError("model must be a ReformerLM of at most 256 levels of grey")
     if height * width > model.config.max_length:
         raise ValueError(f"given must be images of at most max_length = {model.config.max_length} pixels")
-    decoder = Recomputer(model) if why_not(model.config) else Decoder(model, capacity=height * width)
+    decoder = Recomputer(model) if cache_unsupported_reason(model.config) else Decoder(model, capacity=height * width)
     out = targets.repeat_interleave(samples, 0)  # (n · samples, height · width)
     logits = decoder.prefill(tokens[:, : half + 1]).repeat_interleave(samples, 0)
     decoder.repeat(samples)
@@ -172,12 +146,7 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
 
 
 def gallery(model, neighbours, held_out, settings, context):
-    """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"},
-    each one `packed`.
-    """
-    import numpy as np
-    import torch
-
+    """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"}, each one `packed`."""
     how = settings["gallery"]
     originals = held_out[np.linspace(0, len(held_out) - 1, how["images"]).astype(int)]
     generator = torch.Generator().manual_seed(settings["seed"])
@@ -212,9 +181,21 @@ def rows(record):
     return found
 
 
-def pictures(record):
-    """The gallery of the first seed; bits per pixel of everybody, and the learning curves."""
-    from reformer_lab.claims import image_plots
+# How the records hold images
 
-    name = f"claim_{record['claim']}"
-    return {f"{name}_gallery": lambda: image_plots.gallery(record), f"{name}_bits": lambda: image_plots.bits(record)}
+
+def packed(array):
+    """An array of uint8 as JSON values: its shape, and its bytes compressed, in base 64."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"array must be an array of uint8, got {getattr(array, 'dtype', type(array).__name__)}")
+    return {"shape": list(array.shape), "zlib64": base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()}
+
+
+def unpacked(values):
+    """The inverse of `packed`. ValueError for what that has not made."""
+    try:
+        shape, data = values["shape"], base64.b64decode(values["zlib64"], validate=True)
+        data = zlib.decompressobj().decompress(data, math.prod(shape) + 1)  # no more than is wanted
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    except (*UNCLEAR, zlib.error) as error:
+        raise ValueError(f"values must be what `packed` returns, got {shown(values)}: {error}") from None

@@ -1,17 +1,21 @@
-"""Translation: the reversible encoder-decoder against an ordinary Transformer with the very same
-parameters.
+"""Translation: the reversible encoder-decoder against an ordinary Transformer with the very same parameters.
 
-The paper trains on WMT'14 English–German, with full attention, since its sentences are shorter than
-a chunk of LSH attention. Here sentences are bytes: English ones made by a grammar, with their
-German translations, or any pairs from a file. Both models begin with the same weights and see the
-same batches; one has two streams and keeps no activations.
+The paper trains on WMT'14 English–German, with full attention, since its sentences are shorter than a chunk of LSH
+attention. Here sentences are bytes: English ones made by a grammar, with their German translations, or any pairs from a
+file. Both models begin with the same weights and see the same batches; one has two streams and keeps no activations.
 """
 
 import json
 
+import torch
+from reformer_ref.generation import beam_search
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
+
 from reformer_lab.claims.experiment import options_of, thinned
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import data_name, spread
+from reformer_lab.data import english_german, translation
+from reformer_lab.data.translation import VOCAB_SIZE
 
 STREAMS = {"reversible": {}, "ordinary": {"streams": 1, "reversible": False}}
 BASELINES = ("word by word", "nearest sentence")
@@ -30,8 +34,6 @@ def sub_runs(config):
 
 def data(how, path=None):
     """(training pairs, held-out pairs) of texts: of a file of the user's, or made by the grammar."""
-    from reformer_lab.data import english_german, translation
-
     pairs = english_german.pairs(how["pairs"], 0) if path is None else translation.read_pairs(path)
     fitting = translation.fitting(pairs, how["max_length"])
     if len(fitting) <= how["held_out"]:
@@ -44,11 +46,6 @@ def data(how, path=None):
 
 def build(settings):
     """The `ReformerEncoderDecoder` of a sub-run."""
-    from reformer_ref.model.config import ReformerConfig
-    from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
-
-    from reformer_lab.data.translation import VOCAB_SIZE
-
     length = settings["data"]["max_length"]
     shared = {"vocab_size": VOCAB_SIZE, "max_length": length, "seed": settings["seed"], **settings["model"]}
     configs = [
@@ -61,13 +58,7 @@ def build(settings):
 
 
 def run(settings, context):
-    """Train, translate: {"steps", "curve", "bits", "bleu": {who: percent}, "exact": {who: share},
-    "examples", …}.
-    """
-    import torch
-
-    from reformer_lab.data import translation
-
+    """Train, translate: {"steps", "curve", "bits", "bleu": {who: percent}, "exact": {who: share}, "examples", …}."""
     translation.sacrebleu_module()  # or say now that it is missing, not after the training
     train, held_out = data(settings["data"], context.data)
     model = build(settings)
@@ -99,19 +90,12 @@ def run(settings, context):
 
 
 def predicted(source, target, source_mask, target_mask):
-    """The number of tokens that a part of a batch predicts: all of its targets but the first of
-    each.
-    """
+    """The number of tokens that a part of a batch predicts: all of its targets but the first of each."""
     return int(target_mask.sum()) - len(target)
 
 
 def translate(model, pairs, settings, context, beams, together=50):
     """The sources of pairs, translated: texts. Sentences of similar length are searched together."""
-    import torch
-    from reformer_ref.generation.beam import beam_search
-
-    from reformer_lab.data import translation
-
     how, found = settings["search"], [""] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0].encode()))
     penalty = how["length_penalty"] if beams > 1 else 0.0
@@ -138,9 +122,7 @@ def examples(held_out, outputs, count):
 
 
 def summarise(config, results):
-    """ "bleu": {"reversible, greedy": [of each seed], …, "word by word": [once]}; "bits", "exact"
-    likewise.
-    """
+    """ "bleu": {"reversible, greedy": [of each seed], …, "word by word": [once]}; "bits", "exact" likewise."""
     found = {"bleu": {}, "exact": {}, "bits": {}}
     for name, result in results.items():
         kind = name.partition("-")[0]
@@ -156,9 +138,7 @@ def summarise(config, results):
 
 
 def rows(record):
-    """BLEU of both models by both searches beside the baselines, bits per byte, and exact
-    translations.
-    """
+    """BLEU of both models by both searches beside the baselines, bits per byte, and exact translations."""
     config, name = record["config"], data_name(record)
 
     def told(measure, form="{:.1f}", times=1.0):
@@ -171,13 +151,3 @@ def rows(record):
         (f"Translation: {name}: bits per predicted token, mean of sentences", "", told("bits", "{:.4f}")),
     )
     return [{"claim": claim, "paper": paper, "ours": ours, "how": "measured"} for claim, paper, ours in what]
-
-
-def pictures(record):
-    """The learning curves and BLEU; examples as a table."""
-    from reformer_lab.claims import translation_plots
-
-    return {
-        "claim_translation": lambda: translation_plots.curves_and_scores(record),
-        "claim_translation_examples": lambda: translation_plots.examples(record),
-    }

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reformer_ref._blocks import block_starts
 from reformer_ref.chunking.pytorch import sort_by_bucket, split_chunks, undo_sort
 
 EXACT_FLOAT32 = 1 << 22  # slots up to here, and their halves, are exact in float32
@@ -185,7 +186,7 @@ def blocks(layout, sequences, block_size):
     n_blocks = -(-n_chunks // most)
     step = -(-n_chunks // n_blocks)  # blocks of about equal length
     for r in range(n_hashes):
-        for start in range(0, n_chunks, step):
+        for start in block_starts(n_chunks, step):
             end = min(start + step, n_chunks) + options.width - 1
             key_rows = layout.key_rows[sequences, r, start:end].long()
             yield Block(

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch.autograd.function import once_differentiable
 
+from reformer_ref._blocks import block_device, block_starts
 from reformer_ref._tensors import autocast_off
 from reformer_ref._threads import for_each
 from reformer_ref.lsh_attention.layout import (
@@ -108,7 +109,7 @@ def attend_in_blocks(q, k, v, inverse, layout, scale, block_size=None):
     With k = None queries and keys are shared: the keys are q · ``inverse``, and a token that sees
     nothing else sees itself.
     """
-    block_size = block_size or block_size_for(q.device.type)
+    block_size = block_size or block_size_for(block_device(q.device))
     return _Attention.apply(q, k, v, inverse, layout, scale, block_size)
 
 
@@ -181,11 +182,10 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
     d_k = None if k is None else torch.zeros_like(d_q)
     d_v = v.new_zeros(len(v) + 1, v.shape[1], dtype=wide)
     # Σ_j w_ij · d_w_ij, which is d_out_i · out_i; a block of rows at a time.
-    delta = [
-        (a * b).sum(-1, dtype=wide)
-        for a, b in zip(d_out.split(1 << 13), out.split(1 << 13), strict=True)
-    ]
-    delta = torch.cat(delta)
+    delta = out.new_empty(len(out), dtype=wide)
+    for start in block_starts(len(out), 1 << 13):
+        rows = slice(start, min(start + (1 << 13), len(out)))
+        torch.sum(d_out[rows] * out[rows], -1, dtype=wide, out=delta[rows])
     # With an lse of +inf all weights of a row are 0: nothing is visible, or it is the padding row.
     shift = lse.masked_fill(lse == -math.inf, math.inf)
     shift = torch.nn.functional.pad(shift, (0, 1), value=math.inf)
@@ -239,7 +239,7 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
 def _slices_of_sequences(layout, block_size):
     """The sequences, as many in a slice as fit into one block, at least one."""
     step = sequences_per_block(layout, block_size)
-    return [slice(start, start + step) for start in range(0, len(layout.key_rows), step)]
+    return [slice(start, start + step) for start in block_starts(len(layout.key_rows), step)]
 
 
 def _queries_and_keys(q, k, inverse, layout, block):
