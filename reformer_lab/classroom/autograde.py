@@ -1,8 +1,6 @@
-"""What nbgrader runs on a submission here: read it whatever its state, keep to the honesty policy,
-survive every cell.
+"""What nbgrader runs on a submission here: read it whatever its state, keep to the honesty policy, survive every cell.
 
-``material/nbgrader_config.py`` puts these classes in the places of nbgrader's own (extra
-``grading``).
+``material/nbgrader_config.py`` puts these classes in the places of nbgrader's own (extra ``grading``).
 """
 
 import ast
@@ -37,9 +35,7 @@ del warnings, reformer_ref
 
 
 class TolerantExporter(NotebookExporter):
-    """Reads notebooks that nbformat cannot, or that are broken; what is left of them has the usual
-    form.
-    """
+    """Reads notebooks that nbformat cannot, or that are broken; what is left of them has the usual form."""
 
     def from_file(self, file_stream, resources=None, **kw):
         if not self.parent._sanitizing:  # the second time it is a notebook of our own making
@@ -48,9 +44,7 @@ class TolerantExporter(NotebookExporter):
 
 
 class HonestyPolicy(NbGraderPreprocessor):
-    """The release notebook with the student's answers and further cells in it; cells that break a
-    rule do not run.
-    """
+    """The release notebook with the student's answers and further cells in it; cells that break a rule do not run."""
 
     def preprocess(self, nb, resources):
         coursedir = self.parent.parent.coursedir
@@ -61,9 +55,7 @@ class HonestyPolicy(NbGraderPreprocessor):
 
 
 class SturdyExecute(Execute):
-    """Runs a notebook's cells; one that does not end, or ends the kernel, costs its own marks and
-    no others.
-    """
+    """Runs a notebook's cells; one that does not end, or ends the kernel, costs its own marks and no others."""
 
     timeout = Integer(20, allow_none=True, help=Execute.timeout.help).tag(config=True)
     interrupt_on_timeout = Bool(False, help="Code may swallow an interrupt; here the kernel is replaced.")
@@ -117,9 +109,7 @@ class SturdyExecute(Execute):
         self._begun = self.km
 
     def _start_again(self, index):
-        """A new kernel with everything in it that ran before cell ``index``, apart from tests and
-        what stopped one.
-        """
+        """A new kernel with everything in it that ran before cell ``index``, apart from tests and what stopped one."""
         self._cleanup_kernel()
         self.create_kernel_manager()
         self.start_new_kernel()
@@ -152,8 +142,7 @@ class SturdyExecute(Execute):
 def _needed(cells):
     """The places of the code cells that tests need, and the names that answer cells bind.
 
-    Cells that only show something, often a picture of what the answers give, are left out: nothing
-    depends on them.
+    Cells that only show something, often a picture of what the answers give, are left out: nothing depends on them.
     """
     code = {place: cell for place, cell in enumerate(cells) if cell.cell_type == "code"}
     shown = {place for place, cell in code.items() if utils.is_locked(cell) and not utils.is_grade(cell)}
@@ -198,9 +187,7 @@ def _failed(cell, name, text):
 
 
 def configure(c):
-    """nbgrader's configuration ``c`` for these assignments: the classes of this module in their
-    places.
-    """
+    """nbgrader's configuration ``c`` for these assignments: the classes of this module in their places."""
     from nbgrader.converters import Autograde
 
     c.Autograde.exporter_class = TolerantExporter

@@ -1,6 +1,4 @@
-"""What students call: ``check`` says what is wrong, yours beside the expected; ``inputs`` gives the
-inputs back.
-"""
+"""What students call: ``check`` says what is wrong, yours beside the expected; ``inputs`` gives the inputs back."""
 
 import contextlib
 import io
@@ -20,8 +18,8 @@ MOST_ENTRIES, WIDEST_ROW, MOST_LISTED = (160, 44, 8)  # beyond these a table giv
 def check(name, fn, variant):
     """Try a student's function on the visible cases of an exercise; one line if all is well.
 
-    name: "A1.hash". AssertionError with what is wrong: the case, its inputs, the first wrong entry,
-    and yours and the expected side by side. Large results are also shown as a picture.
+    name: "A1.hash". AssertionError with what is wrong: the case, its inputs, the first wrong entry, and yours and the
+    expected side by side. Large results are also shown as a picture.
     """
     try:
         line = _check(name, fn, variant)
@@ -44,9 +42,7 @@ def _check(name, fn, variant):
 
 
 def written(name, fn, variant):
-    """One line if the function of an exercise is no longer the stub, AssertionError if it is;
-    results do not count.
-    """
+    """One line if the function of an exercise is no longer the stub, AssertionError if it is; results do not count."""
     args, _ = cases.visible(name, variant)[0]
     try:
         exercise(name).run(fn, args)
@@ -69,16 +65,12 @@ def inputs(name, number, variant):
 
 
 def visible_cases(name, variant):
-    """The visible cases of an exercise, to draw or to print: a list of (arguments, expected
-    results), all copies.
-    """
+    """The visible cases of an exercise, to draw or to print: a list of (arguments, expected results), all copies."""
     return [mapped(_copy, case) for case in cases.visible(name, variant)]
 
 
 def _tried(name, variant):
-    """The visible cases; where the answers are, others like them too, so that knowing results by
-    heart is no use.
-    """
+    """The visible cases; where the answers are, others like them too, so that knowing results by heart is no use."""
     further = cases.answers_installed() and exercise(name).graded
     again = cases.compute(name, variant, hidden=False, draw="second") if further else []
     return [*cases.visible(name, variant), *again]
@@ -89,9 +81,7 @@ def _copy(value):
 
 
 def explain(task, result, yours, expected, args=None):
-    """None if a result is right; if not, what is wrong with it, in which place (``args``), yours
-    and the expected.
-    """
+    """None if a result is right; if not, what is wrong with it, in which place (``args``), yours and the expected."""
     yours, expected = np.asarray(yours), np.asarray(expected)
     if yours.shape != expected.shape:
         message = f"`{result}` has shape {yours.shape}, expected {expected.shape}."
@@ -111,9 +101,7 @@ def explain(task, result, yours, expected, args=None):
 
 
 def table(task, yours, expected, args=None):
-    """Yours and the expected in aligned columns, a star at each wrong entry; of large results the
-    first wrong ones.
-    """
+    """Yours and the expected in aligned columns, a star at each wrong entry; of large results the first wrong ones."""
     if yours.shape != expected.shape:
         blocks = [("yours", _rows(yours)), ("expected", _rows(expected))]
         return "\n\n".join("\n".join([name, *_aligned(rows, _width(rows))]) for name, rows in blocks)

@@ -1,9 +1,7 @@
-"""The class round on one machine: collect what was handed in, grade it, write feedback pages and
-the marks.
+"""The class round on one machine: collect what was handed in, grade it, write feedback pages and the marks.
 
-A course is a folder that nbgrader understands: ``source``, ``release``, ``submitted``,
-``autograded``, ``feedback``, ``gradebook.db``, ``nbgrader_config.py``; so its form grader can be
-used for the parts that are marked by hand.
+A course is a folder that nbgrader understands: ``source``, ``release``, ``submitted``, ``autograded``, ``feedback``,
+``gradebook.db``, ``nbgrader_config.py``; so its form grader can be used for the parts that are marked by hand.
 """
 
 import csv
@@ -28,9 +26,7 @@ CELL_SECONDS = 20
 
 @dataclass(frozen=True)
 class Graded:
-    """What became of one submission: marks by part ({grade id: (marks, points)}), parts to mark by
-    hand, remarks.
-    """
+    """What became of one submission: marks by part ({grade id: (marks, points)}), parts to mark by hand, remarks."""
 
     student: str
     assignment: str
@@ -49,11 +45,9 @@ class Graded:
 
 
 def set_up(course, variant, names=None):
-    """Make a course folder of a variant: instructor's notebooks, releases, and the gradebook with
-    all parts and points.
+    """Make a course folder of a variant: instructor's notebooks, releases, and the gradebook with all parts and points.
 
-    names: of assignments (all if None). Errors: RuntimeError with nbgrader's words if a source
-    notebook is not sound.
+    names: of assignments (all if None). Errors: RuntimeError with nbgrader's words if a source notebook is not sound.
     """
     from nbgrader.converters import GenerateAssignment
 
@@ -77,11 +71,9 @@ def assignments(course):
 
 
 def collect(folder, course):
-    """Copy ``folder``/student/assignment/notebook.ipynb into the course; a list of sentences on
-    what was left out.
+    """Copy ``folder``/student/assignment/notebook.ipynb into the course; a list of sentences on what was left out.
 
-    Only the notebook of each assignment is taken; where it has another name and is the only one,
-    that one.
+    Only the notebook of each assignment is taken; where it has another name and is the only one, that one.
     """
     notes, known = [], assignments(course)
     for student in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
@@ -105,12 +97,11 @@ def collect(folder, course):
 
 
 def grade_class(course, only=(), workers=2, seconds=CELL_SECONDS, feedback=True, progress=None, students=()):
-    """Grade all submissions of a course, in several processes; a list of ``Graded``, and the CSV
-    files.
+    """Grade all submissions of a course, in several processes; a list of ``Graded``, and the CSV files.
 
-    only, students: names of assignments and of students (all if empty). seconds: time limit of one
-    cell. progress: called with each ``Graded``. A submission that cannot be graded at all is in the
-    list, without marks and with a remark; the others go on.
+    only, students: names of assignments and of students (all if empty). seconds: time limit of one cell. progress:
+    called with each ``Graded``. A submission that cannot be graded at all is in the list, without marks and with a
+    remark; the others go on.
     """
     course = Path(course).resolve()
     jobs = [
@@ -168,9 +159,7 @@ def write_feedback(course, student, assignment):
 
 
 def _convert(kind, course, assignment, student=".", seconds=None):
-    """Run one of nbgrader's converters for one assignment (of one student); RuntimeError with its
-    log if it fails.
-    """
+    """Run one of nbgrader's converters for one assignment (of one student); RuntimeError with its log if it fails."""
     from nbgrader.coursedir import CourseDirectory
     from nbgrader.utils import capture_log
 

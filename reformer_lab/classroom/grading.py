@@ -1,5 +1,4 @@
-"""What the hidden tests call: a student's function against cases that nobody has seen, and against
-identities.
+"""What the hidden tests call: a student's function against cases that nobody has seen, and against identities.
 
 Messages say what kind of thing is wrong and for which shapes, never a hidden value.
 """
@@ -17,12 +16,10 @@ PLAIN = {bool, int, float, str, type(None), np.ndarray}
 
 
 def grade(name, fn, variant):
-    """Raise AssertionError unless a student's function passes all hidden cases and identities of an
-    exercise.
+    """Raise AssertionError unless a student's function passes all hidden cases and identities of an exercise.
 
-    name: "A1.hash". The function gets copies; what it prints is thrown away, and whatever it raises
-    is turned into an AssertionError. Results must be of ordinary types: a subclass that claims to
-    equal everything is refused.
+    name: "A1.hash". The function gets copies; what it prints is thrown away, and whatever it raises is turned into an
+    AssertionError. Results must be of ordinary types: a subclass that claims to equal everything is refused.
     """
     __tracebackhide__ = True
     task = exercise(name)
@@ -45,9 +42,7 @@ def grade(name, fn, variant):
 
 @contextlib.contextmanager
 def _tried(where):
-    """Turn whatever a student's code raises into an AssertionError with one sentence; throw its
-    output away.
-    """
+    """Turn whatever a student's code raises into an AssertionError with one sentence; throw its output away."""
     __tracebackhide__ = True
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(_Nowhere()), contextlib.redirect_stderr(_Nowhere()):
@@ -75,9 +70,7 @@ class _Nowhere:
 
 
 def _plain_only(fn):
-    """``fn`` with copies for arguments and results of ordinary types alone, for tests that call it
-    themselves.
-    """
+    """``fn`` with copies for arguments and results of ordinary types alone, for tests that call it themselves."""
 
     def plain(*args, **kwargs):
         __tracebackhide__ = True
@@ -87,9 +80,7 @@ def _plain_only(fn):
 
 
 def _plain(value):
-    """A result, functions in it made plain as well; AssertionError if it is of another type than
-    arrays and numbers.
-    """
+    """A result, functions in it made plain as well; AssertionError if it is of another type than arrays and numbers."""
     if type(value) in (tuple, list):
         return type(value)(map(_plain, value))
     if callable(value):
@@ -102,9 +93,7 @@ def _plain(value):
 
 
 def _copy(value):
-    """A copy of an argument; tensors that require gradients stay themselves, for a graph may depend
-    on them.
-    """
+    """A copy of an argument; tensors that require gradients stay themselves, for a graph may depend on them."""
     if type(value) in (tuple, list):
         return type(value)(map(_copy, value))
     if _is_tensor(value):

@@ -1,9 +1,8 @@
-"""The honesty policy: what the code of a submission may do, decided from its syntax tree before
-anything runs.
+"""The honesty policy: what the code of a submission may do, decided from its syntax tree before anything runs.
 
-A cell that breaks a rule is not run; whoever wrote it reads which line and why. The rules stop the
-known ways to marks without work: reading expected values, patching what compares them, importing a
-solution. They are no sandbox against an attacker: strangers' code belongs in a container as well.
+A cell that breaks a rule is not run; whoever wrote it reads which line and why. The rules stop the known ways to marks
+without work: reading expected values, patching what compares them, importing a solution. They are no sandbox against an
+attacker: strangers' code belongs in a container as well.
 """
 
 import ast
@@ -17,8 +16,7 @@ from types import ModuleType
 
 MOST_CHARACTERS = 50_000  # of one cell
 
-# Modules that may be imported, and which of their names may be used (None: every public one that is
-# no other module).
+# Modules that may be imported, and which of their names may be used (None: every public one that is no other module).
 MODULES = {
     "numpy": None,
     "numpy.fft": None,
@@ -43,8 +41,7 @@ REFUSED_PARTS = (
     "interpreter", "errcall", "frompyfunc", "storage", "show_config", "package", "dlpack",
 )  # fmt: skip
 REFUSED_NAMES = {"test", "info", "ops", "classes", "record", "recarray", "matrix", "asmatrix", "bmat", "frombuffer"}
-# Attributes of any object that lead to frames, code, files or memory, or read attributes by their
-# names in a text.
+# Attributes of any object that lead to frames, code, files or memory, or read attributes by their names in a text.
 ATTRIBUTES = {
     "f_back", "f_builtins", "f_code", "f_globals", "f_locals", "f_lineno", "f_trace", "gi_frame", "gi_code",
     "gi_yieldfrom", "cr_frame", "cr_code", "cr_await", "cr_origin", "ag_frame", "ag_code", "ag_await", "tb_frame",
@@ -69,9 +66,8 @@ ALLOWED = "numpy, math, itertools, functools and torch"
 def broken_rules(source, protected=PROTECTED, others=()):
     """Why a cell may not run: a list of sentences, each with its line; empty if it may.
 
-    source: a cell that a student wrote. protected: names that the tests read, which it may not
-    bind. others: the other code cells of the notebook, for the modules that they import. Never
-    raises: what cannot be read is refused.
+    source: a cell that a student wrote. protected: names that the tests read, which it may not bind. others: the other
+    code cells of the notebook, for the modules that they import. Never raises: what cannot be read is refused.
     """
     if len(source) > MOST_CHARACTERS:
         return [f"the cell has {len(source):,} characters; at most {MOST_CHARACTERS:,} are read"]
@@ -91,9 +87,7 @@ def broken_rules(source, protected=PROTECTED, others=()):
 
 
 def protected_names(tests, stubs):
-    """The names that test cells read, apart from those that the answer cells (``stubs``) bind for
-    them.
-    """
+    """The names that test cells read, apart from those that the answer cells (``stubs``) bind for them."""
     read = {node.id for source in tests for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
     bound = {symbol.get_name() for source in stubs for symbol in _bound(symtable.symtable(source, "cell", "exec"))}
     return PROTECTED | (read - bound)
@@ -104,9 +98,7 @@ def _bound(table):
 
 
 def _modules(sources):
-    """{name: the dotted names of the modules it stands for} of all imports, wherever in a cell they
-    are.
-    """
+    """{name: the dotted names of the modules it stands for} of all imports, wherever in a cell they are."""
     found = {}
     for source in sources:
         try:
@@ -337,9 +329,7 @@ def _is_error(name):
 
 
 def _hides_module(path, name):
-    """Whether ``path.name`` is a module; NumPy and PyTorch themselves are asked, for releases
-    differ.
-    """
+    """Whether ``path.name`` is a module; NumPy and PyTorch themselves are asked, for releases differ."""
     if path in ("math", "itertools"):
         return False
     with warnings.catch_warnings():

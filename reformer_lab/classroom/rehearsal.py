@@ -1,8 +1,6 @@
-"""Made-up submissions of a course, with the marks that they must get: for ``classroom demo`` and
-for the tests.
+"""Made-up submissions of a course, with the marks that they must get: for ``classroom demo`` and for the tests.
 
-Answers come from the course's own sources, wrong solutions and cheats from the data in
-``material/``.
+Answers come from the course's own sources, wrong solutions and cheats from the data in ``material/``.
 """
 
 import ast
@@ -20,9 +18,7 @@ CHEATS = material.FOLDER / "cheats.json"
 
 @dataclass
 class Part:
-    """An exercise of a notebook: its answer cell, the function that it defines, its stub, its
-    answer, and its tests.
-    """
+    """An exercise of a notebook: its answer cell, the function that it defines, its stub, its answer, and its tests."""
 
     answer: str
     function: str = ""
@@ -63,8 +59,7 @@ def full_marks(course, assignment):
 
 
 def write(course, student, assignment, answers, change=lambda notebook: None, files=None):
-    """Hand in the release notebook with ``answers`` {id of an answer cell: its text}, changed by
-    ``change``.
+    """Hand in the release notebook with ``answers`` {id of an answer cell: its text}, changed by ``change``.
 
     files: {name: text} of files beside the notebook. Returns the notebook's path.
     """
@@ -88,9 +83,7 @@ def references(course, assignment):
 
 
 def wrong_solutions(assignment):
-    """The wrong solutions of an assignment: dictionaries with ``name``, ``why``, ``cells`` and
-    ``loses``.
-    """
+    """The wrong solutions of an assignment: dictionaries with ``name``, ``why``, ``cells`` and ``loses``."""
     path = WRONG / f"{assignment}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
@@ -101,14 +94,12 @@ def cheats():
 
 
 def cheat(course, student, assignment, attacks):
-    """Hand in the reference answers, with cheats in place of some: ``attacks`` = {id of an answer
-    cell: a cheat}.
+    """Hand in the reference answers, with cheats in place of some: ``attacks`` = {id of an answer cell: a cheat}.
 
-    A cheat may have ``answer``, the text of the answer cell; ``first``, a cell at the top;
-    ``tests``, a text for all test cells; ``delete``, "tests" or "answers"; ``metadata``, "points"
-    or "ids"; ``text``, of the whole file; and ``files``. ``{function}`` and ``{name}`` stand for
-    the exercise's. What has no ``answer`` leaves the stub as it is. Returns {grade id: marks} that
-    are due.
+    A cheat may have ``answer``, the text of the answer cell; ``first``, a cell at the top; ``tests``, a text for all
+    test cells; ``delete``, "tests" or "answers"; ``metadata``, "points" or "ids"; ``text``, of the whole file; and
+    ``files``. ``{function}`` and ``{name}`` stand for the exercise's. What has no ``answer`` leaves the stub as it is.
+    Returns {grade id: marks} that are due.
     """
     due, answers, files = full_marks(course, assignment), references(course, assignment), {}
     used = {one["name"]: one for one in attacks.values()}.values()
@@ -156,8 +147,8 @@ def _apply(one, notebook, function):
 def rehearse(course, variant, students=10, names=None, workers=2, progress=None):
     """A whole round with made-up submissions; returns [(student, assignment, due, ``Graded``), …].
 
-    There is one student with the reference answers, one who hands in a blank notebook, two who
-    cheat, and the rest make a mistake in each assignment.
+    There is one student with the reference answers, one who hands in a blank notebook, two who cheat, and the rest make
+    a mistake in each assignment.
     """
     course = Path(course)
     shutil.rmtree(course, ignore_errors=True)

@@ -1,9 +1,8 @@
 """Releases: what students get, made from the sources by nbgrader's own machinery.
 
-Open mode: the notebooks as they are, without solutions and hidden tests; students install the
-package. Graded mode: the same in a drawn variant, as a folder and a zip with the recorded cases and
-a copy of the package that holds what the notebooks import, and none of the files that would give
-the answers away.
+Open mode: the notebooks as they are, without solutions and hidden tests; students install the package. Graded mode: the
+same in a drawn variant, as a folder and a zip with the recorded cases and a copy of the package that holds what the
+notebooks import, and none of the files that would give the answers away.
 """
 
 import ast
@@ -69,9 +68,7 @@ def source(name, variant=None, sources=SOURCES):
 
 
 def write_sources(folder, variant=None, names=None):
-    """Write the sources in a variant as nbgrader wants them:
-    ``folder``/A1_hashing/A1_hashing.ipynb, …
-    """
+    """Write the sources in a variant as nbgrader wants them: ``folder``/A1_hashing/A1_hashing.ipynb, …"""
     import nbformat
 
     for name in names or assignments():
@@ -80,11 +77,9 @@ def write_sources(folder, variant=None, names=None):
 
 
 def generate(folder=RELEASES, variant=None, names=None):
-    """Write the release notebooks of a variant to ``folder``/A1_hashing/A1_hashing.ipynb, …, the
-    same bytes every time.
+    """Write the release notebooks of a variant to ``folder``/A1_hashing/A1_hashing.ipynb, …, the same bytes every time.
 
-    nbgrader's converter runs in a temporary course, without a database; nothing else is left
-    behind.
+    nbgrader's converter runs in a temporary course, without a database; nothing else is left behind.
     """
     from nbgrader.converters import GenerateAssignment
     from nbgrader.coursedir import CourseDirectory
@@ -106,8 +101,7 @@ def generate(folder=RELEASES, variant=None, names=None):
 
 
 def bundle(folder, variant, names=None):
-    """Write what students of a graded course get to ``folder`` and to ``folder``.zip; returns the
-    path of the zip.
+    """Write what students of a graded course get to ``folder`` and to ``folder``.zip; returns the path of the zip.
 
     ``folder`` must not exist yet, so that nothing of another variant stays in it.
     """
@@ -129,9 +123,7 @@ def bundle(folder, variant, names=None):
 
 
 def write_course_package(folder, names=None):
-    """Write the part of the package that the release notebooks import to ``folder``, ready for
-    ``pip install``.
-    """
+    """Write the part of the package that the release notebooks import to ``folder``, ready for ``pip install``."""
     modules, libraries = course_modules(names)
     for module in sorted(modules):
         path = _path_of(module)
@@ -153,12 +145,10 @@ def write_course_package(folder, names=None):
 
 
 def course_modules(names=None):
-    """(modules of the package, other libraries) that the notebooks import, directly and through
-    each other.
+    """(modules of the package, other libraries) that the notebooks import, directly and through each other.
 
-    ValueError with the chain of imports if that leads to a file that gives an answer away. Imports
-    inside of functions that lead to such a file are passed over: those functions are for
-    instructors, or look first whether it is there.
+    ValueError with the chain of imports if that leads to a file that gives an answer away. Imports inside of functions
+    that lead to such a file are passed over: those functions are for instructors, or look first whether it is there.
     """
     start = {*PACKAGES, "reformer_lab.classroom.pictures"}
     for name in names or assignments():

@@ -1,6 +1,4 @@
-"""Submissions in any state: read them, and put what the student wrote into a fresh copy of the
-release notebook.
-"""
+"""Submissions in any state: read them, and put what the student wrote into a fresh copy of the release notebook."""
 
 import ast
 import json
@@ -16,9 +14,7 @@ REMARKS = "about-this-submission"  # id of the cell that tells what was done to 
 
 
 def read(path):
-    """The cells of a notebook file, without outputs; what could not be read is in
-    ``metadata.reformer_ref.remarks``.
-    """
+    """The cells of a notebook file, without outputs; what could not be read is in ``metadata.reformer_ref.remarks``."""
     remarks, cells = [], []
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -38,9 +34,7 @@ def read(path):
 
 
 def _cell(stored):
-    """A cell with source, id and nbgrader's metadata, of whatever stands in the file; None if that
-    is no cell.
-    """
+    """A cell with source, id and nbgrader's metadata, of whatever stands in the file; None if that is no cell."""
     if not isinstance(stored, dict) or stored.get("cell_type") not in ("code", "markdown"):
         return None
     source, metadata = stored.get("source"), stored.get("metadata")
@@ -61,12 +55,10 @@ def _sound(marks):
 
 
 def rebuild(submitted, release):
-    """A copy of ``release`` that holds the answers of ``submitted``, and its further cells where
-    they stood.
+    """A copy of ``release`` that holds the answers of ``submitted``, and its further cells where they stood.
 
-    Locked cells, tests, ids and points are always those of the release. Cells are recognised by
-    nbgrader's ids, else by their own, else by what they define. The first cell lists in plain words
-    what was put right or was not run.
+    Locked cells, tests, ids and points are always those of the release. Cells are recognised by nbgrader's ids, else by
+    their own, else by what they define. The first cell lists in plain words what was put right or was not run.
     """
     remarks = list(submitted.metadata.get("reformer_ref", {}).get("remarks", []))
     places, doubled = _recognise(submitted.cells, release.cells)
@@ -114,9 +106,7 @@ def rebuild(submitted, release):
 
 
 def _harmless(text):
-    """A student's Markdown, which looks the same but holds no HTML: an invisible space keeps tags
-    from being tags.
-    """
+    """A student's Markdown, which looks the same but holds no HTML: an invisible space keeps tags from being tags."""
     return re.sub(r"<(?=[A-Za-z/!?])", "<\u200b", text[:MOST_CHARACTERS])
 
 
@@ -158,8 +148,7 @@ def _recognise(submitted, release):
             doubled.append(_grade_id(cell))
             if not _is_answer(cell):  # copies of a test are of no use to anybody
                 free.difference_update(indices)
-    # Cells whose marks were lost or changed; those with the id of another place are copies, and
-    # stay further cells.
+    # Cells whose marks were lost or changed; those with the id of another place are copies, and stay further cells.
     lost = {i for i in free if _grade_id(submitted[i]) not in known}
     free &= lost
     list(match(lambda c: c.id, lambda c: c.id))
@@ -191,9 +180,7 @@ def _further(cell, policy, remarks):
 
 
 def _refuse(cell, reasons, which, remarks):
-    """If there are reasons, replace the cell by one that raises with them and keeps the student's
-    code as comments.
-    """
+    """If there are reasons, replace the cell by one that raises with them and keeps the student's code as comments."""
     if reasons:
         told = "; ".join(reasons[:5])
         remarks.append(f"The cell {which} was not run: {told}.")

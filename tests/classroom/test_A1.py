@@ -1,6 +1,4 @@
-"""A1, angular hashing: answers against the definitions, wrong solutions, the experiment of the
-notebook.
-"""
+"""A1, angular hashing: answers against the definitions, wrong solutions, the experiment of the notebook."""
 
 import contextlib
 import io

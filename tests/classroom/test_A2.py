@@ -1,6 +1,4 @@
-"""Assignment A2: its answers under every variant, the wrong solutions as plain functions, and its
-pictures.
-"""
+"""Assignment A2: its answers under every variant, the wrong solutions as plain functions, and its pictures."""
 
 import itertools
 import json

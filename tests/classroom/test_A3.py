@@ -1,6 +1,4 @@
-"""Assignment A3: its answers under every variant, the notebook's own solutions, wrong solutions,
-and its pictures.
-"""
+"""Assignment A3: its answers under every variant, the notebook's own solutions, wrong solutions, and its pictures."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""A4, the reversible block: its answers against autograd and the room's spec, its notebook, its
-wrong solutions.
-"""
+"""A4, the reversible block: its answers against autograd and the room's spec, its notebook, its wrong solutions."""
 
 import json
 

@@ -1,9 +1,8 @@
-"""The whole class, with real kernels: for every assignment and two seeds of variants, marks are
-what they must be.
+"""The whole class, with real kernels: for every assignment and two seeds of variants, marks are what they must be.
 
-One course per seed; its submissions are made up from the reference answers, the wrong solutions and
-the cheats, and graded in one round. Wrong solutions of different exercises share a notebook, and so
-do cheats; in the first assignment each cheat also comes alone.
+One course per seed; its submissions are made up from the reference answers, the wrong solutions and the cheats, and
+graded in one round. Wrong solutions of different exercises share a notebook, and so do cheats; in the first assignment
+each cheat also comes alone.
 """
 
 import csv
@@ -57,9 +56,7 @@ def graded(tmp_path_factory):
 
 
 def hand_in(where, name, seed, due):
-    """All submissions of one assignment; notes in ``due`` {(assignment, student): {grade id:
-    marks}}.
-    """
+    """All submissions of one assignment; notes in ``due`` {(assignment, student): {grade id: marks}}."""
     full, references = rehearsal.full_marks(where, name), rehearsal.references(where, name)
     rehearsal.write(where, "reference", name, references)
     rehearsal.write(where, "blank", name, {})
@@ -188,9 +185,7 @@ def test_feedback_tells_what_was_not_run_and_runs_no_script(graded):
 
 
 def test_cells_that_end_or_block_python_cost_their_own_marks_alone(tmp_path):
-    """The same without the policy: kernels that die or hang are replaced, and what ran before runs
-    again.
-    """
+    """The same without the policy: kernels that die or hang are replaced, and what ran before runs again."""
     import nbformat
     from reformer_lab.classroom.autograde import SturdyExecute
 

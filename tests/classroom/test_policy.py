@@ -1,6 +1,4 @@
-"""The honesty policy: what honest students write runs, and every known way around the work is
-refused with a reason.
-"""
+"""The honesty policy: what honest students write runs, and every known way around the work is refused with a reason."""
 
 import json
 import subprocess

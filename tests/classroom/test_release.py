@@ -1,6 +1,4 @@
-"""Releases: no answers, no hidden tests, no outputs; fresh ones equal the committed; the course
-package suffices.
-"""
+"""Releases: no answers, no hidden tests, no outputs; fresh ones equal the committed; the course package suffices."""
 
 import builtins
 import contextlib
@@ -138,9 +136,7 @@ def test_sources_keep_to_the_form(name):
 
 
 def run(notebook):
-    """Run set-up, answers and graded cells one after another; the ids of the graded cells that
-    raise.
-    """
+    """Run set-up, answers and graded cells one after another; the ids of the graded cells that raise."""
     failed, namespace = [], {"__name__": "student"}
     for cell in notebook.cells:
         told = grading(cell)
@@ -228,9 +224,7 @@ for name, cells in json.load(open(sources, encoding="utf-8")).items():
 
 
 def test_the_course_package_suffices_for_every_visible_check_and_picture(bundled, tmp_path):
-    """The reference answers, run cell by cell where the full package cannot be imported, from
-    recorded cases alone.
-    """
+    """The reference answers, run cell by cell where the full package cannot be imported, from recorded cases alone."""
     sources = {
         name: [
             (c["id"], HIDDEN.sub("", c.source))

@@ -1,6 +1,4 @@
-"""Assignment A2: the answers under every variant, from the specs of the room ``chunking``, and the
-cases.
-"""
+"""Assignment A2: the answers under every variant, from the specs of the room ``chunking``, and the cases."""
 
 import numpy as np
 from reformer_ref.chunking import checks, spec
@@ -125,9 +123,7 @@ def _chunks(variant, buckets, chunk_length):
 
 
 def _free(rng, positions, n_chunks, chunk_length):
-    """Chunks of these positions in this order, the free places anywhere, the last place among them
-    if any is free.
-    """
+    """Chunks of these positions in this order, the free places anywhere, the last place among them if any is free."""
     places = np.sort(rng.permutation(max(n_chunks * chunk_length - 1, len(positions)))[: len(positions)])
     flat = np.full(n_chunks * chunk_length, -1)
     flat[places] = positions

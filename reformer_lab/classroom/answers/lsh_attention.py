@@ -1,6 +1,4 @@
-"""Assignment A3: the answers under every variant, built on the specs of the rooms where these know
-them.
-"""
+"""Assignment A3: the answers under every variant, built on the specs of the rooms where these know them."""
 
 import numpy as np
 import torch
@@ -45,9 +43,7 @@ def seen_in_rounds(variant):
 
 
 def attend_all(variant):
-    """fn(logits (L, L), seen (n_hashes, L, L), v (L, d_v)) -> one softmax over all rounds, (L,
-    d_v).
-    """
+    """fn(logits (L, L), seen (n_hashes, L, L), v (L, d_v)) -> one softmax over all rounds, (L, d_v)."""
 
     def fn(logits, seen, v):
         counts = seen.any(0).astype(int) if variant.count == "once" else seen.sum(0)
@@ -69,9 +65,7 @@ def merge_rounds(variant):
 
 
 def attend_rounds(variant):
-    """fn(q, k, v, order, buckets, chunk_length) -> (o (…, n_hashes, L, d_v), z (…, n_hashes, L)),
-    tensors.
-    """
+    """fn(q, k, v, order, buckets, chunk_length) -> (o (…, n_hashes, L, d_v), z (…, n_hashes, L)), tensors."""
 
     def fn(q, k, v, order, buckets, chunk_length):
         length, m = q.shape[-2], chunk_length

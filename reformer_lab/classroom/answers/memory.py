@@ -1,6 +1,4 @@
-"""Answers to A5: bytes, operations and the crossover. What the package counts is in
-``memory_study``.
-"""
+"""Answers to A5: bytes, operations and the crossover. What the package counts is in ``memory_study``."""
 
 import math
 
@@ -97,8 +95,7 @@ def _study(variant):
 
 
 def _cases_of_peak(variant, rng, hidden):
-    # six tokens of four numbers: x (there before), scores, weights, out = weights x, and the
-    # transpose of x
+    # six tokens of four numbers: x (there before), scores, weights, out = weights x, and the transpose of x
     toy = [[0, 1, 2, 3, 0], [96, 144, 144, 96, 96], [0, 1, 2, 4, 1], [-1, 3, 5, -1, 2]]
     b = variant.block_bytes  # the first view goes last; one storage comes as another one goes
     views = [[9, 9, 4, 7], [3 * b + 1, 3 * b + 1, 2 * b, 5 * b], [1, 2, 3, 5], [6, 3, 5, -1]]

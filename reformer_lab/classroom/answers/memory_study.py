@@ -1,5 +1,4 @@
-"""What the package counts at the sizes of a variant of A5, as one JSON text that is recorded for
-students.
+"""What the package counts at the sizes of a variant of A5, as one JSON text that is recorded for students.
 
 Tensors have shapes and no contents, so that any size can be counted anywhere, with the same result.
 """
@@ -29,9 +28,7 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
 def study(variant):
-    """Counts of attention and of a training step, live bytes over time, and the record of speeds;
-    see the exercises.
-    """
+    """Counts of attention and of a training step, live bytes over time, and the record of speeds; see the exercises."""
     steps = {way: count_step(variant, way) for way in ("ordinary", "reversible", "reversible" + DEEPER)}
     record = read("bench_crossover")
     return json.dumps(
@@ -45,9 +42,7 @@ def study(variant):
 
 
 def count_attention(variant):
-    """{"dense" | "LSH": {tensor: bytes}}: what is alive at the peak of one forward pass of all
-    heads.
-    """
+    """{"dense" | "LSH": {tensor: bytes}}: what is alive at the peak of one forward pass of all heads."""
     shape, found = (1, HEADS, variant.length), {}
     dtype = DTYPES[variant.number_bytes]
     qk, v = (torch.empty(*shape, variant.d_model // HEADS, dtype=dtype, device="meta") for _ in "qv")
@@ -63,9 +58,7 @@ def count_attention(variant):
 
 
 def count_step(variant, way):
-    """({part: bytes} at the peak of forward and backward, live bytes over time) of a whole language
-    model.
-    """
+    """({part: bytes} at the peak of forward and backward, live bytes over time) of a whole language model."""
     length, n_layers, d_model, d_ff, vocab_size, reversible = step_sizes(variant, way)
     config = ReformerConfig(
         vocab_size=vocab_size, d_model=d_model, d_ff=d_ff, n_layers=n_layers, n_heads=HEADS, pattern=("lsh",),

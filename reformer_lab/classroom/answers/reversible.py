@@ -1,6 +1,4 @@
-"""A4, the reversible block: its answers under any variant, by way of the spec of the room, and the
-cases.
-"""
+"""A4, the reversible block: its answers under any variant, by way of the spec of the room, and the cases."""
 
 import numpy as np
 import torch
@@ -25,11 +23,9 @@ class _Scaled:
 
 
 def _as_spec(variant, f, g, f_vjp=None, g_vjp=None):
-    """The block of a variant as one of the spec, with outputs y₁/c, y₂/c for c = carry; turned
-    where G comes first.
+    """The block of a variant as one of the spec, with outputs y₁/c, y₂/c for c = carry; turned where G comes first.
 
-    y₁ = c·x₁ ± F(x₂) is y₁/c = x₁ ± F(x₂)/c, a line of the spec, and so is y₂/c = x₂ ± G(c ·
-    y₁/c)/c.
+    y₁ = c·x₁ ± F(x₂) is y₁/c = x₁ ± F(x₂)/c, a line of the spec, and so is y₂/c = x₂ ± G(c · y₁/c)/c.
     """
     c, s = variant.carry, variant.sign
     first, second = ((f, f_vjp), (g, g_vjp)) if variant.coupling == "f_then_g" else ((g, g_vjp), (f, f_vjp))
@@ -148,9 +144,7 @@ def _weights(rng, n, d):
 
 
 def _paired(blocks):
-    """The halves of the room's checks in pairs, with one that adds nothing behind an odd number of
-    them.
-    """
+    """The halves of the room's checks in pairs, with one that adds nothing behind an odd number of them."""
     halves = [one for block in blocks for one in block]
     halves += [_Scaled(lambda x: 0 * x, lambda x, d_out: (0 * x, {}), 1.0, 1.0)] * (len(halves) % 2)
     return list(zip(halves[::2], halves[1::2], strict=True))

@@ -6,9 +6,7 @@ from reformer_lab.classroom.exercise import Exercise, holds
 
 
 def sees_later(variant):
-    """Whether queries see later positions instead of earlier ones: those are what the window brings
-    into view.
-    """
+    """Whether queries see later positions instead of earlier ones: those are what the window brings into view."""
     return (variant.look == "back") != (variant.sort_ties == "earliest_first")
 
 

@@ -12,9 +12,7 @@ from reformer_lab.plots.drawing import Picture, bucket_colours, strip, styled
 
 @styled
 def whole_way(tokens, buckets, order, slot, chunks, visible, variant):
-    """``five_strips`` in the words of a variant: who comes first in a bucket, and on which side a
-    window lies.
-    """
+    """``five_strips`` in the words of a variant: who comes first in a bucket, and on which side a window lies."""
     back, earliest = variant.look == "back", variant.sort_ties == "earliest_first"
     picture = five_strips(tokens, buckets, order, slot, chunks, visible, variant.n_look if back else 0)
     words = {} if back else {"further back": "further ahead", "chunks before": "chunks after"}
@@ -85,9 +83,7 @@ PICTURES = dict(zip(EXERCISES, (_draw_sort, _draw_chunk, _draw_look, _draw_visib
 
 @styled
 def _strips(rows, group=0):
-    """Strips of cells of one width, one below the other; ``group`` cells in a frame, where a strip
-    is full.
-    """
+    """Strips of cells of one width, one below the other; ``group`` cells in a frame, where a strip is full."""
     picture, width = (Picture(8.5, 0.15 + 0.34 * len(rows)), max(len(labels) for _, labels, _ in rows))
     for ax, (title, labels, colours) in zip(picture.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         strip(ax, [str(label).replace("-", "−") for label in labels], colours, title)
@@ -98,9 +94,7 @@ def _strips(rows, group=0):
 
 
 def _in_chunks(chunks, caption, *rows):
-    """Strips, each cell in the shade of the chunk of its position. rows: (title, labels, positions)
-    each.
-    """
+    """Strips, each cell in the shade of the chunk of its position. rows: (title, labels, positions) each."""
     colours = np.zeros((chunks.max() + 1, 4))
     shades = matplotlib.colormaps["Purples"](np.linspace(0.25, 0.9, len(chunks)))  # none of them a bucket's colour
     for chunk, colour in zip(chunks, shades, strict=True):

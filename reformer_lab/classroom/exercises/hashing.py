@@ -1,6 +1,4 @@
-"""A1, angular hashing: definitions for every variant, exercises, and what must hold whatever the
-variant.
-"""
+"""A1, angular hashing: definitions for every variant, exercises, and what must hold whatever the variant."""
 
 import numpy as np
 
@@ -91,9 +89,7 @@ DESCRIBE = {"A1.hash": describe_hash, "A1.hash-hints": describe_hash_hints, "A1.
 
 
 def hash_identities(fn, variant, rng):
-    """Only directions matter; vectors and rounds are hashed one by one; opposite vectors never
-    meet.
-    """
+    """Only directions matter; vectors and rounds are hashed one by one; opposite vectors never meet."""
     x, rotations = rng.standard_normal((23, 6)), rng.standard_normal((3, 6, 5))
     buckets = fn(x.copy(), rotations.copy())
     _expect(buckets, fn(x * 2.0 ** rng.integers(-9, 10, (23, 1)), rotations.copy()), "Only the direction of x matters.")

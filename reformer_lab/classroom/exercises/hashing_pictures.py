@@ -8,11 +8,10 @@ from reformer_lab.plots.drawing import styled
 
 @styled
 def wedges(points, rotations, buckets, ring):
-    """``plots.circles`` with rounds counted from 0, as in code, and the columns of every round as
-    arrows.
+    """``plots.circles`` with rounds counted from 0, as in code, and the columns of every round as arrows.
 
-    points: (n, 2). rotations: (n_hashes, 2, b/2). buckets: (n_hashes, n) ints. ring: (n_hashes, m)
-    ints, the buckets of m directions all around.
+    points: (n, 2). rotations: (n_hashes, 2, b/2). buckets: (n_hashes, n) ints. ring: (n_hashes, m) ints, the buckets of
+    m directions all around.
     """
     picture = plots.circles(points, buckets, ring, 2 * rotations.shape[-1])
     for ax in picture.axes:

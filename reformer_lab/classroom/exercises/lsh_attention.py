@@ -1,6 +1,4 @@
-"""Assignment A3, LSH attention of several rounds: its exercises, and what holds of every right
-answer.
-"""
+"""Assignment A3, LSH attention of several rounds: its exercises, and what holds of every right answer."""
 
 import numpy as np
 import torch
@@ -83,9 +81,7 @@ def _port_identities(fn, variant, rng):
 
 
 def _call_gradient(fn, args):
-    """Gradients of a weighted sum of o and of the finite z; arguments: those of A3.port, and the
-    weights.
-    """
+    """Gradients of a weighted sum of o and of the finite z; arguments: those of A3.port, and the weights."""
     *tensors, order, buckets, chunk_length, d_o, d_z = args
     leaves = [t.clone().requires_grad_() for t in tensors]
     o, z = fn(*leaves, order, buckets, chunk_length)
@@ -97,9 +93,7 @@ def _call_gradient(fn, args):
 
 
 def _call_scale(fn, args):
-    """o and z of every 64th of ``LONG`` positions; AssertionError if calls grow with the length or
-    tensors too much.
-    """
+    """o and z of every 64th of ``LONG`` positions; AssertionError if calls grow with the length or tensors too much."""
     sort_ties, seed = args
     calls, largest = {}, 0
 
@@ -133,9 +127,7 @@ def _call_scale(fn, args):
 
 
 def draw_rounds(rng, shape, n_buckets, sort_ties):
-    """(order, buckets), int (…, n_hashes, L): random buckets, half of them those of round 1, and
-    the order of each.
-    """
+    """(order, buckets), int (…, n_hashes, L): random buckets, half of them those of round 1, and the order of each."""
     buckets = rng.integers(0, n_buckets, shape)
     buckets = np.where(rng.random(shape) < 0.5, buckets[..., :1, :], buckets)
     sign = 1 if sort_ties == "earliest_first" else -1

@@ -1,6 +1,4 @@
-"""Assignment A3, LSH attention of several rounds: definitions in words and equations, and pictures
-of first cases.
-"""
+"""Assignment A3, LSH attention of several rounds: definitions in words and equations, and pictures of first cases."""
 
 import numpy as np
 
@@ -95,9 +93,7 @@ DESCRIBE = {
 
 
 def illustrate(name, variant):
-    """The picture of an exercise's first visible case: what goes in, and what is expected to come
-    out.
-    """
+    """The picture of an exercise's first visible case: what goes in, and what is expected to come out."""
     arguments, results = visible(name, variant)[0]
     return PICTURES[name](*arguments, *results)
 
@@ -132,16 +128,12 @@ def draw_seen(order, buckets, chunk_length, seen):
 
 
 def draw_attend(logits, seen, v, out):
-    """Who sees whom in each round, and the weights: the values of this case are the identity, so
-    the output is them.
-    """
+    """Who sees whom in each round, and the weights: the values of this case are the identity, so the output is them."""
     return patterns({f"round {h + 1}": s.astype(int) for h, s in enumerate(seen)} | {"weights, percent": out})
 
 
 def draw_merge(o, z, v, out):
-    """The share of each round: its output in this case is a unit vector, so that the output is the
-    shares.
-    """
+    """The share of each round: its output in this case is a unit vector, so that the output is the shares."""
     shares = {f"round {h + 1}": out[:, h] for h in range(len(o))}
     picture = weights_by_key(shares, [f"token {i}" for i in range(out.shape[0])])
     caption = """Bar chart: tokens (x) against the share of each round in the output (y, percent above the bars), one

@@ -1,8 +1,6 @@
-"""A5, memory and the crossover: definitions, how the student's functions are called, what they must
-satisfy.
+"""A5, memory and the crossover: definitions, how the student's functions are called, what they must satisfy.
 
-``study`` gives what the package counts at the sizes of a variant, and the recorded speeds of LSH
-and dense attention.
+``study`` gives what the package counts at the sizes of a variant, and the recorded speeds of LSH and dense attention.
 """
 
 import json
@@ -22,12 +20,11 @@ ASKED = 1000  # how often each cost function may be asked
 
 
 def study(variant):
-    """What the package counts at the sizes of ``variant``, and the record of measured speeds: plain
-    data.
+    """What the package counts at the sizes of ``variant``, and the record of measured speeds: plain data.
 
-    attention: {"dense" | "LSH": {tensor: bytes}}, alive at the peak of one forward pass; step:
-    {"ordinary" | "reversible": {part: bytes}} at the peak of forward and backward; over_time: {way:
-    live bytes}; record: as in ``reformer_lab/records/bench_crossover.json``.
+    attention: {"dense" | "LSH": {tensor: bytes}}, alive at the peak of one forward pass; step: {"ordinary" |
+    "reversible": {part: bytes}} at the peak of forward and backward; over_time: {way: live bytes}; record: as in
+    ``reformer_lab/records/bench_crossover.json``.
     """
     ((_, (text,)),) = cases.visible("A5.study", variant)
     return json.loads(str(text))
@@ -57,9 +54,7 @@ def step_sizes(variant, way):
 
 
 def model_crossover(operations, crossover, n_hashes):
-    """The student's crossover of the student's operations, at the sizes of the record: 64 per head,
-    chunks of 64.
-    """
+    """The student's crossover of the student's operations, at the sizes of the record: 64 per head, chunks of 64."""
 
     def costs(length):
         return operations(length, 64, n_hashes, 64, 1)
@@ -68,9 +63,7 @@ def model_crossover(operations, crossover, n_hashes):
 
 
 def measured_crossover(record, n_hashes, margin):
-    """Where LSH was ``margin`` times as fast as dense attention, on a straight line in logarithms;
-    in words.
-    """
+    """Where LSH was ``margin`` times as fast as dense attention, on a straight line in logarithms; in words."""
     found = medians([record], n_hashes=n_hashes)
     lengths, lead = found["dense"][0], found["dense"][1] / found["ours-trax"][1] / margin
     at = int(np.argmax(lead > 1))
@@ -82,9 +75,7 @@ def measured_crossover(record, n_hashes, margin):
 
 
 def cost_functions(square, lsh_square, line, level):
-    """dense(L) = square·L², and lsh(L) = lsh_square·L² + line·L + level·L·⌈log₂ L⌉; each may be
-    asked ASKED times.
-    """
+    """dense(L) = square·L², and lsh(L) = lsh_square·L² + line·L + level·L·⌈log₂ L⌉; each may be asked ASKED times."""
 
     def limited(cost):
         asked = 0

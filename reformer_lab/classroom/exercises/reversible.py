@@ -1,5 +1,4 @@
-"""A4, the reversible block: the halves that its functions are given, how they are called, and what
-must hold for them.
+"""A4, the reversible block: the halves that its functions are given, how they are called, and what must hold for them.
 
 Its definitions and its picture stand in ``reversible_texts``.
 """
@@ -13,9 +12,7 @@ from reformer_lab.classroom.exercises.reversible_texts import DESCRIBE as DESCRI
 
 
 def half(w, kind="tanh"):
-    """h(x) = tanh(x w), or x w if linear, for arrays; and h_vjp(x, d_out) -> (d_x, d_w). w:
-    (d_model, d_model).
-    """
+    """h(x) = tanh(x w), or x w if linear, for arrays; and h_vjp(x, d_out) -> (d_x, d_w). w: (d_model, d_model)."""
 
     def h(x):
         return np.tanh(x @ w) if kind == "tanh" else x @ w
@@ -29,24 +26,18 @@ def half(w, kind="tanh"):
 
 
 def pairs(weights, kind="tanh"):
-    """Blocks (F, G) as the exercises want them. weights: (2 n_blocks, d_model, d_model), for F and
-    G in turn.
-    """
+    """Blocks (F, G) as the exercises want them. weights: (2 n_blocks, d_model, d_model), for F and G in turn."""
     halves = [half(w, kind)[0] for w in weights]
     return list(zip(halves[::2], halves[1::2], strict=True))
 
 
 def torch_pairs(params, order):
-    """Blocks (F, G) of functions x -> tanh(x w) on tensors. order: for each block, which two of
-    ``params`` they use.
-    """
+    """Blocks (F, G) of functions x -> tanh(x w) on tensors. order: for each block, which two of ``params`` they use."""
     return [tuple((lambda x, w=params[k]: torch.tanh(x @ w)) for k in row) for row in order]
 
 
 def kept_bytes(run):
-    """Bytes of the tensors that autograd keeps while ``run()`` computes; leaves (weights, inputs)
-    are not counted.
-    """
+    """Bytes of the tensors that autograd keeps while ``run()`` computes; leaves (weights, inputs) are not counted."""
     kept = {}
 
     def pack(tensor):

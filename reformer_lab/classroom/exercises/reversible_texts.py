@@ -20,9 +20,7 @@ def _line(variant, stream, source):
 
 
 def _toy(variant):
-    """y₁, y₂, ∂ℓ/∂x₁, ∂ℓ/∂x₂ for F(v) = v², G(v) = 3v, x₁ = 2, x₂ = 3, ℓ = y₁ + y₂, by the answers
-    (of instructors).
-    """
+    """y₁, y₂, ∂ℓ/∂x₁, ∂ℓ/∂x₂ for F(v) = v², G(v) = 3v, x₁ = 2, x₂ = 3, ℓ = y₁ + y₂, by the answers (of instructors)."""
     from reformer_lab.classroom.answers import answer
 
     forward, backward = (answer(f"A4.{name}").reference(variant) for name in ("forward", "backward"))
@@ -98,9 +96,7 @@ DESCRIBE = {"A4.block": _block, "A4.backward": _backward, "A4.dropout": _dropout
 
 @styled
 def block_picture(variant):
-    """The data flow of one block: two streams, and the halves in the order in which the variant
-    adds them.
-    """
+    """The data flow of one block: two streams, and the halves in the order in which the variant adds them."""
     picture, turns = Picture(8.0, 2.6), _turns(variant)
     ax = picture.add_subplot()
     box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#555555"}
