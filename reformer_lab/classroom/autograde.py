@@ -30,7 +30,7 @@ try:
     resource.setrlimit(resource.RLIMIT_FSIZE, ({file}, {file}))
 except ImportError:
     pass
-del warnings, reformer_ref
+del warnings, reformer_lab
 """
 
 

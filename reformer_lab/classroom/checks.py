@@ -11,7 +11,9 @@ from reformer_lab.classroom import cases
 from reformer_lab.classroom.exercise import KINDS, NotYet, mapped
 from reformer_lab.classroom.exercises import exercise
 
-LIBRARY = re.compile(r"site-packages|dist-packages|reformer_ref.(classroom|\w+\.py)|<__array_function__ internals>")
+LIBRARY = re.compile(
+    r"site-packages|dist-packages|reformer_lab.classroom|reformer_ref.(\w+.)?\w+\.py|<__array_function__ internals>"
+)
 MOST_ENTRIES, WIDEST_ROW, MOST_LISTED = (160, 44, 8)  # beyond these a table gives way to a list and a picture
 
 
