@@ -66,7 +66,7 @@ class SturdyExecute(Execute):
     ).tag(config=True)
     memory_bytes = Integer(6 * 2**30, help="Data memory of a kernel.").tag(config=True)
     file_bytes = Integer(50 * 2**20, help="Largest file that a kernel may write.").tag(config=True)
-    shown_characters = Integer(100_000, help="Characters of one cell's output that are kept.").tag(config=True)
+    output_characters = Integer(100_000, help="Characters of one cell's output that are kept.").tag(config=True)
     most_restarts = Integer(6, help="New kernels for one notebook; after that its tests fail.").tag(config=True)
     notebook_seconds = Float(600.0, help="Time for one notebook; after that its tests fail.").tag(config=True)
 
@@ -91,7 +91,7 @@ class SturdyExecute(Execute):
             return _failed(cell, "CellTimeoutError", f"{min(stuck)} did not end in the test before this one"), resources
         if time.monotonic() - self._started > self.notebook_seconds or len(self._stopped) > self.most_restarts:
             return (_failed(cell, "CellTimeoutError", "no time is left for this cell") if graded else cell), resources
-        self._shown = 0
+        self._printed = 0
         try:
             return super().preprocess_cell(cell, resources, index)
         except CellTimeoutError:
@@ -126,15 +126,15 @@ class SturdyExecute(Execute):
 
     def _silently(self, source, metadata):
         """Run code in the kernel; what it shows is thrown away."""
-        first, self._shown = self.nb.cells[0], 0
+        first, self._printed = self.nb.cells[0], 0
         self.execute_cell(new_code_cell(source, metadata=metadata), 0)
         self.nb.cells[0] = first
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream":
             msg["content"]["name"] = "stdout"  # nbgrader takes marks away for a mere warning on stderr
-            self._shown += len(msg["content"]["text"])
-            if self._shown > self.shown_characters:
+            self._printed += len(msg["content"]["text"])
+            if self._printed > self.output_characters:
                 return None
         return super().process_message(msg, cell, cell_index)
 
@@ -145,14 +145,14 @@ def _needed(cells):
     Cells that only show something, often a picture of what the answers give, are left out: nothing depends on them.
     """
     code = {place: cell for place, cell in enumerate(cells) if cell.cell_type == "code"}
-    shown = {place for place, cell in code.items() if utils.is_locked(cell) and not utils.is_grade(cell)}
-    needed, answers = set(code) - shown, set()
+    display_cells = {place for place, cell in code.items() if utils.is_locked(cell) and not utils.is_grade(cell)}
+    needed, answers = set(code) - display_cells, set()
     for cell in code.values():
         if utils.is_solution(cell):
             answers |= _names(cell)[1]
     while True:
         read = set().union(*(_names(code[place])[0] for place in needed))
-        more = {place for place in shown - needed if _names(code[place])[1] & read}
+        more = {place for place in display_cells - needed if _names(code[place])[1] & read}
         if not more:
             return needed, answers
         needed |= more
@@ -191,10 +191,7 @@ def configure(c):
     from nbgrader.converters import Autograde
 
     c.Autograde.exporter_class = TolerantExporter
-    usual = (
-        Autograde.sanitize_preprocessors.make_dynamic_default(),
-        Autograde.autograde_preprocessors.make_dynamic_default(),
-    )
-    c.Autograde.sanitize_preprocessors = [HonestyPolicy, *usual[0]]
-    c.Autograde.autograde_preprocessors = [SturdyExecute if one is Execute else one for one in usual[1]]
+    c.Autograde.sanitize_preprocessors = [HonestyPolicy, *Autograde.sanitize_preprocessors.make_dynamic_default()]
+    preprocessors = Autograde.autograde_preprocessors.make_dynamic_default()
+    c.Autograde.autograde_preprocessors = [SturdyExecute if kind is Execute else kind for kind in preprocessors]
     c.ClearSolutions.code_stub = {"python": "raise NotImplementedError()"}

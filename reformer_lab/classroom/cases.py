@@ -64,7 +64,7 @@ def record(assignment, variant, folder):
 def _pack(value, arrays):
     """A description of ``value`` for JSON; its arrays go into ``arrays``."""
     if isinstance(value, (tuple, list)):
-        return [_pack(one, arrays) for one in value]
+        return [_pack(item, arrays) for item in value]
     if isinstance(value, (np.ndarray, np.generic)):
         arrays[f"a{len(arrays)}"] = np.asarray(value)
         return {"array": f"a{len(arrays) - 1}"}
@@ -73,5 +73,5 @@ def _pack(value, arrays):
 
 def _unpack(described, stored):
     if isinstance(described, list):
-        return tuple(_unpack(one, stored) for one in described)
+        return tuple(_unpack(item, stored) for item in described)
     return stored[described["array"]] if "array" in described else described["value"]

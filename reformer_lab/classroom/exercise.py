@@ -63,7 +63,15 @@ class Exercise:
             raise AssertionError(
                 f"{self.name}: expected {len(self.results)} results ({', '.join(self.results)}) as a tuple, got {got}."
             )
-        return tuple(self._plain(name, one) for name, one in zip(self.results, result, strict=True))
+        return tuple(self._plain(name, item) for name, item in zip(self.results, result, strict=True))
+
+    @staticmethod
+    def wrong_form(yours, expected):
+        """What is wrong with the shape or the kind of numbers of a result, or None."""
+        if yours.shape != expected.shape:
+            return f"has shape {yours.shape}, expected {expected.shape}"
+        kinds = KINDS[yours.dtype.kind], KINDS[expected.dtype.kind]
+        return None if kinds[0] == kinds[1] else f"holds {kinds[0]} ({yours.dtype}), expected {kinds[1]}"
 
     def wrong(self, yours, expected):
         """Where two arrays of one shape differ by more than is allowed: booleans."""
@@ -110,7 +118,7 @@ SCALARS = frozenset(np.sctypeDict.values()) - {np.object_, np.void}
 
 def mapped(fn, value):
     """``fn`` of every leaf of nested tuples."""
-    return tuple(mapped(fn, one) for one in value) if isinstance(value, (tuple, list)) else fn(value)
+    return tuple(mapped(fn, item) for item in value) if isinstance(value, (tuple, list)) else fn(value)
 
 
 def _same(before, after):

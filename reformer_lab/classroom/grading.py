@@ -31,7 +31,7 @@ def grade(name, fn, variant):
         with _tried(where):
             results = task.run(fn, args)
         for result, yours, wanted in zip(task.results, results, expected, strict=True):
-            wrong = _what_is_wrong(task, np.asarray(yours), np.asarray(wanted))
+            wrong = _mistake(task, yours, wanted)
             if wrong:
                 raise AssertionError(f"{where}: `{result}` {wrong}.")
     if task.identities is not None:
@@ -53,8 +53,8 @@ def _tried(where):
     except AssertionError as error:
         raise AssertionError(f"{where}: {str(error)[:2000]}") from None
     except BaseException as error:
-        told = " ".join(str(error)[:500].split())
-        raise AssertionError(f"{where}: your function raised {type(error).__name__}: {told}") from None
+        text = " ".join(str(error)[:500].split())
+        raise AssertionError(f"{where}: your function raised {type(error).__name__}: {text}") from None
 
 
 class _Nowhere:
@@ -74,7 +74,7 @@ def _plain_only(fn):
 
     def plain(*args, **kwargs):
         __tracebackhide__ = True
-        return _plain(fn(*map(_copy, args), **{name: _copy(one) for name, one in kwargs.items()}))
+        return _plain(fn(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()}))
 
     return plain
 
@@ -105,12 +105,10 @@ def _is_tensor(value):
     return type(value).__module__ == "torch" and type(value).__name__ == "Tensor"
 
 
-def _what_is_wrong(task, yours, expected):
+def _mistake(task, yours, expected):
     """What is wrong with a result, without its values; None if nothing is."""
-    if yours.shape != expected.shape:
-        return f"has shape {yours.shape}, expected {expected.shape}"
-    if KINDS[yours.dtype.kind] != KINDS[expected.dtype.kind]:
-        return f"holds {KINDS[yours.dtype.kind]} ({yours.dtype}), expected {KINDS[expected.dtype.kind]}"
+    if message := task.wrong_form(yours, expected):
+        return message
     wrong = int(np.sum(task.wrong(yours, expected)))
     return f"is wrong in {wrong:,} of {yours.size:,} entries" if wrong else None
 

@@ -23,7 +23,7 @@ SOURCES = material.FOLDER / "source"
 RELEASES = Path("assignments")  # of the folder one works in
 PACKAGES = ("reformer_ref", "reformer_lab")
 
-# Modules that students never get: what a component does (its options apart), and the instructor's half of the classroom.
+# Modules that students never get: all of a component but its options, and the instructor's half of the classroom.
 STUDENTS = "exercise|exercises|cases|checks|pictures|variants"
 WITHHELD = re.compile(rf"reformer_ref\.\w+\.(?!(options|config)$).*|reformer_lab\.classroom\.(?!({STUDENTS})(\.|$)).*")
 COURSE_PACKAGE = "The part of reformer_ref that the assignments need."
@@ -54,10 +54,10 @@ include = ["reformer_ref*", "reformer_lab*"]
 
 def assignments(sources=SOURCES):
     """The names of all assignments, such as "A1_hashing", in order."""
-    found = sorted(path.stem for path in Path(sources).glob("*/*.ipynb") if path.stem == path.parent.name)
-    if not found:
+    names = sorted(path.stem for path in Path(sources).glob("*/*.ipynb") if path.stem == path.parent.name)
+    if not names:
         raise FileNotFoundError(f"no assignments in {sources}: work in a checkout of the repository")
-    return found
+    return names
 
 
 def source(name, variant=None, sources=SOURCES):
@@ -233,11 +233,11 @@ def _imports(code, importer):
 
     ValueError for a name from a package of reformer_ref, whose ``__init__.py`` students do not get.
     """
-    tree, found = ast.parse(code), set()
+    tree, imported = ast.parse(code), set()
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {(alias.name, id(node) not in inside) for alias in node.names}
+            imported |= {(alias.name, id(node) not in inside) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:  # `from a import b`: b may be a module of its own
                 inner = f"{node.module}.{alias.name}"
@@ -245,5 +245,5 @@ def _imports(code, importer):
                 at_once = id(node) not in inside
                 if at_once and _path_of(module) and _is_rewritten(module) and alias.name != "__version__":
                     raise ValueError(f"{importer} must import {alias.name} from the module of {module} that defines it")
-                found.add((module, at_once))
-    return found
+                imported.add((module, at_once))
+    return imported

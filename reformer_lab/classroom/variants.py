@@ -23,7 +23,7 @@ CHOICES = {
     "sort_ties": ("earliest_first", "latest_first"),
     "look": ("back", "ahead"),
     "n_look": (1, 2, 3),
-    "look_order": ("by_place", "own_first"),
+    "look_order": ("by_place", "nearest_first"),
     "pad": ("end", "start"),
     "n_hashes": (2, 3, 4, 5),
     "key_norm": ("l2", "l1", "rms"),
@@ -40,7 +40,7 @@ CHOICES = {
     "scores_at_a_time": (524288, 262144, 393216, 1048576),
     "optimizer_states": (2, 0),
     "tied": (False, True),
-    "ff_slice": (2048, 512, 1024, 4096),
+    "ff_chunk": (2048, 512, 1024, 4096),
     "dense_pairs": ("half", "all"),
     "operations": ("training", "forward"),
     "margin": (1, 2, 3, 4),
@@ -77,7 +77,7 @@ class Variant:
     meets in m rounds counts once, or m times. A4. coupling: y₁ = c·x₁ ± F(x₂), y₂ = c·x₂ ± G(y₁), or y₂ = c·x₂ ± G(x₁),
     y₁ = c·x₁ ± F(y₂); sign: that ±; carry: that c. keep: dropout keeps what drew a high number, or a low one. A5.
     length, d_model, n_layers: sizes. number_bytes, block_bytes: bytes of a number, and of the blocks in which memory is
-    given out. scores_at_a_time, ff_slice: what is worked on at once. optimizer_states, tied: weights. dense_pairs,
+    given out. scores_at_a_time, ff_chunk: what is worked on at once. optimizer_states, tied: weights. dense_pairs,
     operations, margin: what is compared at the crossover.
     """
 
@@ -104,7 +104,7 @@ class Variant:
     scores_at_a_time: int = 524288
     optimizer_states: int = 2
     tied: bool = False
-    ff_slice: int = 2048
+    ff_chunk: int = 2048
     dense_pairs: str = "half"
     operations: str = "training"
     margin: int = 1

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.grading, pytest.mark.slow, pytest.mark.timeout(1800)]
 SEEDS = tuple(map(int, os.environ.get("GRADING_SEEDS", "1 2").split()))
 ASSIGNMENTS = os.environ.get("GRADING_ASSIGNMENTS", "").split() or release.assignments()
 CELL_SECONDS = 8
-EVERY = [(seed, name) for seed in SEEDS for name in ASSIGNMENTS]
+ALL = [(seed, name) for seed in SEEDS for name in ASSIGNMENTS]
 SLOW = [one for one in rehearsal.cheats() if one.get("slow")]
 QUICK = [one for one in rehearsal.cheats() if not one.get("slow")]
 ANSWERS = [one for one in QUICK if "answer" in one]
@@ -69,7 +69,7 @@ def hand_in(where, name, seed, due):
         rehearsal.write(where, f"mistakes-{k}", name, answers)
         due[name, f"mistakes-{k}"] = full | lost
 
-    exercises = [part.answer for part in rehearsal.parts(where, name) if part.tests]
+    exercises = [question.answer for question in rehearsal.questions(where, name) if question.tests]
     first, turn = name == ASSIGNMENTS[0], seed + ASSIGNMENTS.index(name)
 
     def attack(student, attacks):
@@ -93,7 +93,7 @@ def marks_of(graded, seed, name, kind):
     """(student, due, got, remarks) of the submissions of one kind."""
     everything, _ = graded
     found = [
-        (student, due, {part: one.marks.get(part, (None,))[0] for part in due}, one.remarks)
+        (student, due, {question: one.marks.get(question, (None,))[0] for question in due}, one.remarks)
         for (s, n, student), (due, one) in everything.items()
         if (s, n) == (seed, name) and student.startswith(kind)
     ]
@@ -101,17 +101,17 @@ def marks_of(graded, seed, name, kind):
     return found
 
 
-@pytest.mark.parametrize(("seed", "name"), EVERY)
+@pytest.mark.parametrize(("seed", "name"), ALL)
 def test_the_reference_gets_full_marks(graded, seed, name):
     [(_, due, got, remarks)] = marks_of(graded, seed, name, "reference")
     assert got == due
     assert remarks == ()
     _, one = graded[0][seed, name, "reference"]
     assert one.points == 100
-    assert one.total == 100 - sum(one.marks[part][1] for part in one.by_hand)
+    assert one.total == 100 - sum(one.marks[question][1] for question in one.by_hand)
 
 
-@pytest.mark.parametrize(("seed", "name"), EVERY)
+@pytest.mark.parametrize(("seed", "name"), ALL)
 def test_the_blank_release_gets_nothing(graded, seed, name):
     [(_, due, got, remarks)] = marks_of(graded, seed, name, "blank")
     assert set(got.values()) == {0} == set(due.values())
@@ -120,18 +120,18 @@ def test_the_blank_release_gets_nothing(graded, seed, name):
     assert (one.total, one.by_hand) == (0, ())
 
 
-@pytest.mark.parametrize(("seed", "name"), EVERY)
+@pytest.mark.parametrize(("seed", "name"), ALL)
 def test_wrong_solutions_lose_exactly_what_they_should(graded, seed, name):
     mistakes = rehearsal.wrong_solutions(name)
     assert len(mistakes) >= 6
-    assert any(all(part.endswith("-hidden") for part in one["loses"]) for one in mistakes)
+    assert any(all(question.endswith("-hidden") for question in one["loses"]) for one in mistakes)
     assert all(one["loses"] for one in mistakes)
     for student, due, got, _ in marks_of(graded, seed, name, "mistakes"):
         names = [one["name"] for one in packed(mistakes)[int(student.partition("-")[2])]]
         assert got == due, names
 
 
-@pytest.mark.parametrize(("seed", "name"), EVERY)
+@pytest.mark.parametrize(("seed", "name"), ALL)
 def test_cheats_gain_nothing_and_break_nothing(graded, seed, name):
     for kind in ("cheats", "slow", "whole") + ("alone",) * (name == ASSIGNMENTS[0]):
         for student, due, got, remarks in marks_of(graded, seed, name, kind):

@@ -18,7 +18,7 @@ class Answer:
 
     reference: Callable
     cases: Callable
-    room_check: Callable | None = None
+    component_check: Callable | None = None
 
 
 def answer(name):

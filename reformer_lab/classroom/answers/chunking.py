@@ -31,7 +31,7 @@ def _look(variant):
     def look(chunks):
         before, after = (variant.n_look, 0) if variant.look == "back" else (0, variant.n_look)
         windows = spec.look_adjacent(chunks[..., None], before, after, fill=-1)[..., 0]
-        if variant.look_order == "own_first" and variant.look == "back":
+        if variant.look_order == "nearest_first" and variant.look == "back":
             windows = windows.reshape(len(chunks), -1, chunks.shape[1])[:, ::-1].reshape(windows.shape)
         return windows
 

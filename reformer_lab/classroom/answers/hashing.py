@@ -42,8 +42,8 @@ def measure(variant):
     """fn(theta (n,), bx (n_hashes, n), by (n_hashes, n)) -> (share (n,), standard errors from theory (n,))."""
 
     def fn(theta, bx, by):
-        share, p = (bx == by).mean(axis=0), 1 - theta / np.pi
-        return share, (share - p) / np.sqrt(p * (1 - p) / len(bx))
+        fraction, p = (bx == by).mean(axis=0), 1 - theta / np.pi
+        return fraction, (fraction - p) / np.sqrt(p * (1 - p) / len(bx))
 
     return fn
 
@@ -76,14 +76,14 @@ def factor_buckets(variant):
     """fn(scores (L, Σfactors), factors) -> buckets, int (L,)."""
 
     def fn(scores, factors):
-        parts, start = [], 0
+        digits, start = [], 0
         for factor in factors:
-            parts.append(np.argmax(scores[:, start : start + factor], axis=1))
+            digits.append(np.argmax(scores[:, start : start + factor], axis=1))
             start += factor
-        pairs = list(zip(parts, factors, strict=True))
+        pairs = list(zip(digits, factors, strict=True))
         bucket = 0
-        for part, factor in reversed(pairs) if variant.factor_order == "first_fastest" else pairs:
-            bucket = bucket * factor + part
+        for digit, factor in reversed(pairs) if variant.factor_order == "first_fastest" else pairs:
+            bucket = bucket * factor + digit
         return bucket
 
     return fn
@@ -135,12 +135,17 @@ def measure_cases(variant, rng, hidden):
 
 def rounds_cases(variant, rng, hidden):
     """Angles and chances; where (θ/π)ⁿ is the chance exactly, both are powers of ½, which floats hold exactly."""
-    half = math.pi / 2
+    right_angle = math.pi / 2
     if not hidden:
         drawn = zip(rng.uniform(0.5, 2.6, 3).round(2), rng.uniform(0.005, 0.3, 3).round(3), strict=True)
-        return [[half, 0.2], [half, 0.25], [0.0, 0.1], *([float(theta), float(miss)] for theta, miss in drawn)]
-    exact = [[half, 0.125], [half, 0.5], [half, 2.0**-29], [half / 2, 2.0**-6]]
-    return [*exact, [0.0, 0.01], [half, 0.9], [float(np.radians(175)), 0.001], [1.0, 1e-6]]
+        return [
+            [right_angle, 0.2],
+            [right_angle, 0.25],
+            [0.0, 0.1],
+            *([float(theta), float(miss)] for theta, miss in drawn),
+        ]
+    exact = [[right_angle, 0.125], [right_angle, 0.5], [right_angle, 2.0**-29], [right_angle / 2, 2.0**-6]]
+    return [*exact, [0.0, 0.01], [right_angle, 0.9], [float(np.radians(175)), 0.001], [1.0, 1e-6]]
 
 
 def meeting_cases(variant, rng, hidden):

@@ -45,9 +45,9 @@ def attend(variant, rng, hidden):
         seen = rng.random((n, length, length)) < (0.15 if hidden else 0.45)
         seen &= np.tri(length, k=-1, dtype=bool).T if sees_later(variant) else np.tri(length, k=-1, dtype=bool)
         if length > 3:  # one token is shown a key by the last round alone, one another key by all rounds as well
-            few, more, one, other = (0, 1, 2, 3) if sees_later(variant) else (2, 3, 0, 1)
+            few, more, other_key, other = (0, 1, 2, 3) if sees_later(variant) else (2, 3, 0, 1)
             seen[:, [few, more]] = False
-            seen[-1, [few, more], one] = seen[:, more, other] = True
+            seen[-1, [few, more], other_key] = seen[:, more, other] = True
         v = rng.standard_normal((length, 2)).round(2) if cases else np.eye(length)
         cases.append([scale * rng.standard_normal((length, length)).round(2), seen, v])
     return cases + [[cases[0][0], np.zeros_like(cases[0][1]), cases[0][2]]] * hidden

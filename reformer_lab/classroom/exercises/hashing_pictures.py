@@ -19,11 +19,11 @@ def wedges(points, rotations, buckets, ring):
         if ax.get_title("center"):
             columns = rotations[int(h) - 1].T  # (b/2, 2)
             turned = np.degrees(np.arctan2(columns[:, 1], columns[:, 0])) % 360
-            told = ", ".join(f"{degrees:.0f}°" for degrees in turned)
-            ax.set_title(f"round {int(h) - 1}\ncolumns at {told}", loc="center", fontsize=10)
+            directions = ", ".join(f"{degrees:.0f}°" for degrees in turned)
+            ax.set_title(f"round {int(h) - 1}\ncolumns at {directions}", loc="center", fontsize=10)
             for x, y in 0.42 * columns / np.linalg.norm(columns, axis=1, keepdims=True):
                 ax.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": "black", "linewidth": 1.3})
         elif h.isdigit():
             ax.yaxis.label.set_text(f"bucket, round {int(h) - 1}")
-    told = {f"round {h}": row for h, row in enumerate(picture.numbers.values())}
-    return picture.tell(f"{picture.caption} Arrows: the columns of R, in the order of the title.", **told)
+    bucket_rows = {f"round {h}": row for h, row in enumerate(picture.numbers.values())}
+    return picture.tell(f"{picture.caption} Arrows: the columns of R, in the order of the title.", **bucket_rows)
