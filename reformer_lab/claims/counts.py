@@ -34,7 +34,7 @@ def collisions(settings):
     180° exactly ("exact").
     """
     import torch
-    from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
+    from reformer_ref.hashing.api import hash_vectors, random_rotations
 
     generator, d, pairs = (torch.Generator().manual_seed(settings["seed"]), settings["d"], settings["pairs"])
     many, rounds = settings["n_buckets"], settings["rounds"]
@@ -113,8 +113,8 @@ def recalled(q, config, rounds, generator):
 
     import torch
     from reformer_ref.attention.pytorch import normalize_keys
-    from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
-    from reformer_ref.lsh_attention.pytorch import lsh_attention
+    from reformer_ref.hashing.api import hash_vectors, random_rotations
+    from reformer_ref.lsh_attention.api import lsh_attention
     from reformer_ref.model.config import n_buckets_for
 
     length, n_buckets = q.shape[-2], n_buckets_for(config, q.shape[-2])

@@ -60,10 +60,10 @@ def _run(settings, name, device):
     included.
     """
     import torch
-    from reformer_ref.attention.pytorch import shared_qk_attention
-    from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+    from reformer_ref.attention.api import shared_qk_attention
+    from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
     from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.lsh_attention.pytorch import lsh_attention
+    from reformer_ref.lsh_attention.api import lsh_attention
 
     length = settings["length"]
     shape = (settings["tokens"] // length, settings["heads"], length, settings["d_head"])
