@@ -36,6 +36,7 @@ def test_the_reference_passes_with_a_line_each(name, variant):
         checks.written(name, right(name, variant), variant)
     lines = out.getvalue().splitlines()
     assert lines[0].startswith(f"✓ {name}: ")
+    assert ("; check_" in lines[0]) == (variant.open and answer(name).component_check is not None)
     assert lines[1:] == [f"{name}: written. Further tests run when this is graded."]
 
 
@@ -51,7 +52,7 @@ def test_wrong_entries_stand_beside_the_expected_ones_with_stars():
 
 
 @pytest.mark.parametrize(
-    ("name", "fn", "part"),
+    ("name", "fn", "phrase"),
     [
         ("A1.hash", lambda x, r: None, "must be a NumPy array or number, got None. Is a `return` missing?"),
         ("A1.hash", lambda x, r: [[0, 1]], "got list. np.array(…) makes an array of it."),
@@ -72,8 +73,8 @@ def test_wrong_entries_stand_beside_the_expected_ones_with_stars():
         ("A1.meeting", lambda b: b.sort() or b, "your function changed its argument `buckets`. Work on a copy of it."),
     ],
 )
-def test_messages_say_what_is_wrong(name, fn, part):
-    assert part in complaint(name, fn)
+def test_messages_say_what_is_wrong(name, fn, phrase):
+    assert phrase in complaint(name, fn)
 
 
 def test_the_line_at_fault_is_named():
