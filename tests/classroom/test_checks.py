@@ -122,9 +122,9 @@ def test_subclasses_are_refused(kind):
     assert f"must be a NumPy array or number, got {kind.__name__}" in message
 
 
-def test_what_a_student_does_to_shown_cases_changes_no_check():
-    for args, results in checks.visible_cases("A1.hash", DRAWN):
-        for array in (*args, *results):
+def test_what_a_student_does_to_inputs_changes_no_check():
+    for number in range(1, 11):
+        for array in checks.inputs("A1.hash", number, DRAWN):
             array[:] = 0
     assert "entries of `buckets` are wrong" in complaint("A1.hash", lambda x, r: 0 * right("A1.hash")(x, r))
     with redirect_stdout(io.StringIO()):
@@ -148,7 +148,7 @@ def test_entries_of_a_mask_are_told_in_words():
 
 
 def test_large_results_give_a_list_and_a_picture():
-    task = Exercise("A1.big", ("x",), exact=False)
+    task = Exercise("A1.big", ("x",), rtol=1e-9)
     expected = np.arange(600.0).reshape(20, 30)
     yours = expected.copy()
     yours[3:5, 10:] += 1
