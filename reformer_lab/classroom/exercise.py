@@ -37,7 +37,7 @@ class Exercise:
     """One exercise.
 
     name: "A1.hash". arguments: names of the recorded arguments: arrays, ints, floats, texts, booleans, None, or tuples
-    of them. results: names of the results; with more than one, the function returns a tuple. rtol: the largest error, as
+    of them. results: names of the results; with more than one, the function returns a tuple. rtol: the largest error as
     a fraction of the largest expected number; 0 if results must be equal. call(fn, args): how to call the function; as
     ``fn(*args)`` if None. identities(fn, variant, rng): what holds for every right answer; AssertionError with a
     sentence if not. torch: whether arrays become tensors. tell(args, at): what the entry at an index means, in words.
