@@ -9,7 +9,7 @@ from reformer_ref._arguments import clear_errors, require_int
 from reformer_ref.feed_forward.pytorch import cross_entropy, feed_forward, sliced, total_nats
 from reformer_ref.memory.count import MetaCounter
 
-from reformer_lab.plots.drawing import Choice, Range, controls
+from reformer_lab.plots.drawing import controls
 from reformer_lab.plots.feed_forward import slices_and_peaks
 
 MOST = 1 << 20  # positions
@@ -84,14 +84,12 @@ def count_without_data(ways):
 
 
 @controls(
-    length=Range(200, 2000, 100, start=1000),
-    slice_length=Choice(32, 64, 128, 256, 512, 1024, start=128),
-    d_ff=Choice(64, 256, 1024, start=1024),
+    length=(200, 2000, 100),
+    chunk_length=[32, 64, 128, 256, 512, 1024],
+    d_ff=[64, 256, 1024],
 )
-def slices(length, slice_length, d_ff):
-    """Length, slice size and width of the layer -> layout of the slices, counted peaks of three
-    ways to train.
-    """
+def feed_forward_chunks(length=1000, chunk_length=128, d_ff=1024):
+    """The layout of the chunks, and the counted peaks of three ways to train the layer."""
     peaks = count_without_data(lambda device: feed_forward_ways(length, slice_length, d_ff=d_ff, device=device))
     return slices_and_peaks(slice_sizes(length, slice_length), d_ff, peaks, array_bytes=4 * length * d_ff)
 
