@@ -95,7 +95,9 @@ def buckets_of_model(model, text):
 
     The queries of that layer are hashed with the rotations that it keeps. ValueError without an LSH layer.
     """
-    layers = [half for block in model.trunk.stack.blocks for half in block.halves if getattr(half, "kind", "") == "lsh"]
+    layers = [
+        half for block in model.backbone.stack.blocks for half in block.layers if getattr(half, "kind", "") == "lsh"
+    ]
     if not layers:
         raise ValueError(f"model must have an LSH layer, its layers are {', '.join(model.config.layers)}")
     caught, layer = [], layers[0]
