@@ -34,7 +34,7 @@ def gallery(record):
                 _show(ax, pixels, levels, given_only=column == 1)
                 if line == 0:
                     ax.set_title(_heading(column, count), fontsize=7, loc="center")
-    return picture.tell(
+    return picture.describe(
         f"A grid of images of {' × '.join(map(str, originals.shape[1:]))} pixels in {levels} levels of grey, from the "
         f"held-out part of {data_name(record)}: beside each original its upper half, which is all "
         f"that is given, {count} lower halves drawn by the Reformer, and one drawn from a table of the frequencies of "
@@ -91,7 +91,7 @@ def bits(record):
     right.axhline(held_out, color="black", ls=(0, (1, 3)), marker="", label=f"{BASELINE}, held out")
     right.set(xlabel="steps", ylabel="bits per pixel, training", ylim=(0, None))
     right.legend(fontsize=8)
-    return picture.tell(
+    return picture.describe(
         f"Bar chart: bits per pixel (x) of held-out images of {data_name(record)}, of whole images and of "
         "lower halves whose upper halves are given, for the Reformer, a table counted from many images, and "
         "compressors of the held-out images alone; line chart: the Reformer's loss (y) against steps (x). "

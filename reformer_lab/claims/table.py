@@ -112,7 +112,7 @@ def show(name, number=0, folder=DATA):
         return Html(f"<p>{html.escape(told)} <code>reformer-ref reproduce {name}</code></p>")
     pictures = list(claim(name).pictures(record).values())
     picture = pictures[require_int("number", number, 0, len(pictures) - 1)]()
-    picture.colours, picture.shown_dpi = 64, 85  # a notebook of a dozen pictures must stay small
+    picture.colours, picture.notebook_dpi = 64, 85  # a notebook of a dozen pictures must stay small
     return picture
 
 

@@ -40,7 +40,7 @@ def curves_and_scores(record):
     right.set(yticks=range(len(record["bleu"])), yticklabels=list(record["bleu"]), xlabel="BLEU", xlim=(0, most))
     right.set_title("Translating")
     right.invert_yaxis()
-    return picture.tell(
+    return picture.describe(
         f"Line chart, logarithmic in height: bits per predicted token, mean of held-out sentences (y), against steps "
         f"(x), reversible and ordinary models of equal parameters, {data_name(record)}; bar chart: BLEU of "
         f"their translations, and of a learned dictionary and of copying the nearest sentence. "
@@ -72,7 +72,7 @@ def examples(record):
         text.set_in_layout(False)
     ax.set(xlim=(0, 1), ylim=(len(shown), 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return picture.tell(
+    return picture.describe(
         "A table of texts: held-out sentences, their right translations, the model's (bold), and those of a dictionary "
         "that was learned from the same pairs. " + source(record),
         **{"examples": len(shown), "of them translated without a fault": right},

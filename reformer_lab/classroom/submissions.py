@@ -35,7 +35,7 @@ def read(path):
 
 
 def _cell(stored):
-    """A cell with source, id and nbgrader's metadata, of whatever stands in the file; None if that is no cell."""
+    """A cell with source, id and nbgrader's metadata, of whatever is in the file; None if that is no cell."""
     if not isinstance(stored, dict) or stored.get("cell_type") not in ("code", "markdown"):
         return None
     source, metadata = stored.get("source"), stored.get("metadata")
