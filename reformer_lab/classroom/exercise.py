@@ -1,6 +1,4 @@
-"""What an exercise is, how a student's function is called, and how its result is compared with the
-expected one.
-"""
+"""What an exercise is, how a student's function is called, and how its result is compared with the expected one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +9,20 @@ KINDS = {"b": "booleans", "i": "integers", "u": "integers", "f": "floats", "U": 
 
 
 def holds(condition, sentence):
-    """AssertionError with the sentence unless the condition is true; unlike ``assert``, under
-    ``python -O`` too.
-    """
+    """AssertionError with the sentence unless the condition is true; unlike ``assert``, under ``python -O`` too."""
     if not condition:
         raise AssertionError(sentence)
+
+
+def equal(got, want, sentence, tolerance=0.0):
+    """AssertionError with the sentence unless two arrays have one shape and entries that differ by at most this."""
+    got, want = np.asarray(got), np.asarray(want)
+    holds(got.shape == want.shape and np.all(np.abs(got - want) <= tolerance), sentence)
+
+
+def by_name(*exercises):
+    """{name: exercise}, in this order."""
+    return {exercise.name: exercise for exercise in exercises}
 
 
 class NotYet(AssertionError):
@@ -29,34 +36,28 @@ class NotYet(AssertionError):
 class Exercise:
     """One exercise.
 
-    name: "A1.hash". arguments: names of the recorded arguments: arrays, ints, floats, texts,
-    booleans, None, or tuples of them. results: names of what comes back; with more than one, the
-    function returns a tuple. exact: whether results must be equal, or close to ``rtol`` times the
-    largest expected number. call(fn, args): how to call the function; as ``fn(*args)`` if None.
-    identities(fn, variant, rng): what holds for every right answer; AssertionError with a sentence
-    if not. torch: whether arrays become tensors. picture(yours, expected): where large results
-    differ. tell(args, at): what the entry at an index stands for, in words. graded: False for
-    recorded data that the notebook only shows.
+    name: "A1.hash". arguments: names of the recorded arguments: arrays, ints, floats, texts, booleans, None, or tuples
+    of them. results: names of the results; with more than one, the function returns a tuple. rtol: the largest error as
+    a fraction of the largest expected number; 0 if results must be equal. call(fn, args): how to call the function; as
+    ``fn(*args)`` if None. identities(fn, variant, rng): what holds for every right answer; AssertionError with a
+    sentence if not. torch: whether arrays become tensors. describe(args, at): the meaning of the entry at an index.
+    graded: False for recorded data that the notebook only shows.
     """
 
     name: str
     arguments: tuple[str, ...]
     results: tuple[str, ...] = ("result",)
-    exact: bool = True
-    rtol: float = 1e-9
+    rtol: float = 0.0
     call: Callable | None = None
     identities: Callable | None = None
     torch: bool = False
-    picture: Callable | None = None
-    tell: Callable | None = None
+    describe: Callable | None = None
     graded: bool = True
 
     def run(self, fn, args):
-        """The student's results as a tuple of NumPy arrays; AssertionError for a changed argument
-        or an odd type.
+        """The student's results as a tuple of NumPy arrays; AssertionError for a changed argument or an odd type.
 
-        What the function itself raises is passed on. It works on copies, so ``args`` stay what they
-        are.
+        What the function itself raises is passed on. It works on copies, so ``args`` stay what they are.
         """
         given = mapped(self.hand_out, tuple(args))
         result = fn(*given) if self.call is None else self.call(fn, given)
@@ -70,12 +71,20 @@ class Exercise:
             raise AssertionError(
                 f"{self.name}: expected {len(self.results)} results ({', '.join(self.results)}) as a tuple, got {got}."
             )
-        return tuple(self._plain(name, one) for name, one in zip(self.results, result, strict=True))
+        return tuple(self._plain(name, item) for name, item in zip(self.results, result, strict=True))
+
+    @staticmethod
+    def wrong_form(yours, expected):
+        """What is wrong with the shape or the kind of numbers of a result, or None."""
+        if yours.shape != expected.shape:
+            return f"has shape {yours.shape}, expected {expected.shape}"
+        kinds = KINDS[yours.dtype.kind], KINDS[expected.dtype.kind]
+        return None if kinds[0] == kinds[1] else f"holds {kinds[0]} ({yours.dtype}), expected {kinds[1]}"
 
     def wrong(self, yours, expected):
         """Where two arrays of one shape differ by more than is allowed: booleans."""
         yours, expected = np.asarray(yours), np.asarray(expected)
-        if self.exact or expected.dtype.kind != "f":
+        if not self.rtol or expected.dtype.kind != "f":
             return yours != expected
         finite = np.abs(expected[np.isfinite(expected)])
         scale = float(finite.max(initial=0.0)) or 1.0
@@ -84,9 +93,7 @@ class Exercise:
         return ~(near | (yours == expected))
 
     def hand_out(self, value):
-        """A copy of an argument as a student's function gets it: an array, or a tensor in exercises
-        with PyTorch.
-        """
+        """A copy of an argument as a student's function gets it: an array, or a tensor in exercises with PyTorch."""
         if not isinstance(value, np.ndarray):
             return value
         if not self.torch or value.dtype.kind not in "biuf":
@@ -96,9 +103,7 @@ class Exercise:
         return torch.from_numpy(value.copy())
 
     def _plain(self, name, value):
-        """A NumPy array of a value of an ordinary type; nothing that could lie about itself in a
-        comparison.
-        """
+        """A NumPy array of a value of an ordinary type; nothing that could lie about itself in a comparison."""
         if type(value).__module__ == "torch" and type(value).__name__ in ("Tensor", "Parameter"):
             value = value.detach().cpu().numpy()
         if type(value) is not np.ndarray and type(value) not in (bool, int, float, str) and type(value) not in SCALARS:
@@ -121,7 +126,7 @@ SCALARS = frozenset(np.sctypeDict.values()) - {np.object_, np.void}
 
 def mapped(fn, value):
     """``fn`` of every leaf of nested tuples."""
-    return tuple(mapped(fn, one) for one in value) if isinstance(value, (tuple, list)) else fn(value)
+    return tuple(mapped(fn, item) for item in value) if isinstance(value, (tuple, list)) else fn(value)
 
 
 def _same(before, after):

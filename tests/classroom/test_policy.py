@@ -1,6 +1,4 @@
-"""The honesty policy: what honest students write runs, and every known way around the work is
-refused with a reason.
-"""
+"""The honesty policy: what honest students write runs, and every known way around the work is refused with a reason."""
 
 import json
 import subprocess
@@ -128,7 +126,9 @@ def test_honest_code_runs(source):
     assert broken_rules(source) == []
 
 
-@pytest.mark.parametrize(("kind", "source"), [(kind, one) for kind, ones in REFUSED.items() for one in ones])
+@pytest.mark.parametrize(
+    ("kind", "source"), [(kind, source) for kind, sources in REFUSED.items() for source in sources]
+)
 def test_tricks_are_refused_with_a_reason(kind, source):
     reasons = broken_rules(source)
     assert reasons, f"{kind}: {source!r} may run"
@@ -141,8 +141,10 @@ def test_the_line_is_named():
 
 def test_modules_of_other_cells_are_known():
     assert broken_rules("banana.load('x')", others=["import numpy as banana"])
-    assert broken_rules("plots.np", others=["from reformer_ref.hashing import plots"])
-    assert broken_rules("plots.strips()", others=["from reformer_ref.hashing import plots", "import math as plots"])
+    assert broken_rules("plots.np", others=["from reformer_lab.plots import hashing as plots"])
+    assert broken_rules(
+        "plots.strips()", others=["from reformer_lab.plots import hashing as plots", "import math as plots"]
+    )
     assert not broken_rules("banana.load('x')"), "without that import it is a name like any other"
 
 
@@ -164,15 +166,17 @@ def test_any_text_is_judged_without_an_error(source):
 
 def test_cheats_are_well_formed():
     cheats = json.loads(CHEATS.read_text(encoding="utf-8"))
-    assert len({one["name"] for one in cheats}) == len(cheats) >= 30
-    for one in cheats:
-        assert one["why"]
-        assert {"name", "why"} < set(one) <= {
+    assert len({cheat["name"] for cheat in cheats}) == len(cheats) >= 30
+    for cheat in cheats:
+        assert cheat["why"]
+        assert {"name", "why"} < set(cheat) <= {
             "name", "why", "slow", "answer", "first", "tests", "delete", "metadata", "text", "files"
         }  # fmt: skip
 
 
 def test_nothing_is_imported_that_is_not_needed():
-    code = "import sys, reformer_lab.classroom.policy, reformer_lab.classroom.command, reformer_lab.classroom.grading\n"
-    code += "print({'torch', 'nbgrader', 'matplotlib', 'nbformat'} & set(sys.modules))"
+    code = "import sys, reformer_lab.classroom.policy, reformer_lab.classroom.command\n"
+    code += "early = {'torch'} & set(sys.modules)\n"
+    code += "import reformer_lab.classroom.grading\n"
+    code += "print(early | {'nbgrader', 'matplotlib', 'nbformat'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
