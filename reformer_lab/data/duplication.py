@@ -19,7 +19,7 @@ def batches(length, vocab_size, batch, seed, step):
     length = require_int("length", length, 4)
     vocab_size = require_int("vocab_size", vocab_size, 2, 2**62)
     if length % 2:
-        raise ValueError(f"length must be even (two halves 0w), got {length}")
+        raise ValueError(f"length must be even (0w twice), got {length}")
     batch = require_int("batch", batch)
     require_room(batch=batch, length=length)
     seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)

@@ -256,12 +256,12 @@ class Neighbours:
         return self._probabilities(keys, images.ravel()).reshape(images.shape)
 
     def bits(self, images):
-        """(bits per pixel of whole images, bits per pixel of their lower halves, the upper ones given)."""
+        """(bits per pixel of whole images, and of their lower parts given the upper ones)."""
         bits = -np.log2(self.probabilities(images))
         return float(bits.mean()), float(bits[:, self.size[0] // 2 :].mean())
 
     def complete(self, images, seed):
-        """The images with their lower halves drawn anew, pixel by pixel, from these probabilities."""
+        """The images with their lower parts drawn pixel by pixel from these probabilities."""
         images, (height, width) = self._checked(images).copy(), self.size
         rng = np.random.Generator(np.random.Philox(require_int("seed", seed, minimum=0)))
         values = np.arange(self.levels, dtype=np.uint8)

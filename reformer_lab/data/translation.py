@@ -185,9 +185,7 @@ class Batches:
 
 
 def words(text):
-    """Words and punctuation marks: a list of str. The first word, whose capital says nothing, is in
-    small letters.
-    """
+    """Words and punctuation marks: a list of str. The first word is in small letters, as its capital means nothing."""
     tokens = _WORD.findall(_require_text("text", text))
     return [word.lower() if i == 0 else word for i, word in enumerate(tokens)]
 
@@ -276,11 +274,9 @@ class Nearest:
 
 
 def bleu(translations, references):
-    """(BLEU in percent, its signature) by sacreBLEU: corpus BLEU of texts, cased, with its own
-    tokens ("13a").
+    """(BLEU in percent, its signature) by sacreBLEU: corpus BLEU of texts, cased, with its own tokens ("13a").
 
-    ModuleNotFoundError, which says what to install, where sacrebleu is missing; ValueError unless
-    both lists are of one length, at least one.
+    ModuleNotFoundError, with the command that installs it, where sacrebleu is missing.
     """
     _require_texts("translations", translations)
     if len(translations) != len(_require_texts("references", references)) or not references:
@@ -292,7 +288,7 @@ def bleu(translations, references):
 
 
 def sacrebleu_module():
-    """``sacrebleu.metrics``; ModuleNotFoundError with what to install where it is missing."""
+    """``sacrebleu.metrics``; ModuleNotFoundError with the command that installs it where it is missing."""
     try:
         import sacrebleu.metrics
     except ModuleNotFoundError as error:
