@@ -13,10 +13,10 @@ import time
 import torch
 import torch.nn.functional as F
 from reformer_ref._arguments import clear_errors, require_int
-from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
 from reformer_ref.memory.measure import count_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
@@ -197,7 +197,7 @@ def step_config(point):
     """Our model: local and LSH layers alternating, as in transformers; windows as in the ports."""
     return ReformerConfig(
         **MODEL, n_layers=point.n_layers, pattern=("local", "lsh"), max_length=point.length,
-        axial_shape=axial_shape(point.length), ff_slice=SLICE, loss_slice=SLICE,
+        axial_shape=axial_shape(point.length), ff_chunk=SLICE, loss_chunk=SLICE,
         lsh=LSHOptions.preset("trax", n_hashes=point.n_hashes, chunk_length=CHUNK),
         local=LocalOptions(chunk_length=CHUNK, causal=True, chunks_after=0),
     )  # fmt: skip

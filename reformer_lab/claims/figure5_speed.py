@@ -60,10 +60,10 @@ def _run(settings, name, device):
     included.
     """
     import torch
-    from reformer_ref.attention.pytorch import shared_qk_attention
-    from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+    from reformer_ref.attention.api import shared_qk_attention
+    from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
     from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.lsh_attention.pytorch import lsh_attention
+    from reformer_ref.lsh_attention.api import lsh_attention
 
     length = settings["length"]
     shape = (settings["tokens"] // length, settings["heads"], length, settings["d_head"])
@@ -122,8 +122,8 @@ def _config(settings, name, length, layers):
     attention, reversible, sliced = MODELS[name]
     return ReformerConfig(
         n_layers=layers, pattern=("regular" if attention == "separate" else "lsh",), reversible=reversible,
-        max_length=length, ff_slice=settings["slice"] if sliced else None,
-        loss_slice=settings["slice"] if sliced else None, lsh=LSHOptions(**settings["lsh"]), **settings["model"],
+        max_length=length, ff_chunk=settings["slice"] if sliced else None,
+        loss_chunk=settings["slice"] if sliced else None, lsh=LSHOptions(**settings["lsh"]), **settings["model"],
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from reformer_ref._arguments import clear_errors
 from reformer_ref.positions import spec
-from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions
+from reformer_ref.positions.modules import AxialPositions, LearnedPositions
 
 from reformer_lab.plots.drawing import Range, controls
 from reformer_lab.plots.positions import grid_and_parameters

@@ -8,8 +8,8 @@ import torch
 from reformer_lab.plots import lsh_attention as plots
 from reformer_lab.plots.drawing import Picture
 from reformer_lab.widgets.pattern import LENGTH, pattern, tokens, why
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.lsh_attention.spec import visible_counts
 
 

@@ -10,9 +10,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from reformer_ref.attention.pytorch import shared_qk_attention
+from reformer_ref.attention.api import shared_qk_attention
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
 from reformer_ref.memory.count import MetaCounter
 from reformer_ref.model.config import ReformerConfig
@@ -69,8 +69,8 @@ def count_step(variant, way):
     length, n_layers, d_model, d_ff, vocab_size, reversible = step_sizes(variant, way)
     config = ReformerConfig(
         vocab_size=vocab_size, d_model=d_model, d_ff=d_ff, n_layers=n_layers, n_heads=HEADS, pattern=("lsh",),
-        max_length=length, tie_head=variant.tied, reversible=reversible, ff_slice=variant.ff_slice,
-        loss_slice=variant.ff_slice, lsh=_options(variant),
+        max_length=length, tie_head=variant.tied, reversible=reversible, ff_chunk=variant.ff_slice,
+        loss_chunk=variant.ff_slice, lsh=_options(variant),
     )  # fmt: skip
     with MetaCounter() as counter, _blocks_of(BLOCK):
         with torch.device("meta"):
