@@ -1,4 +1,4 @@
-"""``python -m reformer_lab``."""
+"""``python -m reformer_lab``, the same as ``reformer-ref``."""
 
 import sys
 

@@ -1,18 +1,14 @@
-"""``make figures``: the pictures of the README and of the paper's sections 2 and 3, from real data,
-and what they show.
+"""``make figures``: the pictures of the README and of the paper's sections 2 and 3, from real data, and what they show.
 
-Computed pictures come from the explorers at the values where their sliders start, so from fixed
-seeds; measured ones from the records in ``reformer_lab/records``. All captions and numbers are
-written to ``figures/pictures.json``.
+Computed pictures come from the explorers at the values where their sliders start, so from fixed seeds; measured ones
+from the records in ``reformer_lab/records``. All captions and numbers are written to ``figures/pictures.json``.
 """
 
 import json
 import os
 from pathlib import Path
 
-from reformer_ref._arguments import clear_errors, shown
-
-from reformer_lab.benchmarks.record import without_folders
+from reformer_ref._arguments import UNCLEAR, shown
 
 
 def computed():
@@ -50,16 +46,17 @@ def computed():
     }
 
 
-def recorded():
-    """{name: function that draws it} of the pictures of what was measured before."""
+def recorded(curve=None):
+    """{name: function that draws it} of the pictures of what was measured before; ``curve``: see `record_run`."""
     from reformer_lab.plots import measured as plots
     from reformer_lab.plots.model import learning_curve
 
     attention = [plots.read("bench_attention"), plots.read("bench_attention_65536")]
     steps = [plots.read("bench_step"), plots.read("bench_step_65536")]
     million = [plots.read(name) for name in ("million_16384", "million_65536", "million_262144", "million")]
-    run = plots.read("training_curve")
-    curve = (run[part] for part in ("step", "train_bits_per_byte", "held_out_step", "held_out_bits_per_byte"))
+    run = plots.read("training_curve") if curve is None else curve
+    names = ("step", "train_bits_per_byte", "held_out_step", "held_out_bits_per_byte")
+    baselines = {"zlib -9": run["zlib"], "byte frequencies": run["unigram"]}
     return {
         "speed_attention": lambda: plots.attention_by_length(attention),
         "speed_crossover": lambda: plots.crossover(plots.read("bench_crossover")),
@@ -67,78 +64,65 @@ def recorded():
         "speed_share": lambda: plots.share_of_matmul(attention),
         "speed_step": lambda: plots.training_step(steps),
         "speed_million": lambda: plots.million_steps(million),
-        "training_curve": lambda: learning_curve(*curve, {"zlib -9": run["zlib"], "byte frequencies": run["unigram"]}),
+        "training_curve": lambda: learning_curve(*(run[name] for name in names), baselines),
     } | claims()
 
 
 def claims():
-    """{name: function that draws it} of the pictures of the paper's claims, of those that have been
-    recorded.
-    """
-    from reformer_lab.claims.claims import NAMES, claim
+    """{name: function that draws it} of the pictures of the paper's claims, of those that have been recorded."""
+    from reformer_lab.claims import NAMES, claim
     from reformer_lab.claims.table import stored
 
-    records = {name: stored(name) for name in NAMES}
-    return {
-        name: draw for key, record in records.items() if record for name, draw in claim(key).pictures(record).items()
-    }
+    pictures = {}
+    for name in NAMES:
+        record = stored(name)
+        pictures |= claim(name).pictures(record) if record else {}
+    return pictures
 
 
-def draw_all(out):
-    """Every picture as PNG in the folder ``out``, their captions and numbers in
-    ``out/pictures.json``.
-    """
-    draw(computed() | recorded(), out, {})
-
-
-def draw(pictures, out, told=None):
-    """These pictures {name: function that draws it} as PNG, beside those that are there; told: None
-    reads what is.
-    """
+def draw_all(out, curve=None):
+    """Draw every picture as PNG into the folder ``out``; captions and numbers go to ``out/pictures.json``."""
     from reformer_lab.benchmarks.record import write
-    from reformer_lab.claims.experiment import read_object
     from reformer_lab.plots.drawing import number
 
-    out, stored = Path(out), Path(out) / "pictures.json"
-    if told is None:
-        told = read_object(stored, {}) if stored.exists() else {}
-    for name, draw_one in pictures.items():
-        picture = draw_one()
-        out.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    captions = {}
+    for name, draw in (computed() | recorded(curve)).items():
+        picture = draw()
         (out / f"{name}.png").write_bytes(picture.png(dpi=150))
-        numbers = {what: number(value) for what, value in picture.numbers.items()}
-        told[name] = {"caption": picture.caption, "numbers": numbers}
+        numbers = {label: number(value) for label, value in picture.numbers.items()}
+        captions[name] = {"caption": picture.caption, "numbers": numbers}
         print(f"{out / name}.png: {picture.caption}", flush=True)
-    write(stored, told)
+    write(out / "pictures.json", captions)
 
 
 def record_run(folder, out):
-    """What the picture of a training run shows, from its metrics.json, to
-    ``out/training_curve.json``.
+    """Write what the picture of a training run shows, from its metrics.json, to ``out/training_curve.json``.
 
-    ValueError if there is no run in ``folder``, or it is not what ``train`` writes.
+    Returns:
+        The record. ValueError if there is no run in ``folder``, or it is not what ``train`` writes.
     """
     from reformer_lab.benchmarks.record import write
 
-    for name, value in (("folder", folder), ("out", out)):
-        if not isinstance(value, (str, Path)):
-            raise TypeError(f"{name} must be the path of a folder, got {shown(value)}")
     path = Path(folder) / "metrics.json"
     if not os.path.isfile(path):
-        folder = shown(str(folder))
+        name = shown(str(folder))
         raise ValueError(
-            f"no recorded run in the folder {folder} (metrics.json); train one first: reformer-ref train --out {folder}"
+            f"no recorded run in the folder {name} (metrics.json); train one first: reformer-ref train --out {name}"
         )
     try:
-        data = curve_data(json.loads(path.read_bytes()))
-    except (KeyError, TypeError, ValueError) as error:
+        curve = curve_data(json.loads(path.read_bytes()))
+    except UNCLEAR as error:
         raise ValueError(f"{path} is not what `train` writes: {error!r}") from None
-    write(Path(out) / "training_curve.json", data)
+    write(Path(out) / "training_curve.json", curve)
+    return curve
 
 
-@clear_errors
 def curve_data(metrics):
     """Bits per byte of a run, step by step, and of what needs no training, from its metrics."""
+    from reformer_lab.benchmarks.record import without_folders
+
     held_out, evaluations = metrics["held_out_bits_per_byte"], metrics["evaluations"]
     return {
         "command": without_folders(metrics["command"]),

@@ -6,12 +6,9 @@ model and any length can be asked about on any machine. Sizes are decimal, 1 GB 
 they say GiB.
 """
 
-import json
 import re
-import sys
 import textwrap
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from reformer_ref._arguments import LARGEST_ARRAY, clear_errors, require_choice, require_int, shown
 
@@ -305,86 +302,3 @@ def _draw_bars(axes, report):
     names = ["\n".join(textwrap.wrap(entry["name"], 30)) for entry in entries]
     axes.set(yticks=rows, yticklabels=names, xlabel="GB (10^9 bytes)", title="Peak memory, predicted")
     axes.set_xlim(0, 1.15 * max(*left, report["asked"]["budget"] / 1e9))
-
-
-def add_memory_arguments(parser):
-    """Options of the command ``memory``."""
-    parser.description = (
-        "Predict the peak memory of a training step, on a GPU or a CPU that need not be there: does it fit, and what "
-        "would make it fit? By part, by depth, by length; nothing is allocated."
-    )
-    add = parser.add_argument
-    add("--length", type=int, default=1 << 20, help="tokens in one sequence")
-    add("--budget", default="16GB", help="memory there is: 16GB is 16·10^9 bytes, 16GiB is 16·2^30")
-    add("--batch", type=int, default=1, help="sequences in one step")
-    add("--layers", type=int, default=6, help="number of layers")
-    add("--pattern", default="lsh", help="kinds of attention, repeated over the layers, such as local,lsh")
-    add("--d-model", type=int, default=256, help="width of each of the two residual streams")
-    add("--heads", type=int, default=4, help="attention heads")
-    add("--d-ff", type=int, help="width of the feed-forward layers (default: four times d-model)")
-    add("--preset", default="trax", help="LSH attention as in: paper, trax, huggingface, lucidrains, strict")
-    add("--n-hashes", "--rounds", type=int, default=2, help="rounds of hashing")
-    add("--chunk-length", type=int, default=64, help="tokens in one chunk of attention")
-    add("--slice", type=int, default=SLICE, help="positions of feed-forward and loss worked on at a time, 0: all")
-    add("--vocab-size", type=int, default=256, help="different tokens")
-    add("--no-reversible", action="store_true", help="store the activations of every layer")
-    add("--optimizer", choices=["adam", "sgd", "none"], default="adam", help="whose state is kept")
-    add("--dtype", choices=DTYPES, default="float32", help="of weights, activations, gradients and optimizer")
-    add("--device", choices=["cuda", "cpu"], default="cuda", help="whose sizes of blocks are used")
-    add("--plot", type=Path, metavar="PATH", help="draw the answer here (.png, .svg, .pdf)")
-    add("--json", type=Path, metavar="PATH", help="write the answer here")
-    parser.set_defaults(run=run_memory, command="reformer-ref memory")
-
-
-def run_memory(args):
-    """``memory``: the answer on stdout; the exit code, 0. ValueError or TypeError for options that
-    do not fit.
-    """
-    question = _question(args)
-    for path in (args.plot, args.json):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"there is no folder {path.parent} for {path.name}")
-    if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot must end in .png, .svg or .pdf, got {args.plot.name}")
-    print("\n".join(textwrap.fill(line, 100) for line in headline(question).splitlines()), flush=True)
-    report = {}
-    for name, data in answer(question):
-        report[name] = data
-        print(f"\n{table(name, data, question)}", flush=True)
-    return _write(report, question, args)
-
-
-def _write(report, question, args):
-    import torch
-    from reformer_ref.memory.measure import NOT_PREDICTED
-
-    from reformer_lab.benchmarks import record
-
-    asked = {name: getattr(question, name) for name in ("length", "budget", "device", "batch", "optimizer", "dtype")}
-    report = {"asked": {**asked, "config": json.loads(question.config.to_json())}, "excludes": NOT_PREDICTED, **report}
-    report["caption"] = caption(report)
-    print("\n" + textwrap.fill(f"Not in these figures: {NOT_PREDICTED}.", 100))
-    if args.json is not None:
-        record.write(args.json, {**record.about(args.command, torch.get_num_threads()), **report})
-        print(f"written {args.json}", file=sys.stderr)
-    if args.plot is not None:
-        draw(report).savefig(args.plot, dpi=150)
-        print(f"{args.plot}: {report['caption']}")
-    return 0
-
-
-def _question(args):
-    """The Question that the options describe."""
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.model.config import ReformerConfig
-
-    slices = require_int("--slice", args.slice, minimum=0) or None
-    config = ReformerConfig(
-        vocab_size=args.vocab_size, d_model=args.d_model, n_heads=args.heads, n_layers=args.layers, d_ff=args.d_ff,
-        pattern=tuple(kind.strip() for kind in args.pattern.split(",")), reversible=not args.no_reversible,
-        max_length=require_int("--length", args.length, minimum=2), ff_chunk=slices, loss_chunk=slices,
-        lsh=LSHOptions.preset(args.preset, n_hashes=args.n_hashes, chunk_length=args.chunk_length),
-    )  # fmt: skip
-    optimizer = None if args.optimizer == "none" else args.optimizer
-    batch = require_int("--batch", args.batch)
-    return Question(config, args.length, parse_bytes(args.budget), args.device, batch, optimizer, args.dtype)

@@ -6,19 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from reformer_lab import cli
+from reformer_lab.options import ModelOptions
 from reformer_lab.training import checkpoint
 from reformer_lab.training import loop as training
+from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
-    "length": 64, "batch": 2, "layers": 2, "d-model": 16, "heads": 2, "d-ff": 32, "chunk-length": 8, "lr": 1e-2,
-    "warmup": 1, "held-out-windows": 2, "evaluate-every": 2, "threads": 1,
+    "length": 64, "batch": 2, "n-layers": 2, "d-model": 16, "n-heads": 2, "d-ff": 32, "chunk-length": 8,
+    "learning-rate": 1e-2, "warmup": 1, "held-out-windows": 2, "evaluate-every": 2, "threads": 1,
 }  # fmt: skip
 TINY = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
 
@@ -121,10 +124,10 @@ def test_ctrl_c_keeps_what_was_learned(trained, tmp_path):
 
 
 WRONG = [
-    ("", "required: command"),
-    ("dance", "invalid choice: 'dance'"),
-    ("train --task chess", "invalid choice: 'chess'"),
-    ("train --steps many", "invalid int value"),
+    ("", "Expected one of {train, generate"),
+    ("dance", "Unrecognized options: dance"),
+    ("train --task chess", "invalid choice 'chess' for argument '--task'"),
+    ("train --steps many", "Error parsing --steps"),
     ("train --steps 3 --minutes 1", "give either --steps or --minutes"),
     ("train --text text.txt --length 64 --recipe bert", "--recipe must be one of"),
     ("train --text text.txt --length 64 --optimizer sgd", "optimizer must be one of"),
@@ -152,12 +155,12 @@ WRONG = [
     ("train --text text.txt --length 64 --steps 0", "steps must be at least 1"),
     ("train --text text.txt --length 64 --minutes -1", "minutes must be at least 0"),
     ("train --text text.txt --length 64 --minutes nan", "minutes must be finite"),
-    ("train --text text.txt --length 64 --lr 0", "learning_rate must be more than 0"),
-    ("train --text text.txt --length 64 --lr 1e38", "learning_rate must be less than"),
+    ("train --text text.txt --length 64 --learning-rate 0", "learning_rate must be more than 0"),
+    ("train --text text.txt --length 64 --learning-rate 1e38", "learning_rate must be less than"),
     ("train --text text.txt --length 64 --schedule linear", "schedule must be one of"),
     ("train --text text.txt --length 64 --preset best", "preset must be one of"),
     ("train --text text.txt --length 64 --pattern local,magic", "pattern"),
-    ("train --text text.txt --length 64 --heads 3", "n_heads"),
+    ("train --text text.txt --length 64 --n-heads 3", "n_heads"),
     ("train --text text.txt --length 64 --batch 0", "batch must be at least 1"),
     ("train --text text.txt --length 0", "length"),
     ("train --text text.txt --length 64 --seed -1", "seed must be at least 0"),
@@ -187,10 +190,7 @@ def test_mistakes_end_with_one_line_and_exit_code_2(line, message, trained, monk
     Path("broken").mkdir(exist_ok=True)
     Path("broken/metrics.json").write_text('{"curve": 3}')
     Path("short.json").write_text('{"max_length": 32}')
-    try:
-        code = cli.main(line.split(" ") if line else [])
-    except SystemExit as stop:  # argparse
-        code = stop.code
+    code = cli.main(line.split(" ") if line else [])
     out, err = capfd.readouterr()
     assert code == 2
     assert err.count("\n") == 1, err
@@ -236,7 +236,10 @@ def test_dropout_is_seeded_and_the_global_state_put_back(trained, tmp_path, monk
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["figures"]])
+COMMANDS = [[], *([name] for name in cli.COMMANDS), ["classroom", "grade"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_is_complete(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "--help"])
@@ -246,6 +249,59 @@ def test_help_is_complete(command, capsys):
     assert "default: None" not in out
 
 
-def test_help_does_not_wait_for_torch():
-    code = "import sys; from reformer_lab import cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_does_not_wait_for_torch(command):
+    code = f"""import sys
+from reformer_lab import cli
+try:
+    cli.main({[*command, "--help"]})
+except SystemExit as stop:
+    sys.exit(stop.code or "torch" in sys.modules)"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_options_of_the_model_are_fields_of_its_configuration():
+    """One name for one thing: of each option that all commands share, and of those of a training run."""
+    renamed = {"preset", "local_chunk_length"}  # a preset gives the other fields of LSHOptions
+    names = {field.name for kind in (ReformerConfig, LSHOptions) for field in fields(kind)}
+    assert {field.name for field in fields(ModelOptions)} - renamed <= names
+    values = {"n_layers": 3, "d_ff": 12, "n_hashes": 5, "ff_chunk": 7, "local_chunk_length": 4, "pattern": "lsh, local"}
+    config = ModelOptions(**values).config(vocab_size=9, max_length=64)
+    assert (config.n_layers, config.d_ff, config.lsh.n_hashes, config.vocab_size) == (3, 12, 5, 9)
+    assert (config.ff_chunk, config.loss_chunk, config.local.chunk_length) == (7, None, 4)
+    assert config.pattern == ("lsh", "local")
+
+
+@pytest.mark.parametrize("kind", cli.COMMANDS.values(), ids=cli.COMMANDS)
+def test_options_with_one_meaning_have_one_name(kind):
+    """No command has another word for what the shared options say."""
+    words = {field.name for field in fields(kind)} | {field.name for field in fields(ModelOptions)}
+    assert not words & {"layers", "heads", "rounds", "lr", "lengths", "depths", "slice", "reversible"}
+
+
+def test_options_of_train_reach_the_training():
+    options = cli.parse(["train", "--steps", "5", "--recipe", "wmt", "--warmup", "3", "--clip", "2"]).training_options()
+    assert (options.steps, options.minutes, options.warmup, options.clip, options.schedule) == (
+        5,
+        None,
+        3,
+        2.0,
+        "rsqrt",
+    )
+    options = cli.parse(["train"]).training_options()
+    assert (options.steps, options.minutes, options.learning_rate, options.optimizer) == (None, 4.7, 0.01, "adam")
+
+
+def test_running_out_of_memory_is_one_line(monkeypatch, capsys):
+    for error in (MemoryError("none left"), RuntimeError("[enforce fail] can't allocate memory:\nyou tried")):
+
+        def fail(self, line, error=error):
+            raise error
+
+        monkeypatch.setattr(cli.COMMANDS["figures"], "run", fail)
+        assert cli.main(["figures"]) == 1
+        text = capsys.readouterr().err
+        assert text.startswith("reformer-ref: out of memory: ")
+        assert text.count("\n") == 1

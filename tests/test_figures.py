@@ -34,22 +34,23 @@ def test_pictures_are_what_the_code_draws_today(name):
 def test_all_are_drawn_into_a_folder(tmp_path, monkeypatch, capsys):
     few = {name: computed()[name] for name in ("five_strips", "rings")}
     monkeypatch.setattr("reformer_lab.figures.computed", lambda: few)
-    monkeypatch.setattr("reformer_lab.figures.recorded", dict)
+    monkeypatch.setattr("reformer_lab.figures.recorded", lambda curve: {})
     draw_all(tmp_path / "new")
     assert (tmp_path / "new" / "five_strips.png").read_bytes().startswith(b"\x89PNG")
-    told = json.loads((tmp_path / "new" / "pictures.json").read_text())
-    assert told == {name: STORED[name] for name in few}
-    assert told["rings"]["caption"] in capsys.readouterr().out
+    captions = json.loads((tmp_path / "new" / "pictures.json").read_text())
+    assert captions == {name: STORED[name] for name in few}
+    assert captions["rings"]["caption"] in capsys.readouterr().out
 
 
 def test_a_run_is_recorded(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
-    record_run(tmp_path, tmp_path / "figures")
+    curve = record_run(tmp_path, tmp_path / "figures")
     data = json.loads((tmp_path / "figures" / "training_curve.json").read_text())
     assert data["step"] == [1, 2]
     assert data["train_bits_per_byte"] == [7.0, 5.0]
     assert data["held_out_bits_per_byte"] == [8.0, 4.0]
     assert data["command"] == "reformer-ref train --out run"
+    assert data == curve
 
 
 @pytest.mark.parametrize(("text", "words"), [(None, "train one first"), ("{}", "is not what"), ("{", "is not what")])

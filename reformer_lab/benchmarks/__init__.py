@@ -1,3 +1,1 @@
-"""Side-by-side measurements: this package, other people's Reformers, and dense attention, each in
-its own process.
-"""
+"""Side-by-side measurements: this package, other people's Reformers, and dense attention, each in its own process."""

@@ -1,11 +1,9 @@
-"""What is measured: cases, each a list of points, each point a set of contenders that do the same
-work.
+"""What is measured: cases, each a list of points, each point a set of contenders that do the same work.
 
-Attention is 8 heads × L × 64, forward and backward, hash included, chunks of 64, causal, float32. A
-step is forward, loss, backward and Adam of a model of d_model 256, 4 heads, d_ff 1024, 2 rounds, on
-one sequence of L bytes. Dense attention is PyTorch's own kernel on the same shapes. "matmul" is no
-attention at all: the same number of multiplications as plain windows need, as nothing but batched
-matrix products, which is as fast as it could be.
+Attention is 8 heads × L × 64, forward and backward, hash included, chunks of 64, causal, float32. A step is forward,
+loss, backward and Adam of a model of d_model 256, 4 heads, d_ff 1024, 2 rounds, on one sequence of L bytes. Dense
+attention is PyTorch's own kernel on the same shapes. "matmul" is no attention at all: the same number of
+multiplications as plain windows need, as nothing but batched matrix products, which is as fast as it could be.
 """
 
 from dataclasses import dataclass
@@ -22,9 +20,7 @@ QUICK_LENGTHS, QUICK_MATRICES, QUICK_FLOPS = (256, 512), (16,), 1e9
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who can do the work. ``module``: what must be installed; ``longest``: where it is no
-    longer asked.
-    """
+    """Somebody who can do the work. ``module``: what must be installed; ``longest``: where it is no longer asked."""
 
     name: str
     module: str | None = None
@@ -97,9 +93,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One piece of work. length: tokens (for "gemm", matrices); flops: multiplications and
-    additions, if known.
-    """
+    """One piece of work. length: tokens (for "gemm", matrices); flops: multiplications and additions, if known."""
 
     kind: str
     length: int
@@ -118,9 +112,7 @@ class Point:
 
 @clear_errors
 def attention_flops(length, n_hashes):
-    """Forward and backward of plain windows: 7 matrix products (2 forward, 5 backward, scores
-    recomputed).
-    """
+    """Forward and backward of plain windows: 7 matrix products (2 forward, 5 backward, scores recomputed)."""
     pairs = HEADS * n_hashes * length * 2 * CHUNK
     return 7 * 2.0 * pairs * D_HEAD
 
@@ -136,11 +128,11 @@ def points(name, lengths=None, rounds=None, depths=None, quick=False):
     if quick and lengths is None:
         lengths = QUICK_MATRICES if case.kind == "gemm" else QUICK_LENGTHS
     for number in (*(rounds or ()), *(depths or ())):
-        require_int("--rounds and --depths", number)
+        require_int("--n-hashes and --n-layers", number)
     for length in lengths or ():
-        require_int("--lengths", length)
+        require_int("--length", length)
         if case.kind != "gemm" and length % (2 * CHUNK):
-            raise ValueError(f"--lengths must be multiples of {2 * CHUNK} (the peers need them to be), got {length}")
+            raise ValueError(f"--length must be multiples of {2 * CHUNK} (the peers need them to be), got {length}")
     wanted = {(n, h, d) for n in lengths or case.lengths for h in rounds or case.rounds for d in depths or case.depths}
     if not asked and not quick:
         wanted |= set(case.also)
@@ -155,9 +147,7 @@ def _point(kind, length, n_hashes, depth, quick):
 
 @clear_errors
 def chosen(name, only=None):
-    """The contenders of a case; ``only``: names, or "ours" for all of ours. ValueError if none of
-    the case is named.
-    """
+    """The contenders of a case; ``only``: names, or "ours" for all of ours. ValueError if none of the case is named."""
     names = CASES[name].contenders
     if only:
         names = [n for n in names if n in only or (CONTENDERS[n].ours and "ours" in only)]

@@ -1,9 +1,7 @@
-"""How each contender does the work of a point: ``build(name, point)`` makes the inputs and returns
-``run()``.
+"""How each contender does the work of a point: ``build(name, point)`` makes the inputs and returns ``run()``.
 
-A run starts without gradients and ends with them. Each contender gets its inputs in the layout that
-it likes best, hashes with as many buckets as it chooses by itself, and draws its rotations inside
-the run.
+A run starts without gradients and ends with them. Each contender gets its inputs in the layout that it likes best,
+hashes with as many buckets as it chooses by itself, and draws its rotations inside the run.
 """
 
 import logging
@@ -29,11 +27,10 @@ LEARNING_RATE = 1e-4
 
 
 def build(name, point, device="cpu"):
-    """``run()`` of contender ``name`` at ``point``: the work once, returning the tensors that it
-    was done for.
+    """``run()`` of contender ``name`` at ``point``: the work once, returning the tensors that it was done for.
 
-    Inputs are made here. A model is made in its first run, so that the memory of a first run
-    includes weights, gradients and optimiser.
+    Inputs are made here. A model is made in its first run, so that the memory of a first run includes weights,
+    gradients and optimiser.
     """
     torch.manual_seed(0)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -48,9 +45,7 @@ def build(name, point, device="cpu"):
 
 
 def predicted_bytes(name, point, device):
-    """Memory above start that ours should take at its peak on ``device``, found without the device;
-    None for others.
-    """
+    """Memory above start that ours should take at its peak on ``device``, found without the device; None for others."""
     if name == "ours":
         return predict_peak(step_config(point), point.length, device=device).above_start_bytes
     if not name.startswith("ours-"):
@@ -138,9 +133,7 @@ def dense(point, device):
 
 
 def matmul(point, device):
-    """``point.flops`` as batched products (n, 64, 64) × (n, 64, 128); n the fastest, or given by
-    the case "gemm".
-    """
+    """``point.flops`` as batched products (n, 64, 64) × (n, 64, 128); n the fastest, or given by the case "gemm"."""
     sizes = [point.length] if point.kind == "gemm" else [16, 64, 256] if device == "cpu" else [4096]
     make = {n: _products(n, device) for n in sizes}
     best = min(sizes, key=lambda n: min(_seconds(make[n], 1024 // n) for _ in range(3)) if len(sizes) > 1 else 0)
@@ -171,9 +164,7 @@ def _seconds(function, times):
 
 
 def step(make, point, device):
-    """The run of a step: forward, loss, backward, Adam. ``make(point)`` gives (model, its loss on
-    (1, L) tokens).
-    """
+    """The run of a step: forward, loss, backward, Adam. ``make(point)`` gives (model, its loss on (1, L) tokens)."""
     tokens = torch.randint(256, (1, point.length), generator=torch.Generator().manual_seed(3)).to(device)
     made = []
 
@@ -247,9 +238,7 @@ def huggingface_model(point):
 
 @clear_errors
 def axial_shape(length):
-    """Two factors whose product is the length, as transformers wants in training; as nearly square
-    as it goes.
-    """
+    """Two factors whose product is the length, as transformers wants in training; as nearly square as it goes."""
     require_int("length", length, 1, 1 << 40)
     rows = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
     return rows, length // rows

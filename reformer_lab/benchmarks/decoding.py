@@ -1,9 +1,7 @@
-"""One more token: from our cache, by computing the forward pass again, and from the cache of
-transformers.
+"""One more token: from our cache, by computing the forward pass again, and from the cache of transformers.
 
-``reformer-ref bench decoding``: 6 layers (local, lsh in turn), d_model 256, 4 heads, d_ff 1024, 2
-rounds, chunks of 64, one row, float32. Milliseconds per token after different numbers of tokens;
-whole generations of 4,096 tokens.
+``reformer-ref bench decoding``: 6 layers (local, lsh in turn), d_model 256, 4 heads, d_ff 1024, 2 rounds, chunks of 64,
+one row, float32. Milliseconds per token after different numbers of tokens; whole generations of 4,096 tokens.
 """
 
 import statistics
@@ -18,21 +16,21 @@ from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.benchmarks import record
+from reformer_lab.options import set_threads
 
 LENGTHS, GENERATED, SAMPLED, STEPS = (1024, 4096, 16384, 65536), 4096, 16, 32
 LONGEST_THERE = 16384  # where transformers is no longer asked
 
 
-def run(args):
+def run(command, line):
     """The exit code of ``bench decoding``; writes bench_decoding.json."""
-    threads = args.threads or record.usable_cores()
-    torch.set_num_threads(threads)
-    lengths = (64, 128) if args.quick else tuple(args.lengths or LENGTHS)
-    repeats, generated = (1, 16) if args.quick else (args.repeats or 5, GENERATED)
-    result = record.about(args.command, threads) | {"case": "decoding", "repeats": repeats, "points": []}
+    threads = set_threads(command.threads)
+    lengths = (64, 128) if command.quick else command.length or LENGTHS
+    repeats, generated = (1, 16) if command.quick else (command.repeats or 5, GENERATED)
+    result = record.about(line, threads) | {"case": "decoding", "repeats": repeats, "points": []}
     model, tokens = ours(max(lengths) + STEPS), random_tokens(max(lengths) + STEPS)
     theirs = None
-    if find_spec("transformers") and (not args.only or "huggingface" in args.only):
+    if find_spec("transformers") and (not command.only or "huggingface" in command.only):
         theirs = transformers_model(min(max(lengths), LONGEST_THERE) + STEPS)
     for length in lengths:
         point = {"length": length, **decoder_point(model, tokens, length, repeats)}
@@ -42,8 +40,8 @@ def run(args):
         _tell(point)
     result["generated"] = whole_generation(ours(generated + 1), tokens, generated)
     _tell(result["generated"])
-    if args.out is not None or not args.quick:
-        out = args.out or Path("records")
+    if command.out is not None or not command.quick:
+        out = command.out or Path("records")
         path = out if out.suffix == ".json" else out / "bench_decoding.json"
         record.write(path, result)
         print(f"written {path}")
@@ -58,9 +56,7 @@ def ours(max_length):
 
 
 def transformers_model(max_length):
-    """The same shapes in transformers, whose cached decoding is another function than its forward
-    pass.
-    """
+    """The same shapes in transformers, whose cached decoding is another function than its forward pass."""
     import transformers
 
     rows = -(-max_length // 128)
@@ -79,9 +75,7 @@ def random_tokens(length):
 
 
 def decoder_point(model, tokens, length, repeats):
-    """Seconds per token after ``length`` tokens, one figure per repeat, and the bytes that are
-    kept.
-    """
+    """Seconds per token after ``length`` tokens, one figure per repeat, and the bytes that are kept."""
     decoder = Decoder(model)
     decoder.prefill(tokens[:, :length])
     seconds = []
@@ -109,9 +103,7 @@ def their_steps(model, tokens, length, repeats):
 
 @torch.no_grad()
 def whole_generation(model, tokens, generated):
-    """Seconds for ``generated`` tokens from the cache, measured; by recomputing, from a sample of
-    all the passes.
-    """
+    """Seconds for ``generated`` tokens from the cache, measured; by recomputing, from a sample of all the passes."""
     decoder = Decoder(model)
     begin = time.perf_counter()
     logits = decoder.prefill(tokens[:, :1])

@@ -1,11 +1,8 @@
-"""``reformer-ref million``: train a step on a real text as one single sequence of 2^20 bytes, and
-say what it took.
-"""
+"""``reformer-ref million``: train a step on a real text as one single sequence of 2^20 bytes, and say what it took."""
 
 import hashlib
 import json
 import math
-import re
 import sys
 import time
 from pathlib import Path
@@ -16,103 +13,53 @@ MILLION, LONGEST = 1 << 20, 1 << 30
 UNFOLLOWED = "embedding and loss"  # what no half of the model does
 
 
-def add_million_arguments(parser):
-    """Options of the command ``million``."""
-    parser.description = (
-        "Train a ReformerLM for one step, or a few, on the bytes of a text as one single sequence, by default of 2^20 "
-        "bytes, and print the loss, the time of every part and the peak memory of the whole process."
-    )
-    add = parser.add_argument
-    add("--text", metavar="PATH", required=True, help="the text; any file will do, its bytes are the tokens")
-    add("--repeat-text", action="store_true", help="begin again where the text is shorter than the sequence")
-    add("--length", type=int, default=MILLION, help="bytes in the sequence, from the beginning of the text")
-    add("--layers", type=int, default=6, help="number of layers")
-    add("--d-model", type=int, default=256, help="width of each of the two residual streams")
-    add("--heads", type=int, default=4, help="attention heads")
-    add("--d-ff", type=int, default=1024, help="width of the feed-forward layers")
-    add("--rounds", type=int, default=2, help="rounds of hashing")
-    add("--chunk-length", type=int, default=64, help="tokens in one chunk of attention")
-    add("--pattern", default="lsh", help="kinds of attention, repeated over the layers, such as local,lsh")
-    add("--preset", default="trax", help="LSH attention as in: paper, trax, huggingface, lucidrains, strict")
-    add("--slice", type=int, default=4096, help="positions of feed-forward and loss worked on at a time")
-    add("--steps", type=int, default=1, help="training steps, all on the same sequence")
-    add("--lr", type=float, default=1e-3, help="learning rate of Adam")
-    add("--seed", type=int, default=0, help="of weights and rotations")
-    add("--threads", type=int, help="CPU threads (default: all cores)")
-    add("--loss-after", action="store_true", help="also the loss after the last step: one more forward pass")
-    add("--no-progress", action="store_true", help="no progress bar")
-    add("--out", type=Path, default=Path("records/million.json"), help="where the record goes")
-    parser.set_defaults(run=run_million, command="reformer-ref million")
-
-
-def run_million(args):
-    """``million``: the exit code, 1 if memory runs out. ValueError, TypeError for arguments that do
-    not fit.
-    """
-    import torch
+def run(command, line):
+    """``million``: the exit code. ValueError, TypeError for options that do not fit."""
     from reformer_ref._arguments import require_float
     from reformer_ref.model.pytorch import ReformerLM
 
     from reformer_lab.benchmarks import record
+    from reformer_lab.options import set_threads
 
-    require_int("--steps", args.steps), require_int("--seed", args.seed, 0)
-    if require_float("--lr", args.lr, 0.0) == 0.0:
-        raise ValueError("--lr must be more than 0, got 0")
-    threads = record.usable_cores() if args.threads is None else require_int("--threads", args.threads)
-    config, _ = million_config(args), record.require_place("--out", args.out)
-    tokens, about_text = read_tokens(args.text, args.length, args.repeat_text)
-    torch.set_num_threads(threads)
-    before, start = record.peak_rss(), time.perf_counter()
-    try:
-        model = ReformerLM(config)
-    except (RuntimeError, MemoryError) as error:
-        return _out_of_memory(error)
+    require_int("--steps", command.steps)
+    require_int("--seed", command.seed, 0)
+    if require_float("--learning-rate", command.learning_rate, 0.0) == 0.0:
+        raise ValueError("--learning-rate must be more than 0, got 0")
+    config = model_config(command)
+    record.require_place("--out", command.out)
+    tokens, about_text = read_tokens(command.text, command.length, command.repeat_text)
+    threads = set_threads(command.threads)
+    before = record.peak_rss()
+    start = time.perf_counter()
+    model = ReformerLM(config)
     data = {
-        **record.about(args.command, threads), "text": about_text, "config": json.loads(config.to_json()),
-        "preset": args.preset, "learning_rate": args.lr, "parameters": sum(p.numel() for p in model.parameters()),
-        "build_seconds": time.perf_counter() - start, "peak_rss_before_model_bytes": before,
+        **record.about(line, threads), "text": about_text, "config": json.loads(config.to_json()),
+        "preset": command.model.preset, "learning_rate": command.learning_rate,
+        "parameters": sum(p.numel() for p in model.parameters()), "build_seconds": time.perf_counter() - start,
+        "peak_rss_before_model_bytes": before,
     }  # fmt: skip
     print(
-        f"text   {about_text['name']}: {args.length:,} bytes as one sequence\n"
+        f"text   {about_text['name']}: {command.length:,} bytes as one sequence\n"
         f"model  {data['parameters']:,} parameters: {config.n_layers} layers ({', '.join(config.pattern)}), d_model "
-        f"{config.d_model}, {config.n_heads} heads, d_ff {config.d_ff}, {config.lsh.n_hashes} rounds ({args.preset})",
+        f"{config.d_model}, {config.n_heads} heads, d_ff {config.d_ff}, {config.lsh.n_hashes} rounds "
+        f"({command.model.preset})",
         flush=True,
     )
-    try:
-        data |= train(model, tokens, args)
-    except (RuntimeError, MemoryError) as error:
-        return _out_of_memory(error)
+    data |= train(model, tokens, command)
     data["peak_rss_bytes"] = record.peak_rss()
-    record.write(args.out, data)
-    print(summary(data) + f"\nwritten {args.out}", flush=True)
+    record.write(command.out, data)
+    print(summary(data) + f"\nwritten {command.out}", flush=True)
     return 0
 
 
-def _out_of_memory(error):
-    """Say so and return the exit code 1; any other error is raised again."""
-    if not (isinstance(error, MemoryError) or re.search("allocate memory|overflow", str(error))):
-        raise error
-    print(f"reformer-ref: out of memory: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1
-
-
-def million_config(args):
+def model_config(command):
     """The ReformerConfig that the options describe."""
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.model.config import ReformerConfig
-
-    return ReformerConfig(
-        vocab_size=256, d_model=args.d_model, n_layers=args.layers, n_heads=args.heads, d_ff=args.d_ff,
-        pattern=tuple(kind.strip() for kind in args.pattern.split(",")),
-        max_length=require_int("--length", args.length, minimum=2), ff_chunk=args.slice, loss_chunk=args.slice,
-        lsh=LSHOptions.preset(args.preset, n_hashes=args.rounds, chunk_length=args.chunk_length), seed=args.seed,
-    )  # fmt: skip
+    length = require_int("--length", command.length, 2)
+    return command.model.config(vocab_size=256, max_length=length, seed=command.seed)
 
 
 def read_tokens(path, length, repeat=False):
-    """(tokens int64 (1, length), what the record says about the text). ValueError for a text that
-    is too short.
-    """
+    """(tokens int64 (1, length), what the record says about the text). ValueError for a text that is too short."""
     import numpy as np
     import torch
 
@@ -131,28 +78,26 @@ def read_tokens(path, length, repeat=False):
     return torch.from_numpy(np.resize(data, length).astype(np.int64))[None], about
 
 
-def train(model, tokens, args):
-    """Take the steps: {"steps": [per step: bits_per_byte before it, seconds, parts,
-    peak_rss_bytes], …}.
-    """
+def train(model, tokens, command):
+    """Take the steps: {"steps": [per step: bits_per_byte before it, seconds, parts, peak_rss_bytes], …}."""
     import torch
 
     from reformer_lab.benchmarks.record import peak_rss
     from reformer_lab.data.text import bits
     from reformer_lab.training.loop import step_generator
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=command.learning_rate)
     model.train()
     steps, after = [], {}
-    with Clock(model, args.steps, args.no_progress) as clock:
-        for number in range(args.steps):
+    with Clock(model, command.steps, command.no_progress) as clock:
+        for number in range(command.steps):
             clock.begin()
             optimizer.zero_grad(set_to_none=True)
             clock.now(f"forward, {UNFOLLOWED}")
-            loss = model.loss(tokens, generator=step_generator(args.seed, number))
+            loss = model.loss(tokens, generator=step_generator(command.seed, number))
             value = bits(loss.item())
             if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {number + 1}; try a lower --lr")
+                raise FloatingPointError(f"the loss is {value} at step {number + 1}; try a lower --learning-rate")
             clock.now(f"backward, {UNFOLLOWED}")
             loss.backward()
             clock.now("optimiser")
@@ -160,11 +105,11 @@ def train(model, tokens, args):
             parts = clock.end()
             seconds = sum(parts.values())
             steps.append({"bits_per_byte": value, "seconds": seconds, "parts": parts, "peak_rss_bytes": peak_rss()})
-        if args.loss_after:
+        if command.loss_after:
             clock.begin()
             with torch.no_grad():
                 after["bits_per_byte_after"] = bits(
-                    model.loss(tokens, generator=step_generator(args.seed, args.steps)).item()
+                    model.loss(tokens, generator=step_generator(command.seed, command.steps)).item()
                 )
     return {"steps": steps, **after}
 
@@ -172,8 +117,8 @@ def train(model, tokens, args):
 class Clock:
     """Time by part, and a progress bar: one tick for each half of each layer, forward and backward.
 
-    It listens where a reversible stack calls its halves, ``add_`` and ``subtract_``; what is done
-    elsewhere counts for the part that ``now`` has named.
+    It listens where a reversible stack calls its halves, ``add_`` and ``subtract_``; what is done elsewhere counts for
+    the part that ``now`` has named.
     """
 
     def __init__(self, model, steps, quiet):

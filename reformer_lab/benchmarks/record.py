@@ -1,28 +1,26 @@
-"""What a measurement must say about itself: machine, versions, command and date; and how it is
-written down.
-"""
+"""What a measurement must say about itself: machine, versions, command and date; and how it is written down."""
 
 import json
 import os
 import platform
 import shlex
 import stat
-import sys
 import tempfile
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 from reformer_ref import __version__
-from reformer_ref._arguments import clear_errors, require_int, shown
+from reformer_ref._arguments import require_int, shown
+from reformer_ref.memory.measure import peak_rss
+
+__all__ = ["about", "machine", "peak_rss", "require_place", "usable_cores", "versions", "without_folders", "write"]
 
 LIBRARIES = ("torch", "numpy", "transformers", "reformer-pytorch")
 
 
 def about(command, threads):
-    """The head of a record, JSON values: command, date (UTC), machine and versions. ``threads``:
-    CPU threads used.
-    """
+    """The head of a record, JSON values: command, date (UTC), machine and versions; ``threads``: CPU threads used."""
     return {
         "command": without_folders(command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -32,9 +30,7 @@ def about(command, threads):
 
 
 def machine(threads):
-    """Processor, cores, memory in bytes and system of this machine; no name of it, nor of anything
-    on it.
-    """
+    """Processor, cores, memory in bytes and system of this machine; no name of it, nor of anything on it."""
     info = Path("/proc/cpuinfo")
     models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
@@ -65,8 +61,6 @@ def usable_cores():
 
 def without_folders(command):
     """The command with absolute paths cut to the file's name: a record goes to other machines."""
-    if not isinstance(command, str):
-        raise TypeError(f"command must be a text, got {shown(command)}")
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -75,26 +69,11 @@ def without_folders(command):
     return shlex.join(a + b + (Path(path).name if os.path.isabs(path) else path) for a, b, path in heads)
 
 
-def peak_rss():
-    """Peak resident memory of this process so far, in bytes, libraries and all."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):  # not Linux: getrusage knows, in bytes on macOS and in KiB elsewhere
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def require_place(name, path):
-    """``path`` as a Path to which a file can be written, its folder made; TypeError or ValueError
-    if that cannot be.
+    """``path`` as a Path to which a file can be written, its folder made; ValueError if that cannot be.
 
-    What stands there already must be a file: a device that is replaced by one is gone for
-    everybody.
+    What stands there already must be a file: a device that is replaced by one is gone.
     """
-    if not isinstance(path, (str, Path)):
-        raise TypeError(f"{name} must be the path of a file, got {shown(path)}")
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,18 +87,13 @@ def require_place(name, path):
     return path
 
 
-@clear_errors
 def write(path, record):
-    """Write a record as JSON, one line per key and per entry of a list of results, atomically;
-    folders are created.
-    """
+    """Write a record as JSON, one line per key and per entry of a list of results, atomically; folders are created."""
     from reformer_lab.training.files import write_atomically
 
     def text(value):
         if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-            return (
-                "[\n " + ",\n ".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) for entry in value) + "\n]"
-            )
+            return "[\n " + ",\n ".join(text(entry) for entry in value) + "\n]"
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
     lines = (f"{json.dumps(key)}: {text(value)}" for key, value in record.items())

@@ -1,6 +1,4 @@
-"""Run cases: every contender of a point in its own process, one run each in turn; medians, ratios,
-tables, records.
-"""
+"""Run cases: every contender of a point in its own process, one run each in turn; medians, ratios, tables, records."""
 
 import json
 import os
@@ -12,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from reformer_ref._arguments import clear_errors, require_float, require_int
+from reformer_ref._arguments import require_float, require_int
 from tqdm import tqdm
 
 from reformer_lab.benchmarks import cases, record
@@ -21,24 +19,26 @@ DATA = Path("records")
 START_UP = 120.0  # seconds more than a run may take that the first answer may take: libraries, inputs
 
 
-def run(args, device="cpu", about_device=None):
-    """Everything asked for in ``args``; the exit code: 1 if one of our own runs failed, else 0.
-
-    device: "cpu", or "cuda" with its name in ``about_device``.
-    """
-    threads = record.usable_cores() if args.threads is None else require_int("--threads", args.threads)
-    repeats = 1 if args.quick and args.repeats is None else require_int("--repeats", args.repeats or 5)
-    require_float("--limit", args.limit, minimum=1e-3)
-    names = list(dict.fromkeys(cases.CASES if "all" in args.case else args.case))
-    work = {n: (cases.points(n, args.lengths, args.rounds, args.depths, args.quick), None) for n in names}
-    work = {n: (points, cases.chosen(n, args.only)) for n, (points, _) in work.items()}
-    paths = {n: _path(args.out, n if device == "cpu" else f"{device}_{n}", len(names), args.quick) for n in names}
+def run(command, line):
+    """Measure everything that a `BenchCommand` asks for; the exit code: 1 if one of our own runs failed, else 0."""
+    threads = record.usable_cores() if command.threads is None else require_int("--threads", command.threads)
+    repeats = require_int("--repeats", (1 if command.quick else 5) if command.repeats is None else command.repeats)
+    require_float("--limit", command.limit, minimum=1e-3)
+    device = command.device
+    device_name = _cuda_name() if device == "cuda" else None
+    names = list(dict.fromkeys(cases.CASES if "all" in command.case else command.case))
+    work = {}
+    paths = {}
+    for name in names:
+        points = cases.points(name, command.length, command.n_hashes, command.n_layers, command.quick)
+        work[name] = (points, cases.chosen(name, command.only))
+        paths[name] = _path(command.out, name if device == "cpu" else f"cuda_{name}", len(names), command.quick)
     failed = False
     for name, (points, contenders) in work.items():
-        settings = {"device": device, "threads": threads, "repeats": repeats, "limit": args.limit}
+        settings = {"device": device, "threads": threads, "repeats": repeats, "limit": command.limit}
         settings["memory_limit"] = _free_memory() if device == "cpu" else None
-        data = {"case": name, "title": cases.CASES[name].title, **record.about(args.command, threads), **settings}
-        data |= {"device_name": about_device, "complete": False, "points": []}
+        data = {"case": name, "title": cases.CASES[name].title, **record.about(line, threads), **settings}
+        data |= {"device_name": device_name, "complete": False, "points": []}
         _write(paths[name], data)
         history = {}
         for point in points:
@@ -55,10 +55,19 @@ def run(args, device="cpu", about_device=None):
     return int(failed)
 
 
+def _cuda_name():
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "--device cuda: PyTorch finds no CUDA device here; --device cpu measures on the CPU, and "
+            "`reformer-ref memory` predicts the memory on a GPU"
+        )
+    return torch.cuda.get_device_name()
+
+
 def measure(point, contenders, settings, history):
-    """Results of all contenders at a point, dicts in their order; ``history``: what shorter points
-    took, is updated.
-    """
+    """Results of all contenders at a point, dicts in their order; ``history``: what shorter points took, is updated."""
     results = {c.name: _expected(c, point, settings["limit"], history) for c in contenders}
     workers = {}
     running = [c for c in contenders if results[c.name]["status"] == "ok"]
@@ -66,7 +75,7 @@ def measure(point, contenders, settings, history):
         often = 0.5 if sys.stderr.isatty() else 60.0  # seconds; a log file needs fewer lines than a terminal
         total = len(running) * (settings["repeats"] + 1)
         with tqdm(total=total, leave=False, desc=point.label, mininterval=often, delay=often) as bar:
-            for turn in range(settings["repeats"] + 1):  # A B C A B C …, so that a slow minute falls on everybody
+            for turn in range(settings["repeats"] + 1):  # A B C A B C …, so that a slow minute falls on all
                 for contender in running:
                     result = results[contender.name]
                     if result["status"] != "ok":
@@ -75,7 +84,7 @@ def measure(point, contenders, settings, history):
                     if turn == 0:
                         workers[contender.name] = Worker(contender.name, point, settings)
                     reply = workers[contender.name].answer(settings["limit"] + START_UP * (turn == 0))
-                    _take(result, reply, turn)
+                    _add_reply(result, reply, turn)
                     bar.update()
     finally:
         for worker in workers.values():
@@ -102,9 +111,7 @@ class Worker:
         self.request = json.dumps(order)
 
     def answer(self, limit):
-        """Ask for one run; {"status": "ok", "seconds", …}, or what went wrong. The process has then
-        ended.
-        """
+        """Ask for one run; {"status": "ok", "seconds", …}, or what went wrong. The process has then ended."""
         try:
             self.process.stdin.write(self.request + "\n")
             self.process.stdin.flush()
@@ -130,7 +137,9 @@ class Worker:
         if not self.errors.closed:
             self.process.kill()
             self.process.wait()
-            self.process.stdin.close(), self.process.stdout.close(), self.errors.close()
+            self.process.stdin.close()
+            self.process.stdout.close()
+            self.errors.close()
 
 
 def _expected(contender, point, limit, history):
@@ -151,11 +160,11 @@ def _expected(contender, point, limit, history):
     return result
 
 
-def _take(result, reply, turn):
+def _add_reply(result, reply, turn):
     result["status"], result["detail"] = reply["status"], reply.get("detail")
     if reply["status"] == "ok" and turn == 0:
         result["first_seconds"] = reply["seconds"]
-        result |= {what: reply[what] for what in ("above_start_bytes", "predicted_bytes") if what in reply}
+        result |= {name: reply[name] for name in ("above_start_bytes", "predicted_bytes") if name in reply}
     elif reply["status"] == "ok":
         result["seconds"].append(reply["seconds"])
         result["median"] = median(result["seconds"])
@@ -171,33 +180,38 @@ def _remember(contender, point, result, limit, history):
         history[key] = point.length, result["median"]
 
 
-@clear_errors
 def ratios(results):
-    """For each of ours that ran: times faster than the best port, than dense; memory and share of
-    the arithmetic.
+    """What each of ours that ran compares to: speed, memory and rate of arithmetic.
+
+    A ratio of times is that of the medians; beside it, under its name with "_range", stand the smallest and the largest
+    ratio of one turn, since in a turn all contenders run one after the other.
     """
     done = {r["contender"]: r for r in results if r["status"] == "ok"}
     ports = [r for name, r in done.items() if cases.CONTENDERS[name].port]
-    found = {}
-    for name, mine in done.items():
+    comparisons = {"times_faster_than_dense": "dense", "share_of_matmul_rate": "matmul"}
+    entries = {}
+    for name, ours in done.items():
         if not cases.CONTENDERS[name].ours:
             continue
-        entry = found[name] = {}
+        entry = entries[name] = {}
         if ports:
             fastest, smallest = (min(ports, key=lambda r: r[what]) for what in ("median", "above_start_bytes"))
-            entry["fastest_port"], entry["smallest_port"] = (fastest["contender"], smallest["contender"])
-            entry["times_faster_than_port"] = fastest["median"] / mine["median"]
-            entry["memory_of_port"] = mine["above_start_bytes"] / max(smallest["above_start_bytes"], 1)
-        if "dense" in done:
-            entry["times_faster_than_dense"] = done["dense"]["median"] / mine["median"]
-        if "matmul" in done:
-            entry["share_of_matmul_rate"] = done["matmul"]["median"] / mine["median"]
-    return found
+            entry |= {"fastest_port": fastest["contender"], "smallest_port": smallest["contender"]}
+            entry |= _ratio("times_faster_than_port", fastest, ours)
+            entry["memory_of_port"] = ours["above_start_bytes"] / max(smallest["above_start_bytes"], 1)
+        for what, other in comparisons.items():
+            if other in done:
+                entry |= _ratio(what, done[other], ours)
+    return entries
 
 
-@clear_errors
+def _ratio(what, other, ours):
+    turns = [b / a for a, b in zip(ours["seconds"], other["seconds"], strict=True)]
+    return {what: other["median"] / ours["median"], f"{what}_range": [min(turns), max(turns)]}
+
+
 def table(point, entry):
-    """A point as text: one line per contender, ratios to the best port beside ours."""
+    """A point as text: one line per contender, ratios to the best port beside ours, their range in brackets."""
     lines = [f"{point.label}", f"  {'':<18}{'median':>10}{'fastest … slowest':>22}{'peak memory':>14}"]
     for r in entry["results"]:
         if r["status"] != "ok":
@@ -209,21 +223,26 @@ def table(point, entry):
         if "predicted_bytes" in r:
             note = f"(predicted {r['predicted_bytes'] / 2**20:,.0f} MiB) {note}"
         if r["contender"] == "matmul":
-            memory, note = ("", f"{point.flops / r['median'] / 1e9:.0f} GFLOP/s: the arithmetic of plain windows alone")
-            note = note if point.kind == "attention" else note.partition(":")[0]
+            memory = ""
+            note = f"{point.flops / r['median'] / 1e9:.0f} GFLOP/s"
+            note += ": the arithmetic of plain windows alone" if point.kind == "attention" else ""
         lines.append(f"  {r['contender']:<18}{r['median']:>8.3f} s{spread:>22}{memory:>14}  {note}".rstrip())
     return "\n".join(lines) + "\n"
 
 
 def _notes(ratio):
+    def speed(what, form="{:.2f}×"):
+        low, high = (form.format(value) for value in ratio[f"{what}_range"])
+        return f"{form.format(ratio[what])} ({low} – {high})"
+
     notes = []
     if "fastest_port" in ratio:
-        notes.append(f"{ratio['times_faster_than_port']:.2f}× the speed of {ratio['fastest_port']}")
+        notes.append(f"{speed('times_faster_than_port')} the speed of {ratio['fastest_port']}")
         notes.append(f"{ratio['memory_of_port']:.3f}× the memory of {ratio['smallest_port']}")
     if "times_faster_than_dense" in ratio:
-        notes.append(f"{ratio['times_faster_than_dense']:.2f}× the speed of dense")
+        notes.append(f"{speed('times_faster_than_dense')} the speed of dense")
     if "share_of_matmul_rate" in ratio:
-        notes.append(f"{ratio['share_of_matmul_rate']:.0%} of the matmul rate")
+        notes.append(f"{speed('share_of_matmul_rate', '{:.0%}')} of the matmul rate")
     return ", ".join(notes)
 
 
@@ -244,9 +263,7 @@ def _write(path, data):
 
 
 def _free_memory():
-    """Bytes that a process may take without harm: what is free now, less a tenth; None if that is
-    not known.
-    """
+    """Bytes that a process may take without harm: what is free now, less a tenth; None if that is not known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

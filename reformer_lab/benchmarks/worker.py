@@ -1,9 +1,8 @@
-"""One contender at one point, in its own process: ``python -m reformer_lab.benchmarks.worker``,
-spoken to by ``reformer_lab.benchmarks.run``.
+"""One contender at one point, in its own process: ``python -m reformer_lab.benchmarks.worker``, spoken to by
+``reformer_lab.benchmarks.run``.
 
-The first line on stdin is the order, as JSON; every further line asks for one run. Every answer is
-one line of JSON on stdout: of the first, uncounted run also the peak memory, then seconds. Freed
-memory goes back to the system in between.
+The first line on stdin is the order, as JSON; every further line asks for one run. Every answer is one line of JSON on
+stdout: of the first, uncounted run also the peak memory, then seconds. Freed memory goes back to the system in between.
 """
 
 import ctypes
@@ -41,9 +40,7 @@ def main():
 
 
 def _first(order, made):
-    """Make the inputs, and run once: {"status", "seconds", "above_start_bytes"}. The run goes to
-    ``made``.
-    """
+    """Make the inputs, and run once: {"status", "seconds", "above_start_bytes"}. The run goes to ``made``."""
     import torch
     from reformer_ref.memory.measure import measure_peak
 
@@ -73,9 +70,7 @@ def _again(run, device):
 
 
 def seconds_of(function, device):
-    """Seconds that ``function()`` takes; on CUDA between two events in its stream: nothing waits
-    but the end.
-    """
+    """Seconds that ``function()`` takes; on CUDA between two events in its stream: nothing waits but the end."""
     if device == "cpu":
         start = time.perf_counter()
         function()
@@ -91,9 +86,7 @@ def seconds_of(function, device):
 
 
 def release(device):
-    """Give freed memory back to the system, so that processes that wait do not stand in each
-    other's way.
-    """
+    """Give freed memory back to the system, so that processes that wait do not stand in each other's way."""
     gc.collect()
     if device != "cpu":
         import torch
@@ -104,9 +97,7 @@ def release(device):
 
 
 def _limit_memory(limit):
-    """A contender that wants more than there is gets an error, instead of the machine getting into
-    trouble.
-    """
+    """A contender that wants more than there is gets an error, instead of the machine getting into trouble."""
     if limit and sys.platform == "linux":
         import resource
 

@@ -1,5 +1,4 @@
-"""How a claim is run: its configuration, its sub-runs one after the other or side by side, and its
-record.
+"""How a claim is run: its configuration, its sub-runs one after the other or side by side, and its record.
 
 A claim is a module with five functions and a file ``configs/NAME.json``::
 
@@ -9,9 +8,8 @@ A claim is a module with five functions and a file ``configs/NAME.json``::
     there so far rows(record)                the lines of the claims table, see `table`
     pictures(record)            {name: function that draws it}
 
-A sub-run that is finished leaves ``result.json`` in its folder and is never run again; one that was
-interrupted goes on from its checkpoint. So a claim can be stopped or killed at any moment and
-started again with the same command.
+A sub-run that is finished leaves ``result.json`` in its folder and is never run again; one that was interrupted goes on
+from its checkpoint. So a claim can be stopped or killed at any moment and started again with the same command.
 """
 
 import hashlib
@@ -24,7 +22,7 @@ from pathlib import Path
 
 from reformer_ref._arguments import UNCLEAR, require_bool, require_choice, require_int, shown
 
-from reformer_lab.claims.claims import NAMES
+from reformer_lab.claims import NAMES
 from reformer_lab.training.files import as_path, open_regular, write_json
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -42,9 +40,7 @@ class Interrupted(RuntimeError):
 
 @dataclass
 class Context:
-    """Where and how a sub-run is run. data: the user's own file or folder; should_stop: asked now
-    and then.
-    """
+    """Where and how a sub-run is run. data: the user's own file or folder; should_stop: asked now and then."""
 
     folder: Path
     threads: int = 1
@@ -61,9 +57,7 @@ class Context:
             raise Interrupted(f"stopped; go on with the same command ({self.folder})")
 
     def train(self, model, batch_at, held_out, options, weight_of=None):
-        """`training.train` in this folder, going on where it was; the `TrainingResult`. Raises
-        `Interrupted`.
-        """
+        """`training.train` in this folder, going on where it was; the `TrainingResult`. Raises `Interrupted`."""
         from reformer_lab.training.checkpoint import CheckpointError
         from reformer_lab.training.loop import train
 
@@ -81,9 +75,7 @@ class Context:
 
 
 def read_config(name, smoke=False, seeds=None):
-    """The configuration of a claim: ``configs/NAME.json``, with its smoke version merged in, or
-    with other seeds.
-    """
+    """The configuration of a claim: ``configs/NAME.json``, with its smoke version merged in, or with other seeds."""
     require_choice("name", name, NAMES)
     config = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     small, smoke = config.pop("smoke", {}), require_bool("smoke", smoke)
@@ -112,18 +104,14 @@ def merged(base, changes):
 
 
 def planned(module, config, data=None):
-    """{name: settings} of all sub-runs; with data of the user's, its name and checksum are part of
-    the settings.
-    """
+    """{name: settings} of all sub-runs; with data of the user's, its name and checksum are part of the settings."""
     runs = module.sub_runs(config)
     about = None if data is None else {"name": _printable(as_path("data", data).name), "sha256": checksum(data)}
     return {name: {**settings, "data_given": about} for name, settings in runs.items()}
 
 
 def checksum(path):
-    """SHA-256 of a file; of a folder, of the names and contents of its files. ValueError if there
-    is nothing.
-    """
+    """SHA-256 of a file; of a folder, of the names and contents of its files. ValueError if there is nothing."""
     path = as_path("path", path)
     try:
         if path.is_dir():
@@ -148,9 +136,7 @@ def _digest(path):
 
 
 def finished(folder, settings):
-    """What a finished sub-run left in its folder, or None. ValueError if that was a run of other
-    settings.
-    """
+    """What a finished sub-run left in its folder, or None. ValueError if that was a run of other settings."""
     path = as_path("folder", folder) / RESULT
     try:
         wanted = json.loads(json.dumps(settings, allow_nan=False))
@@ -167,8 +153,7 @@ def finished(folder, settings):
 def read_object(path, keys, equal=()):
     """The dict in a JSON file; ValueError, with what to do, if it is damaged.
 
-    keys: {name: type, or function that says yes or no} that must be there; equal: {name: value}
-    that must be.
+    keys: {name: type, or function that says yes or no} that must be there; equal: {name: value} that must be.
     """
     path = as_path("path", path)
     try:
@@ -207,8 +192,7 @@ def _printable(text):
 def run_here(module, name, settings, context):
     """Run one sub-run in this process, unless it is finished: what it left.
 
-    That is its name, seconds, settings, result, and "about": the date and machine on which it was
-    finished.
+    That is its name, seconds, settings, result, and "about": the date and machine on which it was finished.
     """
     from reformer_lab.benchmarks import record
 
@@ -231,9 +215,7 @@ def run_here(module, name, settings, context):
 
 
 class _Spent:
-    """Wall time of a sub-run over all its attempts. What a killed attempt did after its last second
-    here is lost.
-    """
+    """Wall time of a sub-run over all its attempts. What a killed attempt did after its last second here is lost."""
 
     def __init__(self, folder):
         self.path, self.begun = folder / "seconds.json", time.perf_counter()
@@ -266,11 +248,9 @@ def thinned(points, most=200):
 
 
 def make_record(name, module, config, runs, done, command, smoke):
-    """The record of a claim: what was asked, what is there so far, what is missing, and what it
-    comes to.
+    """The record of a claim: what was asked, what is there so far, what is missing, and what it comes to.
 
-    runs: {name: settings} of all sub-runs; done: what the finished ones left. Date and machine are
-    those of the newest.
+    runs: {name: settings} of all sub-runs; done: what the finished ones left. Date and machine are those of the newest.
     """
     from reformer_lab.benchmarks.record import without_folders
 

@@ -1,13 +1,11 @@
-"""Figure 3: shared against separate queries and keys, and reversible against ordinary residuals, on
-real text.
+"""Figure 3: shared against separate queries and keys, and reversible against ordinary residuals, on real text.
 
-All four combinations have the same number of parameters (to a thousandth): where queries and keys
-are shared, the feed-forward layers are wider by what the second matrix would have held.
+All four combinations have the same number of parameters (to a thousandth): where queries and keys are shared, the
+feed-forward layers are wider by what the second matrix would have held.
 """
 
 from reformer_lab.claims import language
-from reformer_lab.claims.given import on_given
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import on_given, spread
 
 VARIANTS = {
     "shared-reversible": ("full", 2), "separate-reversible": ("separate", 2), "shared-ordinary": ("full", 1),

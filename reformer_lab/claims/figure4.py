@@ -1,10 +1,7 @@
-"""Figure 4: the loss by the number of rounds of hashing, in training and in evaluation, on real
-text.
-"""
+"""Figure 4: the loss by the number of rounds of hashing, in training and in evaluation, on real text."""
 
 from reformer_lab.claims import language
-from reformer_lab.claims.given import on_given
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import on_given, spread
 
 
 def sub_runs(config):
@@ -25,9 +22,7 @@ def run(settings, context):
 
 
 def summarise(config, results):
-    """ "variants": {training attention: bits, curves, and "evaluated": {attention: [bits of each
-    seed]}}.
-    """
+    """ "variants": {training attention: bits, curves, and "evaluated": {attention: [bits of each seed]}}."""
     variants = {}
     for name in config["train"]:
         found = language.of_seeds(config, results, name)

@@ -1,11 +1,8 @@
-"""Figure 5, left: the loss by the number of layers of a Reformer, on real text; memory stays the
-same.
-"""
+"""Figure 5, left: the loss by the number of layers of a Reformer, on real text; memory stays the same."""
 
 from reformer_lab.claims import language
 from reformer_lab.claims.full_size import activations
-from reformer_lab.claims.given import on_given
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import on_given, spread
 
 
 def sub_runs(config):
@@ -18,9 +15,7 @@ def sub_runs(config):
 
 
 def run(settings, context):
-    """Train; beside the bits per byte, the predicted peak of a step with and without reversible
-    layers.
-    """
+    """Train; beside the bits per byte, the predicted peak of a step with and without reversible layers."""
     from dataclasses import replace
 
     from reformer_ref.memory.measure import predict_peak

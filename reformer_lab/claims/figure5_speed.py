@@ -1,10 +1,8 @@
-"""Figure 5, right, and tables 1 and 3: time and memory of attention against length, at a constant
-number of tokens.
+"""Figure 5, right, and tables 1 and 3: time and memory of attention against length, at a constant number of tokens.
 
-Time is measured, forward and backward, everybody in turn; for full attention it is that of
-PyTorch's fused kernel. Memory is counted; for full attention with the matrix of weights, as the
-paper writes it. The memory of whole models (table 3) is predicted, and fitted by powers of the
-length and of the number of layers.
+Time is measured, forward and backward, everybody in turn; for full attention it is that of PyTorch's fused kernel.
+Memory is counted; for full attention with the matrix of weights, as the paper writes it. The memory of whole models
+(table 3) is predicted, and fitted by powers of the length and of the number of layers.
 """
 
 import time
@@ -56,9 +54,7 @@ def attention(settings, context):
 
 
 def _run(settings, name, device):
-    """A function that does attention ``name`` once, forward and backward; hash and rotations
-    included.
-    """
+    """A function that does attention ``name`` once, forward and backward; hash and rotations included."""
     import torch
     from reformer_ref.attention.api import shared_qk_attention
     from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
@@ -94,8 +90,7 @@ def _run(settings, name, device):
 
 
 def table3(settings, context):
-    """{model: {"bytes" and "operations": {"lengths": […], "layers": […]}}}, along one axis at the
-    least of the other.
+    """{model: {"bytes" and "operations": {"lengths": […], "layers": […]}}}, along one axis at the least of the other.
 
     Bytes of activations are predicted, operations of a training step counted.
     """
@@ -136,9 +131,7 @@ def _operations(config, length):
 
 
 def summarise(config, results):
-    """ "points": medians and bytes per length; "exponents": of seconds and bytes against the
-    length, per sequence.
-    """
+    """ "points": medians and bytes per length; "exponents": of seconds and bytes against the length, per sequence."""
     from reformer_lab.plots.measured import exponent
 
     points = [r for name, r in results.items() if name.startswith("length")]

@@ -1,9 +1,7 @@
-"""What the paper's own sizes take: the bytes of its introduction, and how long its models would
-train here.
+"""What the paper's own sizes take: the bytes of its introduction, and how long its models would train here.
 
-Operations of a training step are counted, by PyTorch's own formulas, on tensors that have a shape
-and no contents. The days are predicted: so many operations at the pace that a small model of the
-same attention is measured at.
+Operations of a training step are counted, by PyTorch's own formulas, on tensors that have a shape and no contents. The
+days are predicted: so many operations at the pace that a small model of the same attention is measured at.
 """
 
 from statistics import median
@@ -36,8 +34,7 @@ def _bytes(shape):
 
 
 def operations(settings):
-    """Operations of the matrix products of a training step, recomputed ones included: two for a
-    multiply-add.
+    """Operations of the matrix products of a training step, recomputed ones included: two for a multiply-add.
 
     settings: "model" (fields of ReformerConfig), "length", "batch", "encoder_decoder" (optional).
     """
@@ -50,16 +47,12 @@ def operations(settings):
 
 
 def activations(peak):
-    """Bytes of a predicted peak (see `memory.predict_peak`) that are no weights, gradients or
-    optimizer's states.
-    """
+    """Bytes of a predicted peak (see `memory.predict_peak`) that are no weights, gradients or optimizer's states."""
     return sum(dict(peak.parts)[part] for part in ("streams", "working set"))
 
 
 def _step(settings, device):
-    """A function that gives the loss of one sequence of tokens; built on a device, its weights are
-    drawn on the CPU.
-    """
+    """A function that gives the loss of one sequence of tokens; built on a device, its weights are drawn on the CPU."""
     import json
 
     import torch
@@ -93,9 +86,7 @@ def _seconds(settings, context):
 
 
 def summarise(config, results):
-    """ "bytes" by name; "pace": operations a second by attention; "days" by size, where its pace is
-    known.
-    """
+    """ "bytes" by name; "pace": operations a second by attention; "days" by size, where its pace is known."""
     found = {"bytes": results.get("bytes", {}).get("bytes", {}), "pace": {}, "days": {}}
     for name in config["pace"]["attention"]:
         if f"pace-{name}" in results:

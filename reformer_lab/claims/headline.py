@@ -1,8 +1,7 @@
 """The headline: sequences of a million tokens within 16 GB, from the announcement of the paper.
 
-Measured on a CPU by ``reformer-ref million`` (the record reformer_lab/records/million.json),
-predicted for CUDA for the same model and for a larger one, and measured there where a GPU is at
-hand.
+Measured on a CPU by ``reformer-ref million`` (the record reformer_lab/records/million.json), predicted for CUDA for the
+same model and for a larger one, and measured there where a GPU is at hand.
 """
 
 

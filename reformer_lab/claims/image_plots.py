@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.image_record import BASELINE, unpacked
+from reformer_lab.claims.images import BASELINE, unpacked
+from reformer_lab.claims.table import data_name
 from reformer_lab.plots.drawing import OKABE_ITO, Picture, styled
 from reformer_lab.plots.measured import source
 
@@ -13,9 +13,7 @@ LOOKS = {"model": ("Reformer", OKABE_ITO[4], ""), BASELINE: (BASELINE, OKABE_ITO
 
 @styled
 def gallery(record):
-    """Rows of held-out images: original, what was given, completions by the model, one by the table
-    of neighbours.
-    """
+    """Rows of held-out images: original, what was given, completions by the model, one by the table of neighbours."""
     result = record["runs"][0]["result"]
     kept, levels = result["gallery"], result["levels"]
     originals, samples, others = (unpacked(kept[name]) for name in ("originals", "completions", "by_table"))
@@ -63,9 +61,7 @@ def _show(ax, pixels, levels, given_only):
 
 @styled
 def bits(record):
-    """Bits per pixel of everybody, whole images and lower halves; beside it the loss of the
-    training batches.
-    """
+    """Bits per pixel of everybody, whole images and lower halves; beside it the loss of the training batches."""
     picture = Picture(9, 3.6)
     left, right = picture.subplots(1, 2, width_ratios=(3, 2))
     numbers, names = {}, list(record["bits"])

@@ -1,24 +1,25 @@
-"""Images, pixel by pixel: bits per pixel on held-out images, and lower halves completed from the
-upper ones.
+"""Images, pixel by pixel: bits per pixel on held-out images, and lower halves completed from the upper ones.
 
-The paper trains on imagenet64, 12,288 tokens an image, and shows learning curves. Here an image has
-28 × 28 pixels in a few levels of grey, axial positions (28, 28), local layers that see this row of
-pixels and the one above, and LSH layers in the strict window, so that completions come from a cache
-that is the training function. Letters drawn from matplotlib's fonts need no file; the claim
-``fashion`` is the same on Fashion-MNIST.
+The paper trains on imagenet64, 12,288 tokens an image, and shows learning curves. Here an image has 28 × 28 pixels in a
+few levels of grey, axial positions (28, 28), local layers that see this row of pixels and the one above, and LSH layers
+in the strict window, so that completions come from a cache that is the training function. Letters drawn from
+matplotlib's fonts need no file; the claim ``fashion`` is the same on Fashion-MNIST.
 """
 
+import base64
 import hashlib
 import json
+import math
+import zlib
 from pathlib import Path
 
-from reformer_ref._arguments import require_int
+import numpy as np
+from reformer_ref._arguments import UNCLEAR, require_int, shown
 
 from reformer_lab.claims.experiment import options_of, thinned
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.image_record import BASELINE, packed
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import data_name, spread
 
+BASELINE = "table of 10 neighbours"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FRESH = 10**6  # step of the letters that count for the baseline and of the held-out ones: no training step uses it
 
@@ -30,9 +31,7 @@ def sub_runs(config):
 
 
 class Data:
-    """Images of a sub-run in their levels of grey: batches, held-out ones, and those that the
-    baseline counts.
-    """
+    """Images of a sub-run in their levels of grey: batches, held-out ones, and those that the baseline counts."""
 
     def __init__(self, settings, path=None):
         from reformer_lab.data import images
@@ -51,7 +50,6 @@ class Data:
 
     def batch_at(self, step):
         """(tokens, targets), int64 (batch, height · width) each; a pure function of the step."""
-        import numpy as np
         import torch
 
         from reformer_lab.data import images
@@ -88,9 +86,7 @@ def model_config(settings, size):
 
 
 def run(settings, context):
-    """Train, evaluate, complete: {"steps", "curve", "bits": {who: [whole images, lower halves]},
-    "gallery", …}.
-    """
+    """Train, evaluate, complete: {"steps", "curve", "bits": {who: [whole images, lower halves]}, "gallery", …}."""
     import torch
     from reformer_ref.model.pytorch import ReformerLM
 
@@ -118,9 +114,7 @@ def run(settings, context):
 
 
 def bits_of(model, held_out, context, batch=16):
-    """(bits per pixel of whole images, of their lower halves given the upper ones), with the stored
-    rotations.
-    """
+    """(bits per pixel of whole images, of their lower halves given the upper ones), with the stored rotations."""
     import torch
     from reformer_ref._tensors import evaluating
 
@@ -139,11 +133,10 @@ def bits_of(model, held_out, context, batch=16):
 
 
 def complete(model, given, samples, temperature=1.0, generator=None, check_stop=lambda: None):
-    """Lower halves drawn pixel by pixel: uint8 (n, samples, height, width), the upper halves as in
-    ``given``.
+    """Lower halves drawn pixel by pixel: uint8 (n, samples, height, width), the upper halves as in ``given``.
 
-    given: uint8 (n, height, width), in as many levels as the model has tokens; generator: a CPU
-    `torch.Generator`. Decodes from a cache where the model has an exact one.
+    given: uint8 (n, height, width), in as many levels as the model has tokens; generator: a CPU `torch.Generator`.
+    Decodes from a cache where the model has an exact one.
     """
     import torch
     from reformer_ref.generation.options import check_sampling
@@ -172,10 +165,7 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
 
 
 def gallery(model, neighbours, held_out, settings, context):
-    """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"},
-    each one `packed`.
-    """
-    import numpy as np
+    """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"}, each one `packed`."""
     import torch
 
     how = settings["gallery"]
@@ -218,3 +208,23 @@ def pictures(record):
 
     name = f"claim_{record['claim']}"
     return {f"{name}_gallery": lambda: image_plots.gallery(record), f"{name}_bits": lambda: image_plots.bits(record)}
+
+
+# How the records hold images
+
+
+def packed(array):
+    """An array of uint8 as JSON values: its shape, and its bytes compressed, in base 64."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"array must be an array of uint8, got {getattr(array, 'dtype', type(array).__name__)}")
+    return {"shape": list(array.shape), "zlib64": base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()}
+
+
+def unpacked(values):
+    """The inverse of `packed`. ValueError for what that has not made."""
+    try:
+        shape, data = values["shape"], base64.b64decode(values["zlib64"], validate=True)
+        data = zlib.decompressobj().decompress(data, math.prod(shape) + 1)  # no more than is wanted
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    except (*UNCLEAR, zlib.error) as error:
+        raise ValueError(f"values must be what `packed` returns, got {shown(values)}: {error}") from None

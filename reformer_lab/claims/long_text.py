@@ -1,14 +1,11 @@
-"""A text as long as a novel as one sequence: bits per byte of its end against the context in view,
-and samples.
+"""A text as long as a novel as one sequence: bits per byte of its end against the context in view, and samples.
 
-The first steps train on short windows, the last ones on the whole text before the held-out end as a
-single sequence, begun at another byte each time and going round, so that no position belongs to a
-passage. The end of the text is then predicted with contexts of growing length, up to all that
-stands before it.
+The first steps train on short windows, the last ones on the whole text before the held-out end as a single sequence,
+begun at another byte each time and going round, so that no position belongs to a passage. The end of the text is then
+predicted with contexts of growing length, up to all that stands before it.
 """
 
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import data_name, spread
 
 SAMPLE_PROMPT = 2000  # bytes of context of the sample that sees little
 
@@ -37,9 +34,7 @@ def model_config(settings, length):
 
 
 def read(settings, context):
-    """(train part, held-out end), uint8: the user's text, or as much of Shakespeare's plays as the
-    settings say.
-    """
+    """(train part, held-out end), uint8: the user's text, or as much of Shakespeare's plays as the settings say."""
     import numpy as np
 
     from reformer_lab.data import text
@@ -86,9 +81,7 @@ def run(settings, context):
 
 
 def whole_text(data, seed, step):
-    """The whole of ``data`` as one sequence, int64 (n,), from a byte that (seed, step) decide,
-    going round.
-    """
+    """The whole of ``data`` as one sequence, int64 (n,), from a byte that (seed, step) decide, going round."""
     import numpy as np
 
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
@@ -96,11 +89,10 @@ def whole_text(data, seed, step):
 
 
 def bits_with_context(model, before, end, context_length, context):
-    """Bits per byte of ``end``, each byte with at least ``context_length`` bytes before it, or all
-    that there are.
+    """Bits per byte of ``end``, each byte with at least ``context_length`` bytes before it, or all that there are.
 
-    ``end`` is predicted in pieces as long as the context (at least 256 bytes), each behind its
-    context; the bytes that are predicted are the same for every context.
+    ``end`` is predicted in pieces as long as the context (at least 256 bytes), each behind its context; the bytes that
+    are predicted are the same for every context.
     """
     import numpy as np
     import torch
@@ -123,9 +115,7 @@ def bits_with_context(model, before, end, context_length, context):
 
 
 def samples(model, before, settings, context):
-    """Continuations of the train part with little context and with all of it: [{"context",
-    "text"}].
-    """
+    """Continuations of the train part with little context and with all of it: [{"context", "text"}]."""
     import torch
     from reformer_ref.generation.pytorch import generate
 

@@ -78,11 +78,10 @@ def table2_curves(record):
 
 
 def _lines(ax, variants, numbers, order=(), unit="bits per byte"):
-    """Learning curves of every variant {name: {"curves", "bits"}}: mean over seeds, a band from
-    least to most.
+    """Learning curves of every variant {name: {"curves", "bits"}}: mean over seeds, a band from least to most.
 
-    order: names that fix the colours, of panels side by side. The last evaluation is on more
-    windows than those on the way, so that no line leads to it.
+    order: names that fix the colours, of panels side by side. The last evaluation is on more windows than those on the
+    way, so that no line leads to it.
     """
     order = list(order or variants)
     for name, variant in variants.items():
@@ -109,9 +108,7 @@ def _zoom(ax, variants):
 
 @styled
 def figure3(record):
-    """Learning curves: shared against separate queries and keys; reversible against ordinary
-    residuals.
-    """
+    """Learning curves: shared against separate queries and keys; reversible against ordinary residuals."""
     picture, numbers, variants = Picture(9, 3.8), {}, record["variants"]
     axes = picture.subplots(1, 2, sharey=True)
     for ax, title, names in (
@@ -286,9 +283,7 @@ def headline(record):
 
 @styled
 def long_text(record):
-    """Bits per byte of the end of a text against the context, beside a compressor, and by
-    themselves.
-    """
+    """Bits per byte of the end of a text against the context, beside a compressor, and by themselves."""
     picture, numbers, points = Picture(9, 3.8), {}, record["contexts"]
     left, right = picture.subplots(1, 2)
     lengths, bits = [p["context"] for p in points], [_mean(p["bits"]) for p in points]

@@ -1,5 +1,4 @@
-"""The claims table: what the paper says, what came out here, how, by which command, in how many
-minutes.
+"""The claims table: what the paper says, what came out here, how, by which command, in how many minutes.
 
 Every figure of ours is read from a record; nothing here is typed in by hand.
 """
@@ -12,9 +11,8 @@ from pathlib import Path
 from reformer_ref._arguments import UNCLEAR, clear_errors, require_choice, require_int, shown
 
 from reformer_lab import records
-from reformer_lab.claims.claims import NAMES, claim
+from reformer_lab.claims import NAMES, claim
 from reformer_lab.claims.experiment import is_time, read_config, read_object
-from reformer_lab.claims.given import given_name
 from reformer_lab.plots.drawing import Html
 from reformer_lab.training.files import as_path
 
@@ -27,17 +25,13 @@ HOW = ("measured", "counted", "predicted")
 
 
 def stored(name, folder=DATA):
-    """The record ``folder/NAME.json`` of a claim, or None if it has not been run. ValueError if it
-    is damaged.
-    """
+    """The record ``folder/NAME.json`` of a claim, or None if it has not been run. ValueError if it is damaged."""
     path = as_path("folder", folder) / f"{require_choice('name', name, NAMES)}.json"
     return read_object(path, KEYS, {"claim": name}) if os.path.lexists(path) else None
 
 
 def table_rows(folder=DATA, names=NAMES):
-    """All rows of the table: dicts with the keys of HEAD. A claim without a record has one, which
-    says so.
-    """
+    """All rows of the table: dicts with the keys of HEAD. A claim without a record has one, which says so."""
     rows = []
     for name in _require_names(names):
         config, record, command = (read_config(name), stored(name, folder), f"reformer-ref reproduce {name}")
@@ -99,8 +93,7 @@ def claims_markdown(folder=DATA, names=NAMES):
 
 
 def show(name, number=0, folder=DATA):
-    """A picture of a claim, drawn from its record; without a record, a sentence that says how to
-    make one.
+    """A picture of a claim, drawn from its record; without a record, a sentence that says how to make one.
 
     number: which of its pictures. Meant as the last value of a notebook's cell.
     """
@@ -132,3 +125,20 @@ def spread(values, form="{:.1f}"):
         raise ValueError("values must hold at least one number, got none")
     mean = form.format(sum(values) / len(values))
     return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} – {form.format(max(values))})"
+
+
+def given_name(record):
+    """The name of the file or folder given with ``--data``, or None."""
+    given = record["runs"][0]["settings"].get("data_given") if record["runs"] else None
+    return None if given is None else given["name"]
+
+
+def data_name(record):
+    """The name of the data: of the file or folder given with ``--data``, else as the configuration has it."""
+    return given_name(record) or record["config"]["data"]["name"]
+
+
+def on_given(record):
+    """ " on NAME" where data were given with ``--data``, else nothing: for what has standard data without a name."""
+    name = given_name(record)
+    return "" if name is None else f" on {name}"

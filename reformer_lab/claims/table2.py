@@ -1,16 +1,15 @@
-"""Table 2: the duplication task, trained and evaluated with full attention and with LSH attention
-of several rounds.
+"""Table 2: the duplication task, trained and evaluated with full attention and with LSH attention of several rounds.
 
-One layer, d_model = d_ff = 256, 4 heads, sequences 0w0w of 1,024 tokens from an alphabet of 127
-symbols: the paper's setting. Every trained model is evaluated on the same fresh sequences with
-every attention; its rotations are drawn anew for every step and for every evaluated batch.
+One layer, d_model = d_ff = 256, 4 heads, sequences 0w0w of 1,024 tokens from an alphabet of 127 symbols: the paper's
+setting. Every trained model is evaluated on the same fresh sequences with every attention; its rotations are drawn anew
+for every step and for every evaluated batch.
 """
 
 from dataclasses import replace
 from statistics import fmean
 
-from reformer_lab.claims.attention_names import carried_over, with_attention
 from reformer_lab.claims.experiment import options_of, thinned
+from reformer_lab.claims.language import carried_over, with_attention
 from reformer_lab.claims.table import spread
 
 FRESH = 10**6  # the evaluated sequences are those of this seed and beyond, which no training uses
@@ -51,9 +50,7 @@ def model_config(settings):
 
 
 def run(settings, context):
-    """Train, then evaluate with every attention: {"steps", "curve", "accuracy": {attention: share},
-    …}.
-    """
+    """Train, then evaluate with every attention: {"steps", "curve", "accuracy": {attention: share}, …}."""
     import torch
     from reformer_ref.model.pytorch import ReformerLM
 
@@ -81,9 +78,7 @@ def run(settings, context):
 
 
 def evaluate(model, config, name, settings, context):
-    """The accuracy of the model with attention ``name`` on fresh sequences: the share of symbols of
-    the second w.
-    """
+    """The accuracy of the model with attention ``name`` on fresh sequences: the share of symbols of the second w."""
     import torch
     from reformer_ref._tensors import evaluating
 
@@ -102,9 +97,7 @@ def evaluate(model, config, name, settings, context):
 
 
 def summarise(config, results):
-    """ "table": {training attention: {evaluation attention: [accuracy of each seed]}}; "variants":
-    likewise.
-    """
+    """ "table": {training attention: {evaluation attention: [accuracy of each seed]}}; "variants": likewise."""
     table = {name: _cells(config, results, name) for name in config["train"]}
     variants = {name: _cells(config, results, name) for name in config["variants"]}
     return {"table": table, "variants": variants}
@@ -117,9 +110,7 @@ def _cells(config, results, name):
 
 
 def rows(record):
-    """A row for every training attention, one for its evaluation with other full attention, one for
-    every variant.
-    """
+    """A row for every training attention, one for its evaluation with other full attention, one for every variant."""
     config, found = record["config"], []
     trained = {name: cells for name, cells in record["table"].items() if cells}
 

@@ -1,17 +1,14 @@
-"""Translation: the reversible encoder-decoder against an ordinary Transformer with the very same
-parameters.
+"""Translation: the reversible encoder-decoder against an ordinary Transformer with the very same parameters.
 
-The paper trains on WMT'14 English–German, with full attention, since its sentences are shorter than
-a chunk of LSH attention. Here sentences are bytes: English ones made by a grammar, with their
-German translations, or any pairs from a file. Both models begin with the same weights and see the
-same batches; one has two streams and keeps no activations.
+The paper trains on WMT'14 English–German, with full attention, since its sentences are shorter than a chunk of LSH
+attention. Here sentences are bytes: English ones made by a grammar, with their German translations, or any pairs from a
+file. Both models begin with the same weights and see the same batches; one has two streams and keeps no activations.
 """
 
 import json
 
 from reformer_lab.claims.experiment import options_of, thinned
-from reformer_lab.claims.given import data_name
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import data_name, spread
 
 STREAMS = {"reversible": {}, "ordinary": {"streams": 1, "reversible": False}}
 BASELINES = ("word by word", "nearest sentence")
@@ -61,9 +58,7 @@ def build(settings):
 
 
 def run(settings, context):
-    """Train, translate: {"steps", "curve", "bits", "bleu": {who: percent}, "exact": {who: share},
-    "examples", …}.
-    """
+    """Train, translate: {"steps", "curve", "bits", "bleu": {who: percent}, "exact": {who: share}, "examples", …}."""
     import torch
 
     from reformer_lab.data import translation
@@ -99,9 +94,7 @@ def run(settings, context):
 
 
 def predicted(source, target, source_mask, target_mask):
-    """The number of tokens that a part of a batch predicts: all of its targets but the first of
-    each.
-    """
+    """The number of tokens that a part of a batch predicts: all of its targets but the first of each."""
     return int(target_mask.sum()) - len(target)
 
 
@@ -138,9 +131,7 @@ def examples(held_out, outputs, count):
 
 
 def summarise(config, results):
-    """ "bleu": {"reversible, greedy": [of each seed], …, "word by word": [once]}; "bits", "exact"
-    likewise.
-    """
+    """ "bleu": {"reversible, greedy": [of each seed], …, "word by word": [once]}; "bits", "exact" likewise."""
     found = {"bleu": {}, "exact": {}, "bits": {}}
     for name, result in results.items():
         kind = name.partition("-")[0]
@@ -156,9 +147,7 @@ def summarise(config, results):
 
 
 def rows(record):
-    """BLEU of both models by both searches beside the baselines, bits per byte, and exact
-    translations.
-    """
+    """BLEU of both models by both searches beside the baselines, bits per byte, and exact translations."""
     config, name = record["config"], data_name(record)
 
     def told(measure, form="{:.1f}", times=1.0):

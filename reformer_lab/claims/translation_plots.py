@@ -4,8 +4,8 @@ import textwrap
 
 import numpy as np
 
-from reformer_lab.claims.given import data_name
 from reformer_lab.claims.plots import HOLLOW
+from reformer_lab.claims.table import data_name
 from reformer_lab.plots.drawing import OKABE_ITO, Picture, styled
 from reformer_lab.plots.measured import source
 
@@ -14,9 +14,7 @@ LOOKS = {"reversible": (OKABE_ITO[4], "-", ""), "ordinary": (OKABE_ITO[5], "--",
 
 @styled
 def curves_and_scores(record):
-    """Held-out bits per predicted token against steps, reversible and ordinary; BLEU of both and of
-    the baselines.
-    """
+    """Held-out bits per predicted token against steps, reversible and ordinary; BLEU of both and of the baselines."""
     picture, numbers, told = Picture(9.5, 3.8), {}, set()
     left, right = picture.subplots(1, 2)
     for run in record["runs"]:
@@ -52,9 +50,7 @@ def curves_and_scores(record):
 
 @styled
 def examples(record):
-    """A few held-out sentences: source, reference, the reversible model's translation, a
-    word-by-word one.
-    """
+    """A few held-out sentences: source, reference, the reversible model's translation, a word-by-word one."""
     result, model = record["runs"][0]["result"], record["runs"][0]["name"].partition("-")[0]
     who = (("source",) * 2, ("reference",) * 2, (result["beams"], model), ("word by word",) * 2)
     shown, right = result["examples"], 0

@@ -1,46 +1,85 @@
-"""``python -m reformer_lab classroom``: make a course, grade it, rehearse a whole round.
+"""``reformer-ref classroom``: make a course, grade it, rehearse a whole round.
 
 What needs nbgrader (extra ``grading``) is imported by the command that runs it.
 """
 
+from __future__ import annotations
+
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from reformer_lab.options import Optional, Several
 
 
-def add_classroom_arguments(parser):
-    """The commands of ``classroom``: generate, validate, grade, feedback, demo."""
-    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
+@dataclass(frozen=True)
+class GenerateCommand:
+    """Make the releases, and with --seed a course of its own variant."""
 
-    def command(name, run, text):
-        one = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        one.set_defaults(run=run)
-        return one.add_argument
+    seed: Optional[int] = None  # of the graded mode: draws the conventions of your course; keep it to yourself
+    out: Optional[Path] = None  # folder of the course (with --seed), or of the open releases
+    only: Several[str] = None  # assignments, such as A1 (all if left out)
 
-    add = command("generate", run_generate, "make the releases, and with --seed a course of its own variant")
-    add("--seed", type=int, help="of the graded mode: draws the conventions of your course; keep it to yourself")
-    add("--out", type=Path, help="folder of the course (with --seed), or of the open releases")
-    add("--only", nargs="+", metavar="NAME", help="assignments, such as A1 (all if left out)")
 
-    add = command("validate", run_validate, "prove that a course gives full marks to its answers and none to blanks")
-    add("course", type=Path, help="folder that `generate --seed` made")
-    add("--workers", type=int, default=2, help="processes (default: 2)")
+@dataclass(frozen=True)
+class ValidateCommand:
+    """Prove that a course gives full marks to its answers and none to blanks."""
 
-    add = command("grade", run_grade, "grade what was handed in, write feedback pages and marks.csv")
-    add("course", type=Path, help="folder that `generate --seed` made")
-    add("--submissions", type=Path, help="folder of student/assignment/notebook.ipynb, copied into the course first")
-    add("--only", nargs="+", metavar="NAME", help="assignments, such as A1 (all if left out)")
-    add("--workers", type=int, default=2, help="processes (default: 2)")
-    add("--seconds", type=int, default=20, help="time limit of one cell (default: 20)")
+    course: tyro.conf.Positional[Path]  # folder that `generate --seed` made
+    workers: int = 2  # processes
 
-    add = command("feedback", run_feedback, "write the pages and marks.csv again, after marking by hand")
-    add("course", type=Path, help="folder of the course")
 
-    add = command("demo", run_demo, "rehearse a whole round with made-up students")
-    add("--seed", type=int, default=1, help="of the variant (default: 1)")
-    add("--out", type=Path, default=Path("runs/classroom"), help="folder, emptied first (default: runs/classroom)")
-    add("--students", type=int, default=10, help="how many hand in, at least 4 (default: 10)")
-    add("--only", nargs="+", metavar="NAME", help="assignments, such as A1 (all if left out)")
-    add("--workers", type=int, default=2, help="processes (default: 2)")
+@dataclass(frozen=True)
+class GradeCommand:
+    """Grade what was handed in, write feedback pages and marks.csv."""
+
+    course: tyro.conf.Positional[Path]  # folder that `generate --seed` made
+    submissions: Optional[Path] = None  # folder of student/assignment/notebook.ipynb, copied into the course first
+    only: Several[str] = None  # assignments, such as A1 (all if left out)
+    workers: int = 2  # processes
+    seconds: int = 20  # time limit of one cell
+
+
+@dataclass(frozen=True)
+class FeedbackCommand:
+    """Write the pages and marks.csv again, after marking by hand."""
+
+    course: tyro.conf.Positional[Path]  # folder of the course
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """Rehearse a whole round with made-up students."""
+
+    seed: int = 1  # of the variant
+    out: Path = Path("runs/classroom")  # folder, emptied first
+    students: int = 10  # how many hand in, at least 4
+    only: Several[str] = None  # assignments, such as A1 (all if left out)
+    workers: int = 2  # processes
+
+
+@dataclass(frozen=True)
+class ClassroomCommand:
+    """Make assignments and courses, and grade them."""
+
+    command: (
+        Annotated[GenerateCommand, tyro.conf.subcommand("generate")]
+        | Annotated[ValidateCommand, tyro.conf.subcommand("validate")]
+        | Annotated[GradeCommand, tyro.conf.subcommand("grade")]
+        | Annotated[FeedbackCommand, tyro.conf.subcommand("feedback")]
+        | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
+    )
+
+    def run(self, line: str) -> int:
+        """Run the command; its exit code."""
+        functions = {
+            GenerateCommand: run_generate, ValidateCommand: run_validate, GradeCommand: run_grade,
+            FeedbackCommand: run_feedback, DemoCommand: run_demo,
+        }  # fmt: skip
+        return functions[type(self.command)](self.command)
 
 
 def _needs_nbgrader():

@@ -1,6 +1,6 @@
-"""``reformer-ref train``: train a ReformerLM on the bytes of a text, in a folder from which it can
-always go on.
-"""
+"""``reformer-ref train``: train a ReformerLM on the bytes of a text, in a folder from which it can always go on."""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -8,96 +8,131 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Literal
+
+from reformer_lab.options import ModelOptions, Optional, set_threads
 
 FAST_AXIS = 16  # positions on the fast axis of the axial encoding
-MINUTES = 4.7  # when nothing is said: the demonstration, ready within five minutes
+MINUTES = 4.7  # the default: the demonstration, ready within five minutes
+# A short local window, and a fast axis of 16 positions with most of the width: what stands just before a byte is found
+# within tens of steps. With square axes and windows of 64 a short run stops at pairs of bytes.
+MODEL = ModelOptions(
+    n_layers=2, pattern="local,lsh", d_model=128, preset="strict", n_hashes=1, local_chunk_length=8
+)  # fmt: skip
+RECIPE = {"learning_rate": 1e-2, "warmup": 20, "schedule": "cosine", "optimizer": "adam"}
 
 
-def add_train_arguments(parser):
-    """Options of the command ``train``."""
-    parser.description = (
-        "Train a byte-level ReformerLM on Shakespeare's plays, or on any file. The last tenth of the text is held out; "
-        "its bits per byte stand beside those of zlib. Metrics and checkpoints go to --out; a run that was "
-        "interrupted, in whatever way, goes on with --resume. See docs/training.md."
-    )
-    add = parser.add_argument_group("data and budget").add_argument
-    add("--task", choices=["text"], default="text", help="what to train on")
-    add("--text", metavar="PATH", help="a file to train on, its bytes are the tokens (default: Shakespeare's plays)")
-    add("--steps", type=int, help="number of steps; the same seed then gives the same result")
-    add("--minutes", type=float, help=f"time for the whole command, when no --steps are given (default: {MINUTES})")
-    add("--length", type=int, default=4096, help="tokens in one training sequence")
-    add("--batch", type=int, default=1, help="sequences in one step, of all processes together")
-    add("--held-out-windows", type=int, default=16, help="held-out sequences of the last evaluation")
-    add("--seed", type=int, default=0, help="of weights, data order, rotations and dropout")
-    add = parser.add_argument_group("model").add_argument
-    add("--config", type=Path, metavar="PATH", help="a ReformerConfig as JSON; it replaces the options below")
-    add("--layers", type=int, default=2, help="number of layers")
-    add("--pattern", default="local,lsh", help="kinds of attention, repeated over the layers")
-    add("--d-model", type=int, default=128, help="width of each of the two residual streams")
-    add("--heads", type=int, default=4, help="attention heads")
-    add("--d-ff", type=int, help="width of the feed-forward layers (default: four times d-model)")
-    add("--dropout", type=float, default=0.0, help="dropout probability")
-    add("--preset", default="strict", help="LSH attention as in: paper, trax, huggingface, lucidrains, strict")
-    add("--n-hashes", type=int, default=1, help="rounds of hashing")
-    add("--chunk-length", type=int, default=64, help="tokens in one chunk of LSH attention")
-    add("--local-chunk-length", type=int, default=8, help="tokens in one chunk of local attention")
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--recipe", metavar="NAME", help="optimiser, rate and schedule of: paper, enwik8, imagenet64, wmt")
-    add("--optimizer", help="adam or adafactor (default: adam)")
-    add("--lr", type=float, help="peak learning rate (default: 0.01)")
-    add("--warmup", type=int, help="steps of linear warm-up (default: 20)")
-    add("--schedule", help="learning rate after the warm-up: cosine, rsqrt or constant (default: cosine)")
-    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    add("--accumulate", type=int, default=1, help="parts in which each process works through its share of a batch")
-    add("--precision", default="32", help="32; bf16 or fp16 (mixed); 64")
-    add = parser.add_argument_group("running").add_argument
-    add("--out", type=Path, default=Path("runs/text"), help="folder for checkpoints and metrics")
-    add("--resume", action="store_true", help="go on from the newest good checkpoint in --out, if there is one")
-    add("--checkpoint-every", type=int, default=0, metavar="STEPS", help="a checkpoint after so many steps (0: none)")
-    add("--checkpoint-minutes", type=float, default=2.0, metavar="M", help="… and after so many minutes (0: none)")
-    add("--evaluate-every", type=int, default=100, help="steps between quick evaluations (0: none)")
-    add("--processes", type=int, default=1, help="processes on this machine (with torchrun: leave it out)")
-    add("--timeout", type=float, default=300.0, help="seconds after which a silent process is given up")
-    add("--device", default="cpu", help="cpu or cuda")
-    add("--threads", type=int, help="CPU threads (default: as PyTorch chooses)")
-    add("--tensorboard", action="store_true", help="write events for TensorBoard too")
-    add("--no-progress", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run_train)
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train a byte-level ReformerLM on Shakespeare's plays, or on any file.
 
+    The last tenth of the text is held out; its bits per byte stand beside those of zlib. Metrics and checkpoints go to
+    --out; a run that was interrupted, in whatever way, goes on with --resume. See docs/training.md.
+    """
 
-def run_train(args):
-    """``train``: the exit code; 130 or 143 after Ctrl-C or SIGTERM, with a checkpoint written."""
-    started = time.perf_counter()
-    import torch
+    task: Literal["text"] = "text"  # what to train on
+    text: Optional[Path] = None  # a file to train on, its bytes are the tokens (default: Shakespeare's plays)
+    steps: Optional[int] = None  # number of steps; the same seed then gives the same result
+    minutes: Optional[float] = None  # time for the whole command, when no --steps are given (default: 4.7)
+    length: int = 4096  # tokens in one training sequence
+    batch: int = 1  # sequences in one step, of all processes together
+    held_out_windows: int = 16  # held-out sequences of the last evaluation
+    seed: int = 0  # of weights, data order, rotations and dropout
+    config: Optional[Path] = None  # a ReformerConfig as JSON; it replaces the model options
+    model: ModelOptions = field(default_factory=lambda: MODEL)
+    recipe: Optional[str] = None  # optimiser, rate and schedule of: paper, enwik8, imagenet64, wmt
+    optimizer: Optional[str] = None  # adam or adafactor (default: adam)
+    learning_rate: Optional[float] = None  # peak learning rate (default: 0.01)
+    warmup: Optional[int] = None  # steps of linear warm-up (default: 20)
+    schedule: Optional[str] = None  # learning rate after the warm-up: cosine, rsqrt or constant (default: cosine)
+    clip: float = 1.0  # largest norm of the gradient
+    accumulate: int = 1  # parts in which each process works through its share of a batch
+    precision: str = "32"  # 32; bf16 or fp16 (mixed); 64
+    out: Path = Path("runs/text")  # folder for checkpoints and metrics
+    resume: bool = False  # go on from the newest good checkpoint in --out, if there is one
+    checkpoint_every: int = 0  # a checkpoint after so many steps; 0: none
+    checkpoint_minutes: float = 2.0  # a checkpoint after so many minutes; 0: none
+    evaluate_every: int = 100  # steps between quick evaluations; 0: none
+    processes: int = 1  # processes on this machine (with torchrun: leave it out)
+    timeout: float = 300.0  # seconds after which a silent process is given up
+    device: str = "cpu"  # cpu or cuda
+    threads: Optional[int] = None  # CPU threads (default: as PyTorch chooses)
+    tensorboard: bool = False  # write events for TensorBoard too
+    no_progress: bool = False  # no progress bar
 
-    from reformer_lab.training.loop import train
-    from reformer_lab.training.processes import StopRequest, make_fabric, naming_lost_processes
+    def run(self, line: str) -> int:
+        """Train; the exit code, 130 or 143 after Ctrl-C or SIGTERM, with a checkpoint written."""
+        started = time.perf_counter()
+        from reformer_ref._arguments import require_int
+        from reformer_ref.model.pytorch import ReformerLM
 
-    options, data = training_options(args), Data(args)
-    config = model_config(args)
-    device = usable_device(args.device)
-    fabric = make_fabric(device, _processes(args), options.precision, _timeout(args))
-    with naming_lost_processes(fabric):
-        fabric.launch()
-    set_threads(args.threads)
-    say = _say if fabric.is_global_zero else lambda *lines, **how: None
-    model = _build(config).to(fabric.device)
-    metrics = data.describe(args.text)
-    _describe(args, config, sum(p.numel() for p in model.parameters()), metrics, say)
-    with StopRequest(lambda line: say(f"\n{line}", flush=True)) as stop:
-        result = train(
-            model, data.batch_at, data.held_out, options, fabric=fabric, folder=args.out, resume=args.resume,
-            about=data.about(), tensorboard=args.tensorboard, progress=not args.no_progress, should_stop=stop,
-            report=lambda line: say(line, flush=True), started=started,
-        )  # fmt: skip
-    if not fabric.is_global_zero:
-        return 0
-    from reformer_lab.training.files import write_json
+        from reformer_lab.training.files import write_json
+        from reformer_lab.training.loop import train
+        from reformer_lab.training.processes import StopRequest, make_fabric, naming_lost_processes
 
-    write_json(args.out / "metrics.json", metrics | _metrics(args, config, options, model, result, torch))
-    return _report(args, metrics, result, stop.exit_code)
+        options, data, config = self.training_options(), Data(self), self.model_config()
+        device = usable_device(self.device)
+        processes = require_int("--processes", self.processes, 1, 4096)
+        fabric = make_fabric(device, processes, options.precision, _timeout(self.timeout))
+        with naming_lost_processes(fabric):
+            fabric.launch()
+        if self.threads is not None:
+            set_threads(self.threads)
+        say = _say if fabric.is_global_zero else lambda *lines, **how: None
+        model = ReformerLM(config).to(fabric.device)
+        metrics = data.describe(self.text)
+        _describe(self, config, sum(p.numel() for p in model.parameters()), metrics, say)
+        with StopRequest(lambda line: say(f"\n{line}", flush=True)) as stop:
+            result = train(
+                model, data.batch_at, data.held_out, options, fabric=fabric, folder=self.out, resume=self.resume,
+                about=data.about(), tensorboard=self.tensorboard, progress=not self.no_progress, should_stop=stop,
+                report=lambda line: say(line, flush=True), started=started,
+            )  # fmt: skip
+        if not fabric.is_global_zero:
+            return 0
+        write_json(self.out / "metrics.json", metrics | _metrics(line, config, options, model, result))
+        return _report(self.out, result, stop.exit_code)
+
+    def training_options(self):
+        """The `TrainingOptions`: the recipe, with what is given on the command line."""
+        from reformer_ref._arguments import require_choice
+
+        from reformer_lab.training.schedule import PRESETS, TrainingOptions
+
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError("give either --steps or --minutes, not both")
+        recipe = RECIPE | ({} if self.steps is not None else {"minutes": MINUTES})
+        if self.recipe is not None:
+            recipe |= PRESETS[require_choice("--recipe", self.recipe, tuple(PRESETS))]
+        names = {f.name for f in fields(TrainingOptions)} & vars(self).keys()
+        return TrainingOptions(**(recipe | {n: getattr(self, n) for n in names if getattr(self, n) is not None}))
+
+    def model_config(self):
+        """The ReformerConfig in --config, or the one that the model options describe."""
+        from reformer_ref._arguments import require_int
+        from reformer_ref.model.config import ReformerConfig
+
+        from reformer_lab.data.text import VOCAB_SIZE
+
+        length = require_int("--length", self.length, 2)
+        if self.config is None:
+            width = require_int("--d-model", self.model.d_model, 4)
+            return self.model.config(
+                vocab_size=VOCAB_SIZE, max_length=length, axial_shape=(-(-length // FAST_AXIS), FAST_AXIS),
+                axial_dims=(width // 4, width - width // 4), causal=True, seed=self.seed,
+            )  # fmt: skip
+        try:
+            config = ReformerConfig.from_json(_read_config(self.config))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"--config {self.config}: {error}") from None
+        if config.vocab_size < VOCAB_SIZE or config.max_length < length or not config.causal:
+            raise ValueError(
+                f"--config {self.config} must have vocab_size 256 or more, max_length of at least --length ({length}) "
+                f"and causal true, got {config.vocab_size}, {config.max_length} and {config.causal}"
+            )
+        return config
 
 
 def _say(*lines, **how):
@@ -108,39 +143,21 @@ def _say(*lines, **how):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def training_options(args):
-    """The `TrainingOptions` that the options of ``train`` describe."""
-    from reformer_ref._arguments import require_choice
-
-    from reformer_lab.training.schedule import PRESETS, TrainingOptions
-
-    if args.steps is not None and args.minutes is not None:
-        raise ValueError("give either --steps or --minutes, not both")
-    recipe = {"learning_rate": 1e-2, "warmup": 20, "schedule": "cosine", "optimizer": "adam"}
-    if args.recipe is not None:
-        recipe |= PRESETS[require_choice("--recipe", args.recipe, tuple(PRESETS))]
-    asked = {"learning_rate": args.lr, "warmup": args.warmup, "schedule": args.schedule, "optimizer": args.optimizer}
-    return TrainingOptions(
-        steps=args.steps, minutes=None if args.steps is not None else MINUTES if args.minutes is None else args.minutes,
-        clip=args.clip, accumulate=args.accumulate, precision=args.precision, evaluate_every=args.evaluate_every,
-        checkpoint_every=args.checkpoint_every, checkpoint_minutes=args.checkpoint_minutes, seed=args.seed,
-        **(recipe | {name: value for name, value in asked.items() if value is not None}),
-    )  # fmt: skip
-
-
 class Data:
     """The text of a run: batches, held-out windows, and what a resumed run must find again."""
 
-    def __init__(self, args):
+    def __init__(self, command):
         import torch
 
         from reformer_lab.data import text
 
-        self.length, self.batch, self.seed = args.length, args.batch, args.seed
-        content = text.read_text(args.text) if args.text else text.shakespeare()
+        self.length = command.length
+        self.batch = command.batch
+        self.seed = command.seed
+        content = text.read_text(command.text) if command.text else text.shakespeare()
         self.train_part, held_out = text.split(content)
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.held_out = torch.from_numpy(text.held_out_windows(held_out, args.length, args.held_out_windows))
+        self.held_out = torch.from_numpy(text.held_out_windows(held_out, self.length, command.held_out_windows))
         self.sizes = {"train": self.train_part.size, "held_out": held_out.size}
         self.baselines = {
             "unigram": text.unigram_bits_per_byte(self.train_part, held_out),
@@ -165,42 +182,6 @@ class Data:
         return {"task": "text", "text": name, "bytes": self.sizes, "held_out_bits_per_byte": self.baselines}
 
 
-def model_config(args):
-    """The ReformerConfig in --config, or the one that the options of ``train`` describe."""
-    from reformer_ref._arguments import require_int
-    from reformer_ref.local_attention.options import LocalOptions
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.model.config import ReformerConfig
-
-    from reformer_lab.data.text import VOCAB_SIZE
-
-    length = require_int("--length", args.length, 2)
-    if args.config is not None:
-        try:
-            config = ReformerConfig.from_json(_read_config(args.config))
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"--config {args.config}: {error}") from None
-        if config.vocab_size < VOCAB_SIZE or config.max_length < length or not config.causal:
-            raise ValueError(
-                f"--config {args.config} must have vocab_size 256 or more, max_length of at least --length ({length}) "
-                f"and causal true, got {config.vocab_size}, {config.max_length} and {config.causal}"
-            )
-        return config
-    # A fast axis of 16 positions with most of the width, and a short local window: what stands just
-    # before a byte is
-    # then found within tens of steps. With square axes and windows of 64 a short run stops at pairs
-    # of bytes.
-    width = require_int("--d-model", args.d_model, 4)
-    lsh = LSHOptions.preset(args.preset, n_hashes=args.n_hashes, chunk_length=args.chunk_length)
-    return ReformerConfig(
-        vocab_size=VOCAB_SIZE, d_model=width, n_heads=args.heads, n_layers=args.layers,
-        pattern=tuple(kind.strip() for kind in args.pattern.split(",")),
-        d_ff=args.d_ff, max_length=length, lsh=lsh, local=LocalOptions(chunk_length=args.local_chunk_length),
-        axial_shape=(-(-length // FAST_AXIS), FAST_AXIS), axial_dims=(width // 4, width - width // 4), causal=True,
-        dropout=args.dropout, seed=args.seed,
-    )  # fmt: skip
-
-
 def _read_config(path):
     from reformer_lab.training.files import open_regular
 
@@ -211,39 +192,12 @@ def _read_config(path):
         raise ValueError(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _build(config):
-    from reformer_ref.model.pytorch import ReformerLM
-
-    try:
-        return ReformerLM(config)
-    except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or "allocate" in str(error)):
-            raise
-        raise ValueError(f"the model does not fit into memory: {str(error).splitlines()[0]}") from None
-
-
-def _processes(args):
-    from reformer_ref._arguments import require_int
-
-    return require_int("--processes", args.processes, 1, 4096)
-
-
-def _timeout(args):
+def _timeout(seconds):
     from reformer_ref._arguments import require_float
 
-    if require_float("--timeout", args.timeout, 0.0, 1e6) < 1.0:
-        raise ValueError(f"--timeout must be at least 1 second, got {args.timeout}")
-    return args.timeout
-
-
-def set_threads(threads):
-    """Let PyTorch use so many CPU threads; None leaves it as it is."""
-    if threads is None:
-        return
-    import torch
-    from reformer_ref._arguments import require_int
-
-    torch.set_num_threads(require_int("--threads", threads, 1, 4096))
+    if require_float("--timeout", seconds, 0.0, 1e6) < 1.0:
+        raise ValueError(f"--timeout must be at least 1 second, got {seconds}")
+    return seconds
 
 
 def usable_device(name):
@@ -260,12 +214,12 @@ def usable_device(name):
     return device
 
 
-def _describe(args, config, parameters, metrics, say):
+def _describe(command, config, parameters, metrics, say):
     size, baselines = metrics["bytes"], metrics["held_out_bits_per_byte"]
     say(f"text      {metrics['text']}: {size['train']:,} bytes to train on, {size['held_out']:,} held out")
     say(
         f"model     {parameters:,} parameters: {config.n_layers} layers ({', '.join(config.pattern)}), d_model "
-        f"{config.d_model}, {config.n_heads} heads, d_ff {config.d_ff}, sequences of {args.length:,} tokens"
+        f"{config.d_model}, {config.n_heads} heads, d_ff {config.d_ff}, sequences of {command.length:,} tokens"
     )
     say(f"LSH       {config.lsh.n_hashes} round(s), chunks of {config.lsh.chunk_length}, window {config.lsh.window}")
     say(
@@ -275,12 +229,13 @@ def _describe(args, config, parameters, metrics, say):
     )
 
 
-def _metrics(args, config, options, model, result, torch):
+def _metrics(line, config, options, model, result):
     """What a run leaves behind beside its checkpoints, as JSON values."""
+    import torch
     from reformer_ref import __version__
 
     return {
-        "command": args.command,
+        "command": line,
         "config": json.loads(config.to_json()),
         "options": asdict(options),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -296,7 +251,7 @@ def _metrics(args, config, options, model, result, torch):
     }
 
 
-def _report(args, metrics, result, exit_code):
+def _report(folder, result, exit_code):
     first, last = result.evaluations[0], result.evaluations[-1]
     speed = result.tokens / max(result.curve[-1]["seconds"] if result.curve else math.inf, 1e-9)
     _say(
@@ -305,9 +260,9 @@ def _report(args, metrics, result, exit_code):
     )
     if result.replanned:
         _say("          (the speed changed, and the number of steps with it: --steps will not repeat this run exactly)")
-    _say(f"written   {args.out}: checkpoints, metrics.jsonl, metrics.json", flush=True)
+    _say(f"written   {folder}: checkpoints, metrics.jsonl, metrics.json", flush=True)
     if result.interrupted:
         print(f"reformer-ref: interrupted after {result.steps} steps; go on with --resume", file=sys.stderr)
         return exit_code
-    _say(f'try       reformer-ref generate --checkpoint {args.out} --prompt "ROMEO"')
+    _say(f'try       reformer-ref generate --checkpoint {folder} --prompt "ROMEO"')
     return 0

@@ -1,6 +1,4 @@
-"""How to train: the options of a run, the authors' settings by name, the rate of a step, and how
-many steps fit.
-"""
+"""How to train: the options of a run, the authors' settings by name, the rate of a step, and how many steps fit."""
 
 import math
 import time
@@ -15,12 +13,9 @@ TIMED_STEPS = 10  # steps that are timed before a time budget becomes a number o
 PRECISIONS = ("32", "bf16", "fp16", "64")
 OPTIMIZERS = ("adam", "adafactor")
 
-# The authors' trax configurations (reformer_enwik8.gin, reformer_imagenet64.gin,
-# reformer_wmt_ende.gin) give
-# constant · min(step/warmup, 1) / sqrt(max(step, warmup)), so the peak is constant / sqrt(warmup).
-# The paper names its
-# optimiser only, Adafactor (section 5); the rates are those of Adafactor's own paper, min(1e-6 · t,
-# 1/sqrt(t)).
+# The authors' trax configurations (reformer_enwik8.gin, reformer_imagenet64.gin, reformer_wmt_ende.gin) give constant ·
+# min(step/warmup, 1) / sqrt(max(step, warmup)), so the peak is constant / sqrt(warmup). The paper names its optimiser
+# only, Adafactor (section 5); the rates are those of Adafactor's own paper, min(1e-6 · t, 1/sqrt(t)).
 PRESETS = {
     "paper": {"optimizer": "adafactor", "learning_rate": 1e-2, "warmup": 10_000, "schedule": "rsqrt"},
     "enwik8": {"learning_rate": 0.03125 * 2000**-0.5, "warmup": 2000, "schedule": "rsqrt"},
@@ -92,16 +87,12 @@ class TrainingOptions:
 
     @classmethod
     def preset(cls, name, **overrides):
-        """The settings of the ``"paper"``, or of the authors' ``"enwik8"``, ``"imagenet64"``,
-        ``"wmt"`` runs.
-        """
+        """The settings of the ``"paper"``, or of the authors' ``"enwik8"``, ``"imagenet64"``, ``"wmt"`` runs."""
         return cls(**(PRESETS[require_choice("preset", name, tuple(PRESETS))] | overrides))
 
 
 def learning_rate_at(step, total, options):
-    """The learning rate of step 0, 1, …; ``total`` is the number of steps, None while it is not
-    known yet.
-    """
+    """The learning rate of step 0, 1, …; ``total`` is the number of steps, None while it is not known yet."""
     step = require_int("step", step, 0, 10**12)
     total = None if total is None else require_int("total", total, 1, 10**12)
     if not isinstance(options, TrainingOptions):
@@ -117,9 +108,7 @@ def learning_rate_at(step, total, options):
 
 
 class Plan:
-    """The number of steps: as given, or what fits into the time, changed only if the machine turns
-    out otherwise.
-    """
+    """The number of steps: as given, or what fits into the time, changed only if the machine turns out otherwise."""
 
     def __init__(self, options, started, evaluation_seconds, n_held_out, report, state):
         self.timed, self.report = options.minutes is not None, report

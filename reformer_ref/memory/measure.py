@@ -110,7 +110,20 @@ def _process_meter():
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # proc(5): sets the high-water mark back to what is resident now
-        return _status("VmRSS"), lambda: _status("VmHWM"), "process RSS"
+        return _status("VmRSS"), peak_rss, "process RSS"
+    except (OSError, ValueError):
+        pass
+    return peak_rss(), peak_rss, "process RSS beyond its earlier peak, a lower bound"
+
+
+def peak_rss():
+    """Read the peak resident memory of this process so far, in bytes.
+
+    Raises:
+        RuntimeError: where the system does not tell.
+    """
+    try:
+        return _status("VmHWM")
     except (OSError, ValueError):
         pass
     try:
@@ -119,13 +132,8 @@ def _process_meter():
         raise RuntimeError(
             f"{sys.platform} does not tell how much memory a process took; count_peak does"
         ) from None
-
-    def read():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024
-        )
-
-    return read(), read, "process RSS beyond its earlier peak, a lower bound"
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def _give_back_heap():

@@ -2,21 +2,32 @@
 says about itself.
 """
 
-import argparse
 import json
 
 import pytest
 import torch
+from reformer_lab import cli
 from reformer_lab.benchmarks import million, record
 from reformer_ref.model.pytorch import ReformerLM
 
-SMALL = ["--length", "256", "--layers", "2", "--d-model", "32", "--heads", "2", "--d-ff", "64", "--chunk-length", "16"]
+SMALL = [
+    "--length",
+    "256",
+    "--n-layers",
+    "2",
+    "--d-model",
+    "32",
+    "--n-heads",
+    "2",
+    "--d-ff",
+    "64",
+    "--chunk-length",
+    "16",
+]
 
 
 def arguments(*words):
-    parser = argparse.ArgumentParser()
-    million.add_million_arguments(parser)
-    return parser.parse_args([str(word) for word in words])
+    return cli.parse(["million", *map(str, words)])
 
 
 @pytest.fixture
@@ -36,13 +47,13 @@ def _one_thread():
 def run(text, tmp_path, *words):
     out = tmp_path / "data" / "million.json"
     args = arguments("--text", text, *SMALL, "--threads", 1, "--no-progress", "--out", out, *words)
-    assert args.run(args) == 0
+    assert args.run("reformer-ref million") == 0
     return json.loads(out.read_text())
 
 
 def test_defaults_are_the_million_of_the_paper():
     args = arguments("--text", "x")
-    config = million.million_config(args)
+    config = million.model_config(args)
     assert args.length == config.max_length == 2**20
     assert config.axial_shape == (1024, 1024)
     assert (config.n_layers, config.d_model, config.n_heads, config.d_ff, config.lsh.n_hashes) == (6, 256, 4, 1024, 2)
@@ -52,7 +63,7 @@ def test_defaults_are_the_million_of_the_paper():
 
 
 def test_steps_are_recorded(text, tmp_path, capsys):
-    data = run(text, tmp_path, "--steps", 3, "--lr", 0.01, "--pattern", "local,lsh", "--loss-after")
+    data = run(text, tmp_path, "--steps", 3, "--learning-rate", 0.01, "--pattern", "local,lsh", "--loss-after")
     assert {"command", "date", "machine", "versions", "config", "parameters", "peak_rss_bytes"} <= data.keys()
     assert data["text"]["name"] == "a text.txt"
     assert data["text"]["bytes"] == 318
@@ -74,7 +85,7 @@ def test_steps_are_recorded(text, tmp_path, capsys):
 
 def test_the_clock_leaves_the_model_as_it_was(text):
     args = arguments("--text", text, *SMALL, "--no-progress")
-    model, plain = (ReformerLM(million.million_config(args)) for _ in "ab")
+    model, plain = (ReformerLM(million.model_config(args)) for _ in "ab")
     tokens, _ = million.read_tokens(text, 256)
     loss = million.train(model, tokens, args)["steps"][0]["bits_per_byte"]
     from reformer_lab.data.text import bits
@@ -98,20 +109,20 @@ def test_a_short_text_is_repeated_only_if_asked(text):
     ("words", "message"),
     [
         (["--steps", 0], "--steps must be at least 1"),
-        (["--lr", 0], "--lr must be more than 0"),
+        (["--learning-rate", 0], "--learning-rate must be more than 0"),
         (["--seed", -1], "--seed must be at least 0"),
         (["--threads", 0], "--threads must be at least 1"),
         (["--length", 1], "--length must be at least 2"),
         (["--length", 100_000], "has 318 bytes"),
         (["--pattern", "nothing"], "pattern must be one of"),
         (["--preset", "none"], "preset must be one of"),
-        (["--heads", 3], "divisible by n_heads"),
+        (["--n-heads", 3], "divisible by n_heads"),
     ],
 )
 def test_mistakes_are_told(text, words, message):
     args = arguments("--text", text, *SMALL, *words)
     with pytest.raises(ValueError, match=message):
-        args.run(args)
+        args.run("reformer-ref million")
 
 
 def test_running_out_of_memory_ends_with_code_1(text, tmp_path, monkeypatch, capsys):
@@ -119,8 +130,8 @@ def test_running_out_of_memory_ends_with_code_1(text, tmp_path, monkeypatch, cap
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
 
     monkeypatch.setattr(million, "train", fail)
-    args = arguments("--text", text, *SMALL, "--out", tmp_path / "x.json")
-    assert args.run(args) == 1
+    words = ["million", "--text", str(text), *SMALL, "--out", str(tmp_path / "x.json")]
+    assert cli.main(words) == 1
     assert "out of memory" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
 

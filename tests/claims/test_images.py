@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from reformer_lab.claims import fashion, image_plots, image_record, images
+from reformer_lab.claims import claim, image_plots, images
 from reformer_lab.claims.experiment import Context, Interrupted, make_record, planned, read_config, run_here
 from reformer_lab.data import images as data
 from reformer_ref.generation import pytorch as generation
@@ -80,7 +80,7 @@ def test_one_file_is_split(folder):
 
 def test_missing_fashion_mnist_says_where_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(images, "DEBIAN", tmp_path / "nothing")
-    settings = fashion.sub_runs(read_config("fashion"))["seed0"]
+    settings = claim("fashion").sub_runs(read_config("fashion"))["seed0"]
     with pytest.raises(ValueError, match=r"dataset-fashion-mnist.*--data FOLDER"):
         images.Data(settings)
 
@@ -139,7 +139,7 @@ def test_bits_are_those_of_the_loss():
 
 def test_arrays_come_back_from_the_record():
     array = np.arange(60, dtype=np.uint8).reshape(3, 5, 4)
-    np.testing.assert_array_equal(image_record.unpacked(json.loads(json.dumps(image_record.packed(array)))), array)
+    np.testing.assert_array_equal(images.unpacked(json.loads(json.dumps(images.packed(array)))), array)
 
 
 # The whole claim
@@ -154,7 +154,7 @@ def test_the_claim_on_a_users_folder(folder, tmp_path):
     result = record["runs"][0]["result"]
     assert result["size"] == [6, 4]
     assert result["bits"]["model"][0] > 0
-    originals, completions = (image_record.unpacked(result["gallery"][name]) for name in ("originals", "completions"))
+    originals, completions = (images.unpacked(result["gallery"][name]) for name in ("originals", "completions"))
     np.testing.assert_array_equal(completions[:, :, :3], np.repeat(originals[:, None, :3], 2, 1))
     assert all(folder.name in row["claim"] for row in images.rows(record))
     assert drawn(image_plots.gallery(record))["images"] == 2

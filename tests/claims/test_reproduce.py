@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reformer_lab.claims import command, experiment, table
-from reformer_lab.claims.attention_names import carried_over, with_attention
-from reformer_lab.claims.claims import NAMES, claim
-from reformer_lab.claims.command import FIGURES, LOG, PAGE
+from reformer_lab.claims import NAMES, claim, command, experiment, table
+from reformer_lab.claims.command import LOG, PAGE, RECORDS
 from reformer_lab.claims.experiment import (
     CONFIGS,
     Context,
@@ -26,7 +24,8 @@ from reformer_lab.claims.experiment import (
     read_config,
     run_here,
 )
-from reformer_lab.cli import build_parser, main
+from reformer_lab.claims.language import carried_over, with_attention
+from reformer_lab.cli import main, parse
 from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.testing import relative_error
 from tests.pictures import drawn
@@ -159,11 +158,10 @@ def test_a_record_keeps_the_date_and_machine_of_its_runs(tmp_path):
 def test_a_run_on_data_of_ones_own_leaves_the_official_record_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_bytes(b"a text of one's own, " * 99)
-    args = build_parser().parse_args(["reproduce", "figure5_depth", "--data", "text"])
-    work = command._Work(args, None, None, {}, Path("runs/reproduce/figure5_depth"))
-    assert work.out == Path("runs/reproduce/figure5_depth")
-    args = build_parser().parse_args(["reproduce", "figure5_depth"])
-    assert command._Work(args, None, None, {}, Path("runs")).out == FIGURES
+    asked = parse(["reproduce", "figure5_depth", "--data", "text"])
+    assert command._Work(asked, "", None, None, {}, 1).out == Path("runs/reproduce/figure5_depth")
+    asked = parse(["reproduce", "figure5_depth"])
+    assert command._Work(asked, "", None, None, {}, 1).out == RECORDS
     assert smoke("figure5_depth", tmp_path, "--only", "layers1", "--data", "text") == 0
     record = record_of("figure5_depth", tmp_path)
     assert all(" on text" in row["claim"] for row in claim("figure5_depth").rows(record)[:1])
@@ -217,8 +215,7 @@ def test_every_claim_has_a_configuration_and_no_other_is_there():
 
 def test_every_row_has_a_command_that_exists():
     for row in table.table_rows():
-        args = build_parser().parse_args(shlex.split(row["command"])[1:])
-        assert args.name in NAMES
+        assert parse(shlex.split(row["command"])[1:]).name in NAMES
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -260,13 +257,9 @@ def test_the_page_of_the_documentation_is_what_the_records_say():
 def test_the_page_is_written_from_the_records(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "--table"]) == 0
-    text = (tmp_path / PAGE).read_text(encoding="utf-8")
-    assert text == table.claims_markdown(tmp_path / FIGURES)
-    assert text.count("not run yet") == len(NAMES)
-
-
-def test_figures_are_read_from_the_standard_place():
-    assert (Path(__file__).resolve().parents[2] / FIGURES) == table.DATA
+    assert (tmp_path / PAGE).read_text(encoding="utf-8") == table.claims_markdown()
+    assert main(["reproduce", "--table", "--out", "nothing"]) == 0
+    assert (tmp_path / PAGE).read_text(encoding="utf-8").count("not run yet") == len(NAMES)
 
 
 def test_numbers_are_written_with_their_spread():
@@ -422,10 +415,10 @@ def test_damaged_checkpoints_and_results_of_another_form_are_told(tmp_path, caps
 @pytest.mark.parametrize("words", [["--list"], ["--table"]])
 def test_damaged_records_are_named(words, content, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    FIGURES.mkdir(parents=True)
-    (FIGURES / "table2.json").write_bytes(content)
-    assert main(["reproduce", *words]) == 2
-    assert f"{FIGURES / 'table2.json'} is damaged" in capsys.readouterr().err
+    RECORDS.mkdir(parents=True)
+    (RECORDS / "table2.json").write_bytes(content)
+    assert main(["reproduce", *words, "--out", str(RECORDS)]) == 2
+    assert f"{RECORDS / 'table2.json'} is damaged" in capsys.readouterr().err
     assert not PAGE.exists()
 
 

@@ -49,13 +49,14 @@ FILES = (
     "-dash", "x" * 300, "ok.json", "nan.json", "deep.json", "list.json", "wrong.json", "digits.json", "model", "halved",
     "new", "new/deeper/still", "out.json", "out.png", "out.xyz", "run", "notebooks", "picture.ipynb",
 )  # fmt: skip
-TINY = {"--text": "text.txt", "--length": "64", "--layers": "1", "--d-model": "16", "--heads": "2", "--d-ff": "8"}
+TINY = {"--text": "text.txt", "--length": "64", "--n-layers": "1", "--d-model": "16", "--n-heads": "2", "--d-ff": "8"}
 COMMANDS = {  # valid options; None: a flag
     "train": TINY | {
         "--task": "text", "--steps": "1", "--minutes": None, "--batch": "1", "--held-out-windows": "2", "--seed": "0",
         "--config": None, "--pattern": "local,lsh", "--dropout": "0", "--preset": "strict", "--n-hashes": "1",
-        "--chunk-length": "8", "--local-chunk-length": "8", "--recipe": None, "--optimizer": "adam", "--lr": "0.01",
-        "--warmup": "1", "--schedule": "cosine", "--clip": "1", "--accumulate": "1", "--precision": "32",
+        "--chunk-length": "8", "--local-chunk-length": "8", "--recipe": None, "--optimizer": "adam",
+        "--learning-rate": "0.01", "--warmup": "1", "--schedule": "cosine", "--clip": "1", "--accumulate": "1",
+        "--precision": "32",
         "--out": "new", "--checkpoint-every": "0", "--checkpoint-minutes": "0", "--evaluate-every": "0",
         "--processes": "1",
         "--timeout": "60", "--device": "cpu", "--threads": "1",
@@ -65,17 +66,19 @@ COMMANDS = {  # valid options; None: a flag
         "--top-p": "0.9", "--seed": "0", "--threads": "1",
     },
     "memory": {
-        "--length": "64", "--budget": "1MB", "--batch": "1", "--layers": "1", "--pattern": "lsh", "--d-model": "8",
-        "--heads": "1", "--d-ff": "8", "--preset": "trax", "--n-hashes": "1", "--chunk-length": "8", "--slice": "0",
+        "--length": "64", "--budget": "1MB", "--batch": "1", "--n-layers": "1", "--pattern": "lsh", "--d-model": "8",
+        "--n-heads": "1", "--d-ff": "8", "--preset": "trax", "--n-hashes": "1", "--chunk-length": "8",
+        "--ff-chunk": "0", "--loss-chunk": "0",
         "--vocab-size": "16", "--optimizer": "adam", "--dtype": "float32", "--device": "cuda", "--plot": "out.png",
         "--json": "out.json",
     },
     "million": TINY | {
-        "--length": "64", "--rounds": "1", "--chunk-length": "8", "--pattern": "lsh", "--preset": "trax",
-        "--slice": "16", "--steps": "1", "--lr": "0.001", "--seed": "0", "--threads": "1", "--out": "out.json",
+        "--length": "64", "--n-hashes": "1", "--chunk-length": "8", "--pattern": "lsh", "--preset": "trax",
+        "--ff-chunk": "16", "--loss-chunk": "16", "--steps": "1",
+        "--learning-rate": "0.001", "--seed": "0", "--threads": "1", "--out": "out.json",
     },
     "bench": {
-        "": "attention", "--lengths": "128", "--rounds": "1", "--depths": "1", "--only": "ours", "--repeats": "1",
+        "": "attention", "--length": "128", "--n-hashes": "1", "--n-layers": "1", "--only": "ours", "--repeats": "1",
         "--threads": "1", "--limit": "10", "--out": "new",
     },
     "reproduce": {
@@ -183,7 +186,7 @@ def run(argv, capfd):
     try:
         with torch.random.fork_rng():
             code = cli.main(argv)
-    except SystemExit as stop:  # argparse
+    except SystemExit as stop:  # --help
         code = stop.code
     except Began:
         code = "began"
@@ -295,7 +298,7 @@ def test_a_locked_file_is_refused(capfd):
         ["memory", "--d-model", "9" * 5000],
         ["figures", "--run", "run"],
         ["walkthrough", "--notebooks", "empty"],
-        ["bench", "attention", "--lengths", "100"],
+        ["bench", "attention", "--length", "100"],
         ["reproduce", "figure3", "--data", "/dev/zero"],
         ["dance\nwith me"],
     ],
