@@ -27,9 +27,9 @@ def sub_runs(config):
 
 def data(how, path=None):
     """(training pairs, held-out pairs) of texts: of a file of the user's, or made by the grammar."""
-    from reformer_lab.data import english_german, translation
+    from reformer_lab.data import translation
 
-    pairs = english_german.pairs(how["pairs"], 0) if path is None else translation.read_pairs(path)
+    pairs = translation.english_german(how["pairs"]) if path is None else translation.read_pairs(path)
     fitting = translation.fitting(pairs, how["max_length"])
     if len(fitting) <= how["held_out"]:
         raise ValueError(

@@ -19,7 +19,7 @@ from reformer_ref.model.config import ReformerConfig
 from reformer_lab import records
 from reformer_lab.benchmarks import record
 from reformer_lab.planner import PARTS, SLICE, format_bytes
-from reformer_lab.plots.drawing import Choice, Range, controls
+from reformer_lab.plots.drawing import controls
 from reformer_lab.plots.measured import memory_parts
 
 POINTS = records.FOLDER / "memory_points.json"
@@ -58,13 +58,13 @@ def peak_parts(length, layers, heads, rounds, reversible):
 
 
 @controls(
-    length=Choice(*LENGTHS, 2**20, start=2**20),
-    layers=Range(2, 24, 1, start=6),
-    heads=Choice(*HEADS, start=4),
-    rounds=Choice(*ROUNDS, start=2),
-    reversible=Choice(True, False, start=True),
+    length=[*LENGTHS, 2**20],
+    layers=(2, 24),
+    heads=[*HEADS],
+    rounds=[*ROUNDS],
+    reversible=bool,
 )
-def memory(length, layers, heads, rounds, reversible):
+def memory(length=2**20, layers=6, heads=4, rounds=2, reversible=True):
     """A training step as chosen; the other way round, twice as deep and twice as long; and the
     budget of 16 GB.
     """
