@@ -1,3 +1,1 @@
-"""Five graded assignments: variants of their conventions, checks for students, releases and grading
-for instructors.
-"""
+"""Five graded assignments: variants of their conventions, checks for students, releases and grading for instructors."""

@@ -1,8 +1,6 @@
-"""What nbgrader runs on a submission here: read it whatever its state, keep to the honesty policy,
-survive every cell.
+"""What nbgrader runs on a submission here: read it whatever its state, keep to the honesty policy, survive every cell.
 
-``material/nbgrader_config.py`` puts these classes in the places of nbgrader's own (extra
-``grading``).
+``material/nbgrader_config.py`` puts these classes in the places of nbgrader's own (extra ``grading``).
 """
 
 import ast
@@ -32,14 +30,12 @@ try:
     resource.setrlimit(resource.RLIMIT_FSIZE, ({file}, {file}))
 except ImportError:
     pass
-del warnings, reformer_ref
+del warnings, reformer_lab
 """
 
 
 class TolerantExporter(NotebookExporter):
-    """Reads notebooks that nbformat cannot, or that are broken; what is left of them has the usual
-    form.
-    """
+    """Reads notebooks that nbformat cannot, or that are broken; what is left of them has the usual form."""
 
     def from_file(self, file_stream, resources=None, **kw):
         if not self.parent._sanitizing:  # the second time it is a notebook of our own making
@@ -48,9 +44,7 @@ class TolerantExporter(NotebookExporter):
 
 
 class HonestyPolicy(NbGraderPreprocessor):
-    """The release notebook with the student's answers and further cells in it; cells that break a
-    rule do not run.
-    """
+    """The release notebook with the student's answers and further cells in it; cells that break a rule do not run."""
 
     def preprocess(self, nb, resources):
         coursedir = self.parent.parent.coursedir
@@ -61,9 +55,7 @@ class HonestyPolicy(NbGraderPreprocessor):
 
 
 class SturdyExecute(Execute):
-    """Runs a notebook's cells; one that does not end, or ends the kernel, costs its own marks and
-    no others.
-    """
+    """Runs a notebook's cells; one that does not end, or ends the kernel, costs its own marks and no others."""
 
     timeout = Integer(20, allow_none=True, help=Execute.timeout.help).tag(config=True)
     interrupt_on_timeout = Bool(False, help="Code may swallow an interrupt; here the kernel is replaced.")
@@ -74,7 +66,7 @@ class SturdyExecute(Execute):
     ).tag(config=True)
     memory_bytes = Integer(6 * 2**30, help="Data memory of a kernel.").tag(config=True)
     file_bytes = Integer(50 * 2**20, help="Largest file that a kernel may write.").tag(config=True)
-    shown_characters = Integer(100_000, help="Characters of one cell's output that are kept.").tag(config=True)
+    output_characters = Integer(100_000, help="Characters of one cell's output that are kept.").tag(config=True)
     most_restarts = Integer(6, help="New kernels for one notebook; after that its tests fail.").tag(config=True)
     notebook_seconds = Float(600.0, help="Time for one notebook; after that its tests fail.").tag(config=True)
 
@@ -99,7 +91,7 @@ class SturdyExecute(Execute):
             return _failed(cell, "CellTimeoutError", f"{min(stuck)} did not end in the test before this one"), resources
         if time.monotonic() - self._started > self.notebook_seconds or len(self._stopped) > self.most_restarts:
             return (_failed(cell, "CellTimeoutError", "no time is left for this cell") if graded else cell), resources
-        self._shown = 0
+        self._printed = 0
         try:
             return super().preprocess_cell(cell, resources, index)
         except CellTimeoutError:
@@ -117,9 +109,7 @@ class SturdyExecute(Execute):
         self._begun = self.km
 
     def _start_again(self, index):
-        """A new kernel with everything in it that ran before cell ``index``, apart from tests and
-        what stopped one.
-        """
+        """A new kernel with everything in it that ran before cell ``index``, apart from tests and what stopped one."""
         self._cleanup_kernel()
         self.create_kernel_manager()
         self.start_new_kernel()
@@ -136,15 +126,15 @@ class SturdyExecute(Execute):
 
     def _silently(self, source, metadata):
         """Run code in the kernel; what it shows is thrown away."""
-        first, self._shown = self.nb.cells[0], 0
+        first, self._printed = self.nb.cells[0], 0
         self.execute_cell(new_code_cell(source, metadata=metadata), 0)
         self.nb.cells[0] = first
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream":
             msg["content"]["name"] = "stdout"  # nbgrader takes marks away for a mere warning on stderr
-            self._shown += len(msg["content"]["text"])
-            if self._shown > self.shown_characters:
+            self._printed += len(msg["content"]["text"])
+            if self._printed > self.output_characters:
                 return None
         return super().process_message(msg, cell, cell_index)
 
@@ -152,18 +142,17 @@ class SturdyExecute(Execute):
 def _needed(cells):
     """The places of the code cells that tests need, and the names that answer cells bind.
 
-    Cells that only show something, often a picture of what the answers give, are left out: nothing
-    depends on them.
+    Cells that only show something, often a picture of what the answers give, are left out: nothing depends on them.
     """
     code = {place: cell for place, cell in enumerate(cells) if cell.cell_type == "code"}
-    shown = {place for place, cell in code.items() if utils.is_locked(cell) and not utils.is_grade(cell)}
-    needed, answers = set(code) - shown, set()
+    display_cells = {place for place, cell in code.items() if utils.is_locked(cell) and not utils.is_grade(cell)}
+    needed, answers = set(code) - display_cells, set()
     for cell in code.values():
         if utils.is_solution(cell):
             answers |= _names(cell)[1]
     while True:
         read = set().union(*(_names(code[place])[0] for place in needed))
-        more = {place for place in shown - needed if _names(code[place])[1] & read}
+        more = {place for place in display_cells - needed if _names(code[place])[1] & read}
         if not more:
             return needed, answers
         needed |= more
@@ -198,16 +187,11 @@ def _failed(cell, name, text):
 
 
 def configure(c):
-    """nbgrader's configuration ``c`` for these assignments: the classes of this module in their
-    places.
-    """
+    """nbgrader's configuration ``c`` for these assignments: the classes of this module in their places."""
     from nbgrader.converters import Autograde
 
     c.Autograde.exporter_class = TolerantExporter
-    usual = (
-        Autograde.sanitize_preprocessors.make_dynamic_default(),
-        Autograde.autograde_preprocessors.make_dynamic_default(),
-    )
-    c.Autograde.sanitize_preprocessors = [HonestyPolicy, *usual[0]]
-    c.Autograde.autograde_preprocessors = [SturdyExecute if one is Execute else one for one in usual[1]]
+    c.Autograde.sanitize_preprocessors = [HonestyPolicy, *Autograde.sanitize_preprocessors.make_dynamic_default()]
+    preprocessors = Autograde.autograde_preprocessors.make_dynamic_default()
+    c.Autograde.autograde_preprocessors = [SturdyExecute if kind is Execute else kind for kind in preprocessors]
     c.ClearSolutions.code_stub = {"python": "raise NotImplementedError()"}

@@ -1,6 +1,4 @@
-"""Recorded cases: what the visible checks put in and expect, as one ``.npz`` file per assignment,
-without pickle.
-"""
+"""Recorded cases: what the visible checks put in and expect, as one ``.npz`` file per assignment, without pickle."""
 
 import importlib.util
 import json
@@ -17,9 +15,9 @@ FOLDER = "cases"  # beside the notebook
 def visible(name, variant, folder=FOLDER):
     """The visible cases of an exercise: a list of (arguments, expected results), both tuples.
 
-    Where the answers are installed, they are computed afresh, so that an edited file changes no
-    mark. Elsewhere, and if they are only shown, they are read from ``folder``: FileNotFoundError if
-    the file is missing, ValueError if it belongs to another variant.
+    Where the answers are installed, they are computed afresh, so that an edited file changes no mark. Elsewhere, and if
+    they are only shown, they are read from ``folder``: FileNotFoundError if the file is missing, ValueError if it
+    belongs to another variant.
     """
     path = Path(folder) / f"{name.partition('.')[0]}.npz"
     if answers_installed() and (exercise(name).graded or not path.is_file()):
@@ -42,9 +40,7 @@ def answers_installed():
 
 @cache
 def compute(name, variant, hidden, draw="first"):
-    """Cases computed from the answers: a list of (arguments, expected results). Another ``draw``,
-    other numbers.
-    """
+    """Cases computed from the answers: a list of (arguments, expected results). Another ``draw``, other numbers."""
     from reformer_lab.classroom.answers import answer
 
     task, key = exercise(name), answer(name)
@@ -54,9 +50,7 @@ def compute(name, variant, hidden, draw="first"):
 
 
 def record(assignment, variant, folder):
-    """Write the visible cases of an assignment ("A1") to ``folder``/A1.npz, the same bytes every
-    time.
-    """
+    """Write the visible cases of an assignment ("A1") to ``folder``/A1.npz, the same bytes every time."""
     from reformer_lab.classroom.exercises import names
 
     arrays, cases = {}, {}
@@ -70,7 +64,7 @@ def record(assignment, variant, folder):
 def _pack(value, arrays):
     """A description of ``value`` for JSON; its arrays go into ``arrays``."""
     if isinstance(value, (tuple, list)):
-        return [_pack(one, arrays) for one in value]
+        return [_pack(item, arrays) for item in value]
     if isinstance(value, (np.ndarray, np.generic)):
         arrays[f"a{len(arrays)}"] = np.asarray(value)
         return {"array": f"a{len(arrays) - 1}"}
@@ -79,5 +73,5 @@ def _pack(value, arrays):
 
 def _unpack(described, stored):
     if isinstance(described, list):
-        return tuple(_unpack(one, stored) for one in described)
+        return tuple(_unpack(item, stored) for item in described)
     return stored[described["array"]] if "array" in described else described["value"]

@@ -1,6 +1,4 @@
-"""What students call: ``check`` says what is wrong, yours beside the expected; ``inputs`` gives the
-inputs back.
-"""
+"""What students call: ``check`` says what is wrong, yours beside the expected; ``inputs`` gives the inputs back."""
 
 import contextlib
 import io
@@ -10,18 +8,20 @@ import traceback
 import numpy as np
 
 from reformer_lab.classroom import cases
-from reformer_lab.classroom.exercise import KINDS, NotYet, mapped
+from reformer_lab.classroom.exercise import NotYet, mapped
 from reformer_lab.classroom.exercises import exercise
 
-LIBRARY = re.compile(r"site-packages|dist-packages|reformer_ref.(classroom|\w+\.py)|<__array_function__ internals>")
+LIBRARY = re.compile(
+    r"site-packages|dist-packages|reformer_lab.classroom|reformer_ref.(\w+.)?\w+\.py|<__array_function__ internals>"
+)
 MOST_ENTRIES, WIDEST_ROW, MOST_LISTED = (160, 44, 8)  # beyond these a table gives way to a list and a picture
 
 
 def check(name, fn, variant):
     """Try a student's function on the visible cases of an exercise; one line if all is well.
 
-    name: "A1.hash". AssertionError with what is wrong: the case, its inputs, the first wrong entry,
-    and yours and the expected side by side. Large results are also shown as a picture.
+    name: "A1.hash". AssertionError with what is wrong: the case, its inputs, the first wrong entry, and yours and the
+    expected side by side. Large results are also shown as a picture.
     """
     try:
         line = _check(name, fn, variant)
@@ -31,22 +31,20 @@ def check(name, fn, variant):
 
 
 def _check(name, fn, variant):
-    task, n_shown = exercise(name), len(cases.visible(name, variant))
+    task, n_visible = exercise(name), len(cases.visible(name, variant))
     for number, (args, expected) in enumerate(_tried(name, variant), start=1):
-        where = f"{name}, case {number} of {n_shown}" if number <= n_shown else f"{name}, further case {number}"
+        where = f"{name}, case {number} of {n_visible}" if number <= n_visible else f"{name}, further case {number}"
         yours = _run(task, fn, args, where, number)
         for result, got, want in zip(task.results, yours, expected, strict=True):
             message = explain(task, result, got, want, args)
             if message:
                 _show(task, got, want)
                 raise AssertionError(f"{where}: {message}\n\n{_called_with(task, args, number)}") from None
-    return f"✓ {name}: {n_shown} cases as expected{_room_check(name, fn, variant)}"
+    return f"✓ {name}: {n_visible} cases as expected{_component_check(name, fn, variant)}"
 
 
 def written(name, fn, variant):
-    """One line if the function of an exercise is no longer the stub, AssertionError if it is;
-    results do not count.
-    """
+    """One line if the function of an exercise is no longer the stub, AssertionError if it is; results do not count."""
     args, _ = cases.visible(name, variant)[0]
     try:
         exercise(name).run(fn, args)
@@ -69,16 +67,12 @@ def inputs(name, number, variant):
 
 
 def visible_cases(name, variant):
-    """The visible cases of an exercise, to draw or to print: a list of (arguments, expected
-    results), all copies.
-    """
+    """The visible cases of an exercise, to draw or to print: a list of (arguments, expected results), all copies."""
     return [mapped(_copy, case) for case in cases.visible(name, variant)]
 
 
 def _tried(name, variant):
-    """The visible cases; where the answers are, others like them too, so that knowing results by
-    heart is no use.
-    """
+    """The visible cases; where the answers are, others like them too, so that knowing results by heart is no use."""
     further = cases.answers_installed() and exercise(name).graded
     again = cases.compute(name, variant, hidden=False, draw="second") if further else []
     return [*cases.visible(name, variant), *again]
@@ -89,15 +83,11 @@ def _copy(value):
 
 
 def explain(task, result, yours, expected, args=None):
-    """None if a result is right; if not, what is wrong with it, in which place (``args``), yours
-    and the expected.
-    """
+    """None if a result is right; if not, what is wrong with it, in which place (``args``), yours and the expected."""
     yours, expected = np.asarray(yours), np.asarray(expected)
-    if yours.shape != expected.shape:
-        message = f"`{result}` has shape {yours.shape}, expected {expected.shape}."
-        return message + (f"\n\n{table(task, yours, expected)}" if yours.size + expected.size <= MOST_ENTRIES else "")
-    if KINDS[yours.dtype.kind] != KINDS[expected.dtype.kind]:
-        return f"`{result}` holds {KINDS[yours.dtype.kind]} ({yours.dtype}), expected {KINDS[expected.dtype.kind]}."
+    if message := task.wrong_form(yours, expected):
+        short = yours.shape != expected.shape and yours.size + expected.size <= MOST_ENTRIES
+        return f"`{result}` {message}." + (f"\n\n{table(task, yours, expected)}" if short else "")
     wrong = task.wrong(yours, expected)
     if not wrong.any():
         return None
@@ -111,9 +101,7 @@ def explain(task, result, yours, expected, args=None):
 
 
 def table(task, yours, expected, args=None):
-    """Yours and the expected in aligned columns, a star at each wrong entry; of large results the
-    first wrong ones.
-    """
+    """Yours and the expected in aligned columns, a star at each wrong entry; of large results the first wrong ones."""
     if yours.shape != expected.shape:
         blocks = [("yours", _rows(yours)), ("expected", _rows(expected))]
         return "\n\n".join("\n".join([name, *_aligned(rows, _width(rows))]) for name, rows in blocks)
@@ -181,18 +169,18 @@ def _show(task, yours, expected):
                 display(picture(yours, expected))
 
 
-def _room_check(name, fn, variant):
+def _component_check(name, fn, variant):
     """In the open mode, the line of the room's own check, which no drawn variant could pass."""
     if not variant.open or not cases.answers_installed():
         return ""
     from reformer_lab.classroom.answers import answer
 
-    room_check, out = answer(name).room_check, io.StringIO()
-    if room_check is None:
+    component_check, out = answer(name).component_check, io.StringIO()
+    if component_check is None:
         return ""
     try:
         with contextlib.redirect_stdout(out):
-            room_check(fn)
+            component_check(fn)
     except AssertionError as error:
         raise AssertionError(
             f"{name}: the cases of this notebook pass, but the package's own check says: {error}"
@@ -248,6 +236,6 @@ def _listed(task, yours, expected, wrong, args):
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(f"{text:>{w}}" for text, w in zip(row, widths, strict=True)) for row in rows]
     if task.tell and args:
-        told = ["", *("   " + task.tell(args, tuple(int(i) for i in p)) for p in places[:MOST_LISTED])]
-        lines = [line + words for line, words in zip(lines, told, strict=True)]
+        descriptions = ["", *("   " + task.tell(args, tuple(int(i) for i in p)) for p in places[:MOST_LISTED])]
+        lines = [line + words for line, words in zip(lines, descriptions, strict=True)]
     return "\n".join(lines + ([f"… and {len(places) - MOST_LISTED:,} more"] if len(places) > MOST_LISTED else []))

@@ -1,9 +1,7 @@
-"""The class round on one machine: collect what was handed in, grade it, write feedback pages and
-the marks.
+"""The class round on one machine: collect what was handed in, grade it, write feedback pages and the marks.
 
-A course is a folder that nbgrader understands: ``source``, ``release``, ``submitted``,
-``autograded``, ``feedback``, ``gradebook.db``, ``nbgrader_config.py``; so its form grader can be
-used for the parts that are marked by hand.
+A course is a folder that nbgrader understands: ``source``, ``release``, ``submitted``, ``autograded``, ``feedback``,
+``gradebook.db``, ``nbgrader_config.py``; so its form grader can be used for the parts that are marked by hand.
 """
 
 import csv
@@ -28,9 +26,7 @@ CELL_SECONDS = 20
 
 @dataclass(frozen=True)
 class Graded:
-    """What became of one submission: marks by part ({grade id: (marks, points)}), parts to mark by
-    hand, remarks.
-    """
+    """What became of one submission: marks by part ({grade id: (marks, points)}), parts to mark by hand, remarks."""
 
     student: str
     assignment: str
@@ -49,11 +45,9 @@ class Graded:
 
 
 def set_up(course, variant, names=None):
-    """Make a course folder of a variant: instructor's notebooks, releases, and the gradebook with
-    all parts and points.
+    """Make a course folder of a variant: instructor's notebooks, releases, and the gradebook with all parts and points.
 
-    names: of assignments (all if None). Errors: RuntimeError with nbgrader's words if a source
-    notebook is not sound.
+    names: of assignments (all if None). Errors: RuntimeError with nbgrader's words if a source notebook is not sound.
     """
     from nbgrader.converters import GenerateAssignment
 
@@ -77,11 +71,9 @@ def assignments(course):
 
 
 def collect(folder, course):
-    """Copy ``folder``/student/assignment/notebook.ipynb into the course; a list of sentences on
-    what was left out.
+    """Copy ``folder``/student/assignment/notebook.ipynb into the course; a list of sentences on what was left out.
 
-    Only the notebook of each assignment is taken; where it has another name and is the only one,
-    that one.
+    Only the notebook of each assignment is taken; where it has another name and is the only one, that one.
     """
     notes, known = [], assignments(course)
     for student in sorted(path for path in Path(folder).iterdir() if path.is_dir()):
@@ -105,12 +97,11 @@ def collect(folder, course):
 
 
 def grade_class(course, only=(), workers=2, seconds=CELL_SECONDS, feedback=True, progress=None, students=()):
-    """Grade all submissions of a course, in several processes; a list of ``Graded``, and the CSV
-    files.
+    """Grade all submissions of a course, in several processes; a list of ``Graded``, and the CSV files.
 
-    only, students: names of assignments and of students (all if empty). seconds: time limit of one
-    cell. progress: called with each ``Graded``. A submission that cannot be graded at all is in the
-    list, without marks and with a remark; the others go on.
+    only, students: names of assignments and of students (all if empty). seconds: time limit of one cell. progress:
+    called with each ``Graded``. A submission that cannot be graded at all is in the list, without marks and with a
+    remark; the others go on.
     """
     course = Path(course).resolve()
     jobs = [
@@ -127,12 +118,12 @@ def grade_class(course, only=(), workers=2, seconds=CELL_SECONDS, feedback=True,
             gradebook.update_or_create_student(student)
     graded, context = [], get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_begin_worker) as pool:
-        waiting = [pool.submit(_grade_one, str(course), *job, seconds, feedback) for job in jobs]
+        waiting = [pool.submit(_grade_submission, str(course), *job, seconds, feedback) for job in jobs]
         for done in as_completed(waiting):
             graded.append(done.result())
             if progress is not None:
                 progress(graded[-1])
-    graded.sort(key=lambda one: (one.student, one.assignment))
+    graded.sort(key=lambda result: (result.student, result.assignment))
     export(course)
     return graded
 
@@ -142,7 +133,7 @@ def _begin_worker():
     warnings.simplefilter("ignore")  # nbgrader's database layer warns on every submission
 
 
-def _grade_one(course, student, assignment, seconds, feedback):
+def _grade_submission(course, student, assignment, seconds, feedback):
     from nbgrader.converters import Autograde
 
     begun, course = time.perf_counter(), Path(course)
@@ -168,9 +159,7 @@ def write_feedback(course, student, assignment):
 
 
 def _convert(kind, course, assignment, student=".", seconds=None):
-    """Run one of nbgrader's converters for one assignment (of one student); RuntimeError with its
-    log if it fails.
-    """
+    """Run one of nbgrader's converters for one assignment (of one student); RuntimeError with its log if it fails."""
     from nbgrader.coursedir import CourseDirectory
     from nbgrader.utils import capture_log
 
@@ -228,7 +217,7 @@ def read_marks(course, student, assignment, seconds=0.0):
     with _gradebook(course) as gradebook:
         submission = gradebook.find_submission(assignment, student)
         grades = [grade for notebook in submission.notebooks for grade in notebook.grades]
-        marks = {grade.name: (grade.score, grade.max_score) for grade in sorted(grades, key=lambda one: one.name)}
+        marks = {grade.name: (grade.score, grade.max_score) for grade in sorted(grades, key=lambda grade: grade.name)}
         by_hand = tuple(sorted(grade.name for grade in grades if grade.needs_manual_grade))
     return Graded(student, assignment, marks, by_hand, _remarks(course, student, assignment), seconds)
 
@@ -255,19 +244,18 @@ def export(course):
     with (course / "marks_by_part.csv").open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file).writerow
         write(["student", "assignment", "part", "marks", "points", "marked by hand"])
-        for (student, name), one in graded.items():
-            for part, (marks, most) in one.marks.items():
-                write([student, name, part, f"{marks:g}", f"{most:g}", "to do" if part in one.by_hand else ""])
+        for (student, name), result in graded.items():
+            for grade_id, (marks, most) in result.marks.items():
+                to_do = "to do" if grade_id in result.by_hand else ""
+                write([student, name, grade_id, f"{marks:g}", f"{most:g}", to_do])
     with (course / "marks.csv").open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file).writerow
         write(["student", *known, "total", "points", "remarks"])
         for student in sorted({student for student, _ in graded}):
-            ones = [graded.get((student, name)) for name in known]
-            remarks = [f"{one.assignment}: {remark[:160]}" for one in ones if one for remark in one.remarks]
-            remarks += [
-                f"{one.assignment}: {part} is to be marked by hand" for one in ones if one for part in one.by_hand
-            ]
-            totals = [f"{one.total:g}" if one else "" for one in ones]
-            total = sum(one.total for one in ones if one)
+            results = [graded.get((student, name)) for name in known]
+            remarks = [f"{r.assignment}: {remark[:160]}" for r in results if r for remark in r.remarks]
+            remarks += [f"{r.assignment}: {name} is to be marked by hand" for r in results if r for name in r.by_hand]
+            totals = [f"{r.total:g}" if r else "" for r in results]
+            total = sum(r.total for r in results if r)
             write([student, *totals, f"{total:g}", f"{sum(points.values()):g}", " | ".join(remarks)])
     return course / "marks.csv"

@@ -1,6 +1,4 @@
-"""What an exercise is, how a student's function is called, and how its result is compared with the
-expected one.
-"""
+"""What an exercise is, how a student's function is called, and how its result is compared with the expected one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +9,7 @@ KINDS = {"b": "booleans", "i": "integers", "u": "integers", "f": "floats", "U": 
 
 
 def holds(condition, sentence):
-    """AssertionError with the sentence unless the condition is true; unlike ``assert``, under
-    ``python -O`` too.
-    """
+    """AssertionError with the sentence unless the condition is true; unlike ``assert``, under ``python -O`` too."""
     if not condition:
         raise AssertionError(sentence)
 
@@ -29,14 +25,13 @@ class NotYet(AssertionError):
 class Exercise:
     """One exercise.
 
-    name: "A1.hash". arguments: names of the recorded arguments: arrays, ints, floats, texts,
-    booleans, None, or tuples of them. results: names of what comes back; with more than one, the
-    function returns a tuple. exact: whether results must be equal, or close to ``rtol`` times the
-    largest expected number. call(fn, args): how to call the function; as ``fn(*args)`` if None.
-    identities(fn, variant, rng): what holds for every right answer; AssertionError with a sentence
-    if not. torch: whether arrays become tensors. picture(yours, expected): where large results
-    differ. tell(args, at): what the entry at an index stands for, in words. graded: False for
-    recorded data that the notebook only shows.
+    name: "A1.hash". arguments: names of the recorded arguments: arrays, ints, floats, texts, booleans, None, or tuples
+    of them. results: names of what comes back; with more than one, the function returns a tuple. exact: whether results
+    must be equal, or close to ``rtol`` times the largest expected number. call(fn, args): how to call the function; as
+    ``fn(*args)`` if None. identities(fn, variant, rng): what holds for every right answer; AssertionError with a
+    sentence if not. torch: whether arrays become tensors. picture(yours, expected): where large results differ.
+    tell(args, at): what the entry at an index stands for, in words. graded: False for recorded data that the notebook
+    only shows.
     """
 
     name: str
@@ -52,11 +47,9 @@ class Exercise:
     graded: bool = True
 
     def run(self, fn, args):
-        """The student's results as a tuple of NumPy arrays; AssertionError for a changed argument
-        or an odd type.
+        """The student's results as a tuple of NumPy arrays; AssertionError for a changed argument or an odd type.
 
-        What the function itself raises is passed on. It works on copies, so ``args`` stay what they
-        are.
+        What the function itself raises is passed on. It works on copies, so ``args`` stay what they are.
         """
         given = mapped(self.hand_out, tuple(args))
         result = fn(*given) if self.call is None else self.call(fn, given)
@@ -70,7 +63,15 @@ class Exercise:
             raise AssertionError(
                 f"{self.name}: expected {len(self.results)} results ({', '.join(self.results)}) as a tuple, got {got}."
             )
-        return tuple(self._plain(name, one) for name, one in zip(self.results, result, strict=True))
+        return tuple(self._plain(name, item) for name, item in zip(self.results, result, strict=True))
+
+    @staticmethod
+    def wrong_form(yours, expected):
+        """What is wrong with the shape or the kind of numbers of a result, or None."""
+        if yours.shape != expected.shape:
+            return f"has shape {yours.shape}, expected {expected.shape}"
+        kinds = KINDS[yours.dtype.kind], KINDS[expected.dtype.kind]
+        return None if kinds[0] == kinds[1] else f"holds {kinds[0]} ({yours.dtype}), expected {kinds[1]}"
 
     def wrong(self, yours, expected):
         """Where two arrays of one shape differ by more than is allowed: booleans."""
@@ -84,9 +85,7 @@ class Exercise:
         return ~(near | (yours == expected))
 
     def hand_out(self, value):
-        """A copy of an argument as a student's function gets it: an array, or a tensor in exercises
-        with PyTorch.
-        """
+        """A copy of an argument as a student's function gets it: an array, or a tensor in exercises with PyTorch."""
         if not isinstance(value, np.ndarray):
             return value
         if not self.torch or value.dtype.kind not in "biuf":
@@ -96,9 +95,7 @@ class Exercise:
         return torch.from_numpy(value.copy())
 
     def _plain(self, name, value):
-        """A NumPy array of a value of an ordinary type; nothing that could lie about itself in a
-        comparison.
-        """
+        """A NumPy array of a value of an ordinary type; nothing that could lie about itself in a comparison."""
         if type(value).__module__ == "torch" and type(value).__name__ in ("Tensor", "Parameter"):
             value = value.detach().cpu().numpy()
         if type(value) is not np.ndarray and type(value) not in (bool, int, float, str) and type(value) not in SCALARS:
@@ -121,7 +118,7 @@ SCALARS = frozenset(np.sctypeDict.values()) - {np.object_, np.void}
 
 def mapped(fn, value):
     """``fn`` of every leaf of nested tuples."""
-    return tuple(mapped(fn, one) for one in value) if isinstance(value, (tuple, list)) else fn(value)
+    return tuple(mapped(fn, item) for item in value) if isinstance(value, (tuple, list)) else fn(value)
 
 
 def _same(before, after):

@@ -1,5 +1,4 @@
-"""What the hidden tests call: a student's function against cases that nobody has seen, and against
-identities.
+"""What the hidden tests call: a student's function against cases that nobody has seen, and against identities.
 
 Messages say what kind of thing is wrong and for which shapes, never a hidden value.
 """
@@ -17,12 +16,10 @@ PLAIN = {bool, int, float, str, type(None), np.ndarray}
 
 
 def grade(name, fn, variant):
-    """Raise AssertionError unless a student's function passes all hidden cases and identities of an
-    exercise.
+    """Raise AssertionError unless a student's function passes all hidden cases and identities of an exercise.
 
-    name: "A1.hash". The function gets copies; what it prints is thrown away, and whatever it raises
-    is turned into an AssertionError. Results must be of ordinary types: a subclass that claims to
-    equal everything is refused.
+    name: "A1.hash". The function gets copies; what it prints is thrown away, and whatever it raises is turned into an
+    AssertionError. Results must be of ordinary types: a subclass that claims to equal everything is refused.
     """
     __tracebackhide__ = True
     task = exercise(name)
@@ -34,7 +31,7 @@ def grade(name, fn, variant):
         with _tried(where):
             results = task.run(fn, args)
         for result, yours, wanted in zip(task.results, results, expected, strict=True):
-            wrong = _what_is_wrong(task, np.asarray(yours), np.asarray(wanted))
+            wrong = _mistake(task, yours, wanted)
             if wrong:
                 raise AssertionError(f"{where}: `{result}` {wrong}.")
     if task.identities is not None:
@@ -45,9 +42,7 @@ def grade(name, fn, variant):
 
 @contextlib.contextmanager
 def _tried(where):
-    """Turn whatever a student's code raises into an AssertionError with one sentence; throw its
-    output away.
-    """
+    """Turn whatever a student's code raises into an AssertionError with one sentence; throw its output away."""
     __tracebackhide__ = True
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(_Nowhere()), contextlib.redirect_stderr(_Nowhere()):
@@ -58,8 +53,8 @@ def _tried(where):
     except AssertionError as error:
         raise AssertionError(f"{where}: {str(error)[:2000]}") from None
     except BaseException as error:
-        told = " ".join(str(error)[:500].split())
-        raise AssertionError(f"{where}: your function raised {type(error).__name__}: {told}") from None
+        text = " ".join(str(error)[:500].split())
+        raise AssertionError(f"{where}: your function raised {type(error).__name__}: {text}") from None
 
 
 class _Nowhere:
@@ -75,21 +70,17 @@ class _Nowhere:
 
 
 def _plain_only(fn):
-    """``fn`` with copies for arguments and results of ordinary types alone, for tests that call it
-    themselves.
-    """
+    """``fn`` with copies for arguments and results of ordinary types alone, for tests that call it themselves."""
 
     def plain(*args, **kwargs):
         __tracebackhide__ = True
-        return _plain(fn(*map(_copy, args), **{name: _copy(one) for name, one in kwargs.items()}))
+        return _plain(fn(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()}))
 
     return plain
 
 
 def _plain(value):
-    """A result, functions in it made plain as well; AssertionError if it is of another type than
-    arrays and numbers.
-    """
+    """A result, functions in it made plain as well; AssertionError if it is of another type than arrays and numbers."""
     if type(value) in (tuple, list):
         return type(value)(map(_plain, value))
     if callable(value):
@@ -102,9 +93,7 @@ def _plain(value):
 
 
 def _copy(value):
-    """A copy of an argument; tensors that require gradients stay themselves, for a graph may depend
-    on them.
-    """
+    """A copy of an argument; tensors that require gradients stay themselves, for a graph may depend on them."""
     if type(value) in (tuple, list):
         return type(value)(map(_copy, value))
     if _is_tensor(value):
@@ -116,12 +105,10 @@ def _is_tensor(value):
     return type(value).__module__ == "torch" and type(value).__name__ == "Tensor"
 
 
-def _what_is_wrong(task, yours, expected):
+def _mistake(task, yours, expected):
     """What is wrong with a result, without its values; None if nothing is."""
-    if yours.shape != expected.shape:
-        return f"has shape {yours.shape}, expected {expected.shape}"
-    if KINDS[yours.dtype.kind] != KINDS[expected.dtype.kind]:
-        return f"holds {KINDS[yours.dtype.kind]} ({yours.dtype}), expected {KINDS[expected.dtype.kind]}"
+    if message := task.wrong_form(yours, expected):
+        return message
     wrong = int(np.sum(task.wrong(yours, expected)))
     return f"is wrong in {wrong:,} of {yours.size:,} entries" if wrong else None
 

@@ -9,8 +9,7 @@ from reformer_lab.plots.drawing import Picture, styled
 def differences(yours, expected, wrong):
     """A map of the entries of two arrays of one shape: right ones light grey, wrong ones black.
 
-    yours, expected: arrays of one shape; all axes but the last are laid one under the other. wrong:
-    booleans.
+    yours, expected: arrays of one shape; all axes but the last are laid one under the other. wrong: booleans.
     """
     wrong = np.atleast_2d(np.asarray(wrong))
     wrong = wrong.reshape(-1, wrong.shape[-1])  # (rows, last axis)

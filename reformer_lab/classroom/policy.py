@@ -1,9 +1,8 @@
-"""The honesty policy: what the code of a submission may do, decided from its syntax tree before
-anything runs.
+"""The honesty policy: what the code of a submission may do, decided from its syntax tree before anything runs.
 
-A cell that breaks a rule is not run; whoever wrote it reads which line and why. The rules stop the
-known ways to marks without work: reading expected values, patching what compares them, importing a
-solution. They are no sandbox against an attacker: strangers' code belongs in a container as well.
+A cell that breaks a rule is not run; whoever wrote it reads which line and why. The rules stop the known ways to marks
+without work: reading expected values, patching what compares them, importing a solution. They are no sandbox against an
+attacker: strangers' code belongs in a container as well.
 """
 
 import ast
@@ -17,8 +16,7 @@ from types import ModuleType
 
 MOST_CHARACTERS = 50_000  # of one cell
 
-# Modules that may be imported, and which of their names may be used (None: every public one that is
-# no other module).
+# Modules that may be imported, and which of their names may be used (None: every public one that is no other module).
 MODULES = {
     "numpy": None,
     "numpy.fft": None,
@@ -38,13 +36,12 @@ MODULES = {
     "torch.special": None,
 }
 # Parts of names in these modules that read or write files, build code, or reach below the arrays.
-REFUSED_PARTS = (
+REFUSED_SUBSTRINGS = (
     "load", "save", "file", "memmap", "genfromtxt", "datasource", "fromregex", "import", "compil", "script", "parse",
     "interpreter", "errcall", "frompyfunc", "storage", "show_config", "package", "dlpack",
 )  # fmt: skip
 REFUSED_NAMES = {"test", "info", "ops", "classes", "record", "recarray", "matrix", "asmatrix", "bmat", "frombuffer"}
-# Attributes of any object that lead to frames, code, files or memory, or read attributes by their
-# names in a text.
+# Attributes of any object that lead to frames, code, files or memory, or read attributes by their names in a text.
 ATTRIBUTES = {
     "f_back", "f_builtins", "f_code", "f_globals", "f_locals", "f_lineno", "f_trace", "gi_frame", "gi_code",
     "gi_yieldfrom", "cr_frame", "cr_code", "cr_await", "cr_origin", "ag_frame", "ag_code", "ag_await", "tb_frame",
@@ -62,16 +59,15 @@ STOPS = {"BaseException", "BaseExceptionGroup", "KeyboardInterrupt", "SystemExit
 SHELL = {"In", "Out", "exit", "quit", "get_ipython", "display"}  # what the notebook's shell adds
 TESTS = {"grade", "written"}  # not even to be called: only the tests do
 PROTECTED = frozenset({"check", "grade", "inputs", "written", "VARIANT", "Variant"})
-TAKEN = "belongs to the assignment and cannot be bound again"
+RESERVED = "belongs to the assignment and cannot be bound again"
 ALLOWED = "numpy, math, itertools, functools and torch"
 
 
 def broken_rules(source, protected=PROTECTED, others=()):
     """Why a cell may not run: a list of sentences, each with its line; empty if it may.
 
-    source: a cell that a student wrote. protected: names that the tests read, which it may not
-    bind. others: the other code cells of the notebook, for the modules that they import. Never
-    raises: what cannot be read is refused.
+    source: a cell that a student wrote. protected: names that the tests read, which it may not bind. others: the other
+    code cells of the notebook, for the modules that they import. Never raises: what cannot be read is refused.
     """
     if len(source) > MOST_CHARACTERS:
         return [f"the cell has {len(source):,} characters; at most {MOST_CHARACTERS:,} are read"]
@@ -79,7 +75,7 @@ def broken_rules(source, protected=PROTECTED, others=()):
         tree, table = ast.parse(source), symtable.symtable(source, "cell", "exec")
         rules = _Rules(_modules([source, *others]), protected)
         rules.visit(tree)
-        rules.top_level(table, tree)
+        rules.bindings(table, tree)
     except SyntaxError as error:
         return [
             f"line {error.lineno}: Python cannot read this: {error.msg} "
@@ -87,13 +83,11 @@ def broken_rules(source, protected=PROTECTED, others=()):
         ]
     except (ValueError, RecursionError, MemoryError) as error:
         return [f"Python cannot read this cell: {type(error).__name__}: {str(error)[:200]}"]
-    return [f"line {line}: {reason}" for line, reason in sorted(rules.found)]
+    return [f"line {line}: {reason}" for line, reason in sorted(rules.violations)]
 
 
 def protected_names(tests, stubs):
-    """The names that test cells read, apart from those that the answer cells (``stubs``) bind for
-    them.
-    """
+    """The names that test cells read, apart from those that the answer cells (``stubs``) bind for them."""
     read = {node.id for source in tests for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
     bound = {symbol.get_name() for source in stubs for symbol in _bound(symtable.symtable(source, "cell", "exec"))}
     return PROTECTED | (read - bound)
@@ -104,10 +98,8 @@ def _bound(table):
 
 
 def _modules(sources):
-    """{name: the dotted names of the modules it stands for} of all imports, wherever in a cell they
-    are.
-    """
-    found = {}
+    """{name: the dotted names of the modules it stands for} of all imports, wherever in a cell they are."""
+    paths = {}
     for source in sources:
         try:
             nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -122,8 +114,8 @@ def _modules(sources):
                     path = f"{node.module}.{alias.name}"
                     if not _is_module(path):
                         continue
-                found.setdefault(name, set()).add(path)
-    return found
+                paths.setdefault(name, set()).add(path)
+    return paths
 
 
 def _is_module(path):
@@ -140,26 +132,24 @@ class _Rules(ast.NodeVisitor):
 
     def __init__(self, modules, protected):
         self.modules = {name: " or ".join(sorted(paths)) for name, paths in modules.items()}
-        self.protected, self.found, self.depth = protected, set(), 0
+        self.protected, self.violations, self.depth = protected, set(), 0
 
     def refuse(self, node, reason):
-        self.found.add((getattr(node, "lineno", 1), reason))
+        self.violations.add((getattr(node, "lineno", 1), reason))
 
-    # -- what is bound
-    # ------------------------------------------------------------------------------------------------
+    # What is bound
 
-    def top_level(self, table, tree):
+    def bindings(self, table, tree):
         """Names that the tests read must not be bound by the cell."""
         for symbol in _bound(table):
             name = symbol.get_name()
             if name in PROTECTED or (name in self.protected and not (symbol.is_imported() and name in self.modules)):
-                self.refuse(_where(tree, name), f"`{name}` {TAKEN}")
+                self.refuse(_where(tree, name), f"`{name}` {RESERVED}")
 
-    def visit_NamedExpr(
-        self, node
-    ):  # inside a comprehension it binds a name outside, which the symbol table leaves out
+    def visit_NamedExpr(self, node):
+        # Inside a comprehension it binds a name outside, which the symbol table leaves out.
         if node.target.id in self.protected and not self.depth:
-            self.refuse(node, f"`{node.target.id}` {TAKEN}")
+            self.refuse(node, f"`{node.target.id}` {RESERVED}")
         self.generic_visit(node)
 
     def name(self, node, name, stored=True):
@@ -188,8 +178,8 @@ class _Rules(ast.NodeVisitor):
     def visit_Call(self, node):
         if not (isinstance(node.func, ast.Name) and node.func.id == "check" and not self.depth):
             self.visit(node.func)
-        for one in [*node.args, *node.keywords]:
-            self.visit(one)
+        for child in [*node.args, *node.keywords]:
+            self.visit(child)
 
     def visit_arg(self, node):
         self.name(node, node.arg)
@@ -203,12 +193,12 @@ class _Rules(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node):
         self.name(node, node.name)
-        for one in [*node.decorator_list, node.args, node.returns]:
-            if one is not None:
-                self.visit(one)
+        for child in [*node.decorator_list, node.args, node.returns]:
+            if child is not None:
+                self.visit(child)
         self.depth += 1
-        for one in node.body:
-            self.visit(one)
+        for child in node.body:
+            self.visit(child)
         self.depth -= 1
 
     def visit_Lambda(self, node):
@@ -216,8 +206,7 @@ class _Rules(ast.NodeVisitor):
         self.generic_visit(node)
         self.depth -= 1
 
-    # -- modules and attributes
-    # ---------------------------------------------------------------------------------------
+    # Modules and attributes
 
     def visit_Import(self, node):
         for alias in node.names:
@@ -281,11 +270,10 @@ class _Rules(ast.NodeVisitor):
         elif MODULES[path] is not None:
             if name not in MODULES[path]:
                 self.refuse(node, f"of `{path}`, only {', '.join(sorted(MODULES[path]))} can be used")
-        elif name in REFUSED_NAMES or any(part in name.lower() for part in REFUSED_PARTS) or _hides_module(path, name):
+        elif _reaches_outside(name) or _hides_module(path, name):
             self.refuse(node, f"`{path}.{name}` is not allowed")
 
-    # -- statements and patterns
-    # --------------------------------------------------------------------------------------
+    # Statements and patterns
 
     def visit_ClassDef(self, node):
         self.refuse(node, "classes are not needed here and not allowed")
@@ -301,9 +289,9 @@ class _Rules(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Try(self, node):
-        for one in node.finalbody:
-            if any(isinstance(n, (ast.Return, ast.Break, ast.Continue)) for n in ast.walk(one)):
-                self.refuse(one, "`finally` must not swallow errors with return, break or continue")
+        for child in node.finalbody:
+            if any(isinstance(n, (ast.Return, ast.Break, ast.Continue)) for n in ast.walk(child)):
+                self.refuse(child, "`finally` must not swallow errors with return, break or continue")
         self.generic_visit(node)
 
     visit_TryStar = visit_Try
@@ -336,10 +324,12 @@ def _is_error(name):
     return isinstance(kind, type) and issubclass(kind, Exception)
 
 
+def _reaches_outside(name):
+    return name in REFUSED_NAMES or any(text in name.lower() for text in REFUSED_SUBSTRINGS)
+
+
 def _hides_module(path, name):
-    """Whether ``path.name`` is a module; NumPy and PyTorch themselves are asked, for releases
-    differ.
-    """
+    """Whether ``path.name`` is a module; NumPy and PyTorch themselves are asked, for releases differ."""
     if path in ("math", "itertools"):
         return False
     with warnings.catch_warnings():

@@ -1,9 +1,8 @@
 """Releases: what students get, made from the sources by nbgrader's own machinery.
 
-Open mode: the notebooks as they are, without solutions and hidden tests; students install the
-package. Graded mode: the same in a drawn variant, as a folder and a zip with the recorded cases and
-a copy of the package that holds what the notebooks import, and none of the files that would give
-the answers away.
+Open mode: the notebooks as they are, without solutions and hidden tests; students install the package. Graded mode: the
+same in a drawn variant, as a folder and a zip with the recorded cases and a copy of the package that holds what the
+notebooks import, and none of the files that would give the answers away.
 """
 
 import ast
@@ -24,10 +23,10 @@ SOURCES = material.FOLDER / "source"
 RELEASES = Path("assignments")  # of the folder one works in
 PACKAGES = ("reformer_ref", "reformer_lab")
 
-ASKED_ROOMS = "hashing|chunking|lsh_attention|reversible|attention|local_attention|generation|model"
-STUDENTS = "exercise|exercises|cases|checks|pictures|variants"  # all other files of the classroom are the instructor's
-INSTRUCTORS = rf"reformer_lab\.classroom\.(?!({STUDENTS})(\.|$)).*"
-GIVES_AWAY = rf"reformer_ref\.({ASKED_ROOMS})\.(?!options$|config$).*"
+# Modules that students never get: all of a component but its options, and the instructor's half of the classroom.
+STUDENTS = "exercise|exercises|cases|checks|pictures|variants"
+WITHHELD = re.compile(rf"reformer_ref\.\w+\.(?!(options|config)$).*|reformer_lab\.classroom\.(?!({STUDENTS})(\.|$)).*")
+COURSE_PACKAGE = "The part of reformer_ref that the assignments need."
 START = """# How to start
 
 Run all commands in the folder of this file. On Windows write `course\\Scripts\\` for `course/bin/`.
@@ -37,14 +36,28 @@ Run all commands in the folder of this file. On Windows write `course\\Scripts\\
    folder `cases` beside it.
 3. Hand in the notebook under the name it has.
 """
+PYPROJECT = """[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "reformer_ref"
+version = "{}"
+license = "Apache-2.0"
+requires-python = "{}"
+dependencies = {!r}
+
+[tool.setuptools.packages.find]
+include = ["reformer_ref*", "reformer_lab*"]
+"""
 
 
 def assignments(sources=SOURCES):
     """The names of all assignments, such as "A1_hashing", in order."""
-    found = sorted(path.stem for path in Path(sources).glob("*/*.ipynb") if path.stem == path.parent.name)
-    if not found:
+    names = sorted(path.stem for path in Path(sources).glob("*/*.ipynb") if path.stem == path.parent.name)
+    if not names:
         raise FileNotFoundError(f"no assignments in {sources}: work in a checkout of the repository")
-    return found
+    return names
 
 
 def source(name, variant=None, sources=SOURCES):
@@ -69,9 +82,7 @@ def source(name, variant=None, sources=SOURCES):
 
 
 def write_sources(folder, variant=None, names=None):
-    """Write the sources in a variant as nbgrader wants them:
-    ``folder``/A1_hashing/A1_hashing.ipynb, …
-    """
+    """Write the sources in a variant as nbgrader wants them: ``folder``/A1_hashing/A1_hashing.ipynb, …"""
     import nbformat
 
     for name in names or assignments():
@@ -80,11 +91,9 @@ def write_sources(folder, variant=None, names=None):
 
 
 def generate(folder=RELEASES, variant=None, names=None):
-    """Write the release notebooks of a variant to ``folder``/A1_hashing/A1_hashing.ipynb, …, the
-    same bytes every time.
+    """Write the release notebooks of a variant to ``folder``/A1_hashing/A1_hashing.ipynb, …, the same bytes every time.
 
-    nbgrader's converter runs in a temporary course, without a database; nothing else is left
-    behind.
+    nbgrader's converter runs in a temporary course, without a database; nothing else is left behind.
     """
     from nbgrader.converters import GenerateAssignment
     from nbgrader.coursedir import CourseDirectory
@@ -106,8 +115,7 @@ def generate(folder=RELEASES, variant=None, names=None):
 
 
 def bundle(folder, variant, names=None):
-    """Write what students of a graded course get to ``folder`` and to ``folder``.zip; returns the
-    path of the zip.
+    """Write what students of a graded course get to ``folder`` and to ``folder``.zip; returns the path of the zip.
 
     ``folder`` must not exist yet, so that nothing of another variant stays in it.
     """
@@ -129,71 +137,72 @@ def bundle(folder, variant, names=None):
 
 
 def write_course_package(folder, names=None):
-    """Write the part of the package that the release notebooks import to ``folder``, ready for
-    ``pip install``.
+    """Write the part of the packages that the release notebooks import to ``folder``, ready for ``pip install``.
+
+    ``__init__.py`` files of reformer_ref are written anew, without what the originals import.
     """
     modules, libraries = course_modules(names)
     for module in sorted(modules):
         path = _path_of(module)
         target = Path(folder) / path.relative_to(_folder_of(module.partition(".")[0]).parent)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        if not _is_rewritten(module):
+            shutil.copyfile(path, target)
+        elif module == "reformer_ref":
+            target.write_text(
+                f'"""{COURSE_PACKAGE}"""\n\n__version__ = "{reformer_ref.__version__}"\n', encoding="utf-8"
+            )
+        else:
+            target.write_text(f'"""{COURSE_PACKAGE}"""\n', encoding="utf-8")
     project = metadata.distribution("reformer_ref")
     wanted = libraries | {"jupyterlab", "matplotlib"}
     needs = sorted({n.partition(";")[0].strip() for n in project.requires if re.match(r"[\w.-]+", n)[0] in wanted})
-    lines = [
-        *("[build-system]", 'requires = ["setuptools>=77"]', ""),
-        *('build-backend = "setuptools.build_meta"', "", "[project]", 'name = "reformer_ref"'),
-        *(f'version = "{reformer_ref.__version__}"', 'license = "Apache-2.0"'),
-        *(f'requires-python = "{project.metadata["Requires-Python"]}"', f"dependencies = {needs!r}", ""),
-        *("[tool.setuptools.packages.find]", 'include = ["reformer_ref*", "reformer_lab*"]', ""),
-    ]
-    (Path(folder) / "pyproject.toml").write_text("\n".join(lines), encoding="utf-8")
+    text = PYPROJECT.format(reformer_ref.__version__, project.metadata["Requires-Python"], needs)
+    (Path(folder) / "pyproject.toml").write_text(text, encoding="utf-8")
     (Path(folder) / "LICENSE").write_text(project.read_text("licenses/LICENSE"), encoding="utf-8")
 
 
 def course_modules(names=None):
-    """(modules of the package, other libraries) that the notebooks import, directly and through
-    each other.
+    """(modules of the packages, other libraries) that the notebooks import, directly and through each other.
 
-    ValueError with the chain of imports if that leads to a file that gives an answer away. Imports
-    inside of functions that lead to such a file are passed over: those functions are for
-    instructors, or look first whether it is there.
+    ValueError with the chain of imports if that leads to a file that gives an answer away. Imports inside of functions
+    that lead to such a file are passed over: those functions are for instructors, or look first whether it is there.
     """
     start = {*PACKAGES, "reformer_lab.classroom.pictures"}
     for name in names or assignments():
         start.add(f"reformer_lab.classroom.exercises.{TOPICS[name.partition('_')[0]]}")
         for cell in source(name).cells:
             if cell.cell_type == "code":
-                start |= {module for module, _ in _imports(_without_fences(cell.source), "")}
-    chains, libraries = {module: module for module in start if _path_of(module)}, set()
+                start |= {module for module, _ in _imports(_without_fences(cell.source), "a notebook")}
+    libraries = {module.partition(".")[0] for module in start if not _path_of(module)}
+    chains = {module: module for module in start if _path_of(module)}
     waiting = list(chains)
-    libraries |= {module.partition(".")[0] for module in start if not _path_of(module)}
     while waiting:
         module = waiting.pop()
-        if _withheld(module):
+        if WITHHELD.fullmatch(module):
             raise ValueError(f"students would get {module}, imported through {chains[module]}")
-        parents = {(".".join(module.split(".")[:n]), True) for n in range(1, module.count(".") + 1)}
-        for other, always in _imports(_path_of(module).read_text(encoding="utf-8"), module) | parents:
+        packages = {(".".join(module.split(".")[:n]), True) for n in range(1, module.count(".") + 1)}
+        for other, always in _imports_of(module) | packages:
             if _path_of(other) is None:
                 libraries.add(other.partition(".")[0])
-            elif other not in chains and (always or not _leaks(other)):
+            elif other not in chains and (always or not _leads_to_withheld(other)):
                 chains[other] = f"{chains[module]} → {other}"
                 waiting.append(other)
     return set(chains), libraries
 
 
-def _withheld(module):
-    return re.fullmatch(GIVES_AWAY, module) or re.fullmatch(INSTRUCTORS, module)
-
-
-def _leaks(module, seen=frozenset()):
+def _leads_to_withheld(module, visited=frozenset()):
     """Whether a module, or what it imports at once, is withheld from students."""
-    path = _path_of(module)
-    if path is None or module in seen:
+    if WITHHELD.fullmatch(module):
+        return True
+    if _path_of(module) is None or module in visited:
         return False
-    at_once = [other for other, always in _imports(path.read_text(encoding="utf-8"), module) if always]
-    return bool(_withheld(module)) or any(_leaks(other, seen | {module}) for other in at_once)
+    return any(_leads_to_withheld(other, visited | {module}) for other, always in _imports_of(module) if always)
+
+
+def _is_rewritten(module):
+    """Whether students get an ``__init__.py`` without imports in place of this module: for packages of reformer_ref."""
+    return module.partition(".")[0] == "reformer_ref" and _path_of(module).name == "__init__.py"
 
 
 def _without_fences(text):
@@ -202,7 +211,7 @@ def _without_fences(text):
 
 
 def _path_of(module):
-    """The file of a module of this package, or None."""
+    """The file of a module of these packages, or None."""
     package, *inner = module.split(".")
     if package not in PACKAGES:
         return None
@@ -214,15 +223,27 @@ def _folder_of(package):
     return Path(importlib.util.find_spec(package).origin).parent
 
 
-def _imports(code, module):
-    """{(module, whether it is imported with the file itself, not inside of a function)}."""
-    tree, found = ast.parse(code), set()
+def _imports_of(module):
+    """``_imports`` of a module's file as students get it."""
+    return set() if _is_rewritten(module) else _imports(_path_of(module).read_text(encoding="utf-8"), module)
+
+
+def _imports(code, importer):
+    """{(module, whether it is imported with the file itself, not inside of a function)}.
+
+    ValueError for a name from a package of reformer_ref, whose ``__init__.py`` students do not get.
+    """
+    tree, imported = ast.parse(code), set()
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {(alias.name, id(node) not in inside) for alias in node.names}
+            imported |= {(alias.name, id(node) not in inside) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:  # `from a import b`: b may be a module of its own
                 inner = f"{node.module}.{alias.name}"
-                found.add((inner if _path_of(inner) else node.module, id(node) not in inside))
-    return found
+                module = inner if _path_of(inner) else node.module
+                at_once = id(node) not in inside
+                if at_once and _path_of(module) and _is_rewritten(module) and alias.name != "__version__":
+                    raise ValueError(f"{importer} must import {alias.name} from the module of {module} that defines it")
+                imported.add((module, at_once))
+    return imported

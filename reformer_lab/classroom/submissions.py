@@ -1,6 +1,4 @@
-"""Submissions in any state: read them, and put what the student wrote into a fresh copy of the
-release notebook.
-"""
+"""Submissions in any state: read them, and put what the student wrote into a fresh copy of the release notebook."""
 
 import ast
 import json
@@ -16,20 +14,19 @@ REMARKS = "about-this-submission"  # id of the cell that tells what was done to 
 
 
 def read(path):
-    """The cells of a notebook file, without outputs; what could not be read is in
-    ``metadata.reformer_ref.remarks``.
-    """
+    """The cells of a notebook file, without outputs; what could not be read is in ``metadata.reformer_ref.remarks``."""
     remarks, cells = [], []
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES // 1_000_000} MB (clear the outputs before you hand in)")
         stored = json.loads(path.read_text(encoding="utf-8"))
-        found = stored.get("cells") if isinstance(stored, dict) else None
-        if not isinstance(found, list):
+        stored_cells = stored.get("cells") if isinstance(stored, dict) else None
+        if not isinstance(stored_cells, list):
             raise ValueError("it is no notebook with cells")
-        cells = [cell for cell in map(_cell, found[:MOST_CELLS]) if cell is not None]
-        if len(cells) < len(found):
-            remarks.append(f"{len(found) - len(cells)} cells could not be read, or are beyond the {MOST_CELLS}th.")
+        cells = [cell for cell in map(_cell, stored_cells[:MOST_CELLS]) if cell is not None]
+        if len(cells) < len(stored_cells):
+            n_missing = len(stored_cells) - len(cells)
+            remarks.append(f"{n_missing} cells could not be read, or are beyond the {MOST_CELLS}th.")
     except (OSError, ValueError, RecursionError) as error:
         remarks.append(f"The file could not be read: {str(error)[:200]}. So every part counts as not written.")
     notebook = new_notebook(cells=cells)
@@ -38,9 +35,7 @@ def read(path):
 
 
 def _cell(stored):
-    """A cell with source, id and nbgrader's metadata, of whatever stands in the file; None if that
-    is no cell.
-    """
+    """A cell with source, id and nbgrader's metadata, of whatever stands in the file; None if that is no cell."""
     if not isinstance(stored, dict) or stored.get("cell_type") not in ("code", "markdown"):
         return None
     source, metadata = stored.get("source"), stored.get("metadata")
@@ -61,22 +56,20 @@ def _sound(marks):
 
 
 def rebuild(submitted, release):
-    """A copy of ``release`` that holds the answers of ``submitted``, and its further cells where
-    they stood.
+    """A copy of ``release`` that holds the answers of ``submitted``, and its further cells where they stood.
 
-    Locked cells, tests, ids and points are always those of the release. Cells are recognised by
-    nbgrader's ids, else by their own, else by what they define. The first cell lists in plain words
-    what was put right or was not run.
+    Locked cells, tests, ids and points are always those of the release. Cells are recognised by nbgrader's ids, else by
+    their own, else by what they define. The first cell lists in plain words what was put right or was not run.
     """
     remarks = list(submitted.metadata.get("reformer_ref", {}).get("remarks", []))
     places, doubled = _recognise(submitted.cells, release.cells)
     for grade_id in doubled:
         remarks.append(f"Cell `{grade_id}` was there more than once; the last one counts as the answer.")
     after, last = {}, -1  # further cells, by the place in the release after which they come
-    taken = {index: place for place, index in places.items()}
+    matched = {index: place for place, index in places.items()}
     for index, cell in enumerate(submitted.cells):
-        if index in taken:
-            last = max(last, taken[index])
+        if index in matched:
+            last = max(last, matched[index])
         elif cell.cell_type == "markdown" or cell.source.strip():
             after.setdefault(last, []).append(cell)
     for place in sorted(after, reverse=True):  # an answer cell that was deleted comes before what was written instead
@@ -89,7 +82,7 @@ def rebuild(submitted, release):
     code = [c for c in release.cells if c.cell_type == "code"]
     tests, stubs = ([c.source for c in code if _mark(c, "grade")], [c.source for c in code if _is_answer(c)])
     fixed = [c.source for c in code if not _is_answer(c)]
-    theirs = [c for i, c in enumerate(submitted.cells) if i not in taken or _may_change(release.cells[taken[i]])]
+    theirs = [c for i, c in enumerate(submitted.cells) if i not in matched or _may_change(release.cells[matched[i]])]
     written = [c.source for c in theirs if c.cell_type == "code"]
     policy = {"protected": protected_names(tests, stubs), "others": fixed + written}
     cells = [_further(cell, policy, remarks) for cell in after.get(-1, [])]
@@ -104,7 +97,7 @@ def rebuild(submitted, release):
         elif given is not None and given.strip() != cell.source.strip():
             remarks.append(f"Cell `{_grade_id(cell)}` was changed; the original was put back.")
         cells.append(cell)
-        cells += [_further(one, policy, remarks) for one in after.get(place, [])]
+        cells += [_further(cell, policy, remarks) for cell in after.get(place, [])]
     if remarks:
         text = "**About this submission**\n\n" + "\n".join(f"* {_harmless(remark)}" for remark in remarks)
         cells.insert(0, new_markdown_cell(text, id=REMARKS))
@@ -114,9 +107,7 @@ def rebuild(submitted, release):
 
 
 def _harmless(text):
-    """A student's Markdown, which looks the same but holds no HTML: an invisible space keeps tags
-    from being tags.
-    """
+    """A student's Markdown, which looks the same but holds no HTML: an invisible space keeps tags from being tags."""
     return re.sub(r"<(?=[A-Za-z/!?])", "<\u200b", text[:MOST_CHARACTERS])
 
 
@@ -140,26 +131,24 @@ def _recognise(submitted, release):
     doubled = []
 
     def match(key_of_submitted, key_of_release):
-        found = {}
+        by_key = {}
         for index in sorted(free):
             key = key_of_submitted(submitted[index])
             if key is not None:
-                found.setdefault(key, []).append(index)
+                by_key.setdefault(key, []).append(index)
         for place, cell in enumerate(release):
-            indices = found.get(key_of_release(cell), []) if place not in places else []
+            indices = by_key.get(key_of_release(cell), []) if place not in places else []
             if indices:
                 places[place] = indices[-1]
                 free.discard(indices[-1])
                 yield cell, indices
 
-    by_grade_id = match(_grade_id, _grade_id)
-    for cell, indices in by_grade_id:
+    for cell, indices in match(_grade_id, _grade_id):
         if len(indices) > 1:
             doubled.append(_grade_id(cell))
             if not _is_answer(cell):  # copies of a test are of no use to anybody
                 free.difference_update(indices)
-    # Cells whose marks were lost or changed; those with the id of another place are copies, and
-    # stay further cells.
+    # Cells whose marks were lost or changed; those with the id of another place are copies, and stay further cells.
     lost = {i for i in free if _grade_id(submitted[i]) not in known}
     free &= lost
     list(match(lambda c: c.id, lambda c: c.id))
@@ -191,11 +180,9 @@ def _further(cell, policy, remarks):
 
 
 def _refuse(cell, reasons, which, remarks):
-    """If there are reasons, replace the cell by one that raises with them and keeps the student's
-    code as comments.
-    """
+    """If there are reasons, replace the cell by one that raises with them and keeps the student's code as comments."""
     if reasons:
-        told = "; ".join(reasons[:5])
-        remarks.append(f"The cell {which} was not run: {told}.")
+        text = "; ".join(reasons[:5])
+        remarks.append(f"The cell {which} was not run: {text}.")
         kept = "".join(f"\n# {line[:200]}" for line in cell.source.splitlines()[:300])
-        cell.source = f"raise RuntimeError({'This cell was not run: ' + told!r})\n\n# What you wrote:{kept}"
+        cell.source = f"raise RuntimeError({'This cell was not run: ' + text!r})\n\n# What you wrote:{kept}"

@@ -1,9 +1,7 @@
-"""Variants: the conventions an assignment uses, drawn from an instructor's seed so that no
-published code fits them.
+"""Variants: the conventions an assignment uses, drawn from an instructor's seed so that no published code fits them.
 
-``Variant()`` is the package's own way of doing things, and the open mode of every assignment. A
-graded course draws another one; the notebooks then define, in words and equations, what the drawn
-conventions mean.
+``Variant()`` is the package's own way of doing things, and the open mode of every assignment. A graded course draws
+another one; the notebooks then define, in words and equations, what the drawn conventions mean.
 """
 
 import hashlib
@@ -25,7 +23,7 @@ CHOICES = {
     "sort_ties": ("earliest_first", "latest_first"),
     "look": ("back", "ahead"),
     "n_look": (1, 2, 3),
-    "look_order": ("by_place", "own_first"),
+    "look_order": ("by_place", "nearest_first"),
     "pad": ("end", "start"),
     "n_hashes": (2, 3, 4, 5),
     "key_norm": ("l2", "l1", "rms"),
@@ -42,7 +40,7 @@ CHOICES = {
     "scores_at_a_time": (524288, 262144, 393216, 1048576),
     "optimizer_states": (2, 0),
     "tied": (False, True),
-    "ff_slice": (2048, 512, 1024, 4096),
+    "ff_chunk": (2048, 512, 1024, 4096),
     "dense_pairs": ("half", "all"),
     "operations": ("training", "forward"),
     "margin": (1, 2, 3, 4),
@@ -55,10 +53,8 @@ USES = {
     "A4": ("coupling", "sign", "carry", "keep"),
     "A5": (*list(CHOICES)[list(CHOICES).index("length") :], "n_look", "n_hashes"),
 }
-# In a drawn variant at least one field of every group differs from the package's own. A3 shares the
-# groups of A2, and
-# its `count` stays free: dividing by how often a pair was met is the harder half, and should come
-# up in some courses.
+# In a drawn variant at least one field of every group differs from the package's own. A3 shares the groups of A2, and
+# its `count` stays free: dividing by how often a pair was met is the harder half, and should come up in some courses.
 UNUSUAL = (
     *(("hash_order",), ("hash_ties", "factor_order")),
     *(("sort_ties",), ("look", "n_look"), ("look_order", "pad")),
@@ -72,19 +68,17 @@ UNUSUAL = (
 class Variant:
     """The conventions of one course; every field is described where an assignment uses it.
 
-    A1. hash_order: what stands behind one another before the largest is taken: [xR ; −xR], [−xR ;
-    xR], or (x·r₁, −x·r₁, x·r₂, −x·r₂, …). hash_ties: the index that wins when several are largest.
-    factor_order: which factor of a factorised bucket number counts in ones. A2. sort_ties: the
-    order inside a bucket, by rising or falling position. look, n_look: a chunk sees itself and
-    ``n_look`` chunks before it, or after it. look_order: the chunks of a window by their place, or
-    the chunk itself first and then its neighbours from near to far. pad: where the free places are,
-    in the last chunk or in the first. A3. n_hashes: rounds. key_norm: a key is q/‖q‖₂, q/Σ|q| or
-    q/√(mean q²). count: a pair that meets in m rounds counts once, or m times. A4. coupling: y₁ =
-    c·x₁ ± F(x₂), y₂ = c·x₂ ± G(y₁), or y₂ = c·x₂ ± G(x₁), y₁ = c·x₁ ± F(y₂); sign: that ±; carry:
-    that c. keep: dropout keeps what drew a high number, or a low one. A5. length, d_model,
-    n_layers: sizes. number_bytes, block_bytes: bytes of a number, and of the blocks in which memory
-    is given out. scores_at_a_time, ff_slice: what is worked on at once. optimizer_states, tied:
-    weights. dense_pairs, operations, margin: what is compared at the crossover.
+    A1. hash_order: what stands behind one another before the largest is taken: [xR ; −xR], [−xR ; xR], or (x·r₁, −x·r₁,
+    x·r₂, −x·r₂, …). hash_ties: the index that wins when several are largest. factor_order: which factor of a factorised
+    bucket number counts in ones. A2. sort_ties: the order inside a bucket, by rising or falling position. look, n_look:
+    a chunk sees itself and ``n_look`` chunks before it, or after it. look_order: the chunks of a window by their place,
+    or the chunk itself first and then its neighbours from near to far. pad: where the free places are, in the last
+    chunk or in the first. A3. n_hashes: rounds. key_norm: a key is q/‖q‖₂, q/Σ|q| or q/√(mean q²). count: a pair that
+    meets in m rounds counts once, or m times. A4. coupling: y₁ = c·x₁ ± F(x₂), y₂ = c·x₂ ± G(y₁), or y₂ = c·x₂ ± G(x₁),
+    y₁ = c·x₁ ± F(y₂); sign: that ±; carry: that c. keep: dropout keeps what drew a high number, or a low one. A5.
+    length, d_model, n_layers: sizes. number_bytes, block_bytes: bytes of a number, and of the blocks in which memory is
+    given out. scores_at_a_time, ff_chunk: what is worked on at once. optimizer_states, tied: weights. dense_pairs,
+    operations, margin: what is compared at the crossover.
     """
 
     hash_order: str = "positive_first"
@@ -110,7 +104,7 @@ class Variant:
     scores_at_a_time: int = 524288
     optimizer_states: int = 2
     tied: bool = False
-    ff_slice: int = 2048
+    ff_chunk: int = 2048
     dense_pairs: str = "half"
     operations: str = "training"
     margin: int = 1
@@ -121,9 +115,7 @@ class Variant:
 
     @classmethod
     def draw(cls, seed):
-        """The variant of an instructor's integer seed ≥ 0; of every assignment at least two
-        conventions are unusual.
-        """
+        """The variant of an instructor's integer seed ≥ 0; of every assignment at least two conventions are unusual."""
         rng = np.random.default_rng(require_int("seed", seed, minimum=0))
         drawn = {name: choices[rng.integers(len(choices))] for name, choices in CHOICES.items()}
         for group in UNUSUAL:
@@ -133,9 +125,7 @@ class Variant:
         return cls(**drawn)
 
     def only(self, assignment):
-        """The variant of one assignment ("A1"): its own fields as they are, all others as the
-        package has them.
-        """
+        """The variant of one assignment ("A1"): its own fields as they are, all others as the package has them."""
         return type(self)(**{name: getattr(self, name) for name in USES[assignment]})
 
     @property
@@ -156,16 +146,12 @@ class Variant:
         return cls(**given)
 
     def rng(self, name, part):
-        """A generator for the cases of one exercise: a function of the variant, the name and the
-        part alone.
-        """
+        """A generator for the cases of one exercise: a function of the variant, the name and the part alone."""
         digest = hashlib.sha256(f"{self.to_json()} {name} {part}".encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
     def literal(self):
-        """Python code that makes this variant: the fields that are not the package's own, in lines
-        of 112 letters.
-        """
+        """Python code that makes this variant: the fields that are not the package's own, in lines of 112 letters."""
         usual = asdict(type(self)())
         unusual = [f"{name}={value!r}" for name, value in asdict(self).items() if value != usual[name]]
         return "Variant(" + textwrap.fill(", ".join(unusual), 106, subsequent_indent="    ") + ")"

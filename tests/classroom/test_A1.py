@@ -1,6 +1,4 @@
-"""A1, angular hashing: answers against the definitions, wrong solutions, the experiment of the
-notebook.
-"""
+"""A1, angular hashing: answers against the definitions, wrong solutions, the experiment of the notebook."""
 
 import contextlib
 import io
@@ -145,7 +143,7 @@ def test_the_definitions_of_a1_agree_with_the_answers(hash_order, hash_ties, fac
     x, r = np.array([[1.0, -2.0]]), np.array([[[1.0, 0.0, 2.0], [1.0, 1.0, -1.0]]])
     text, fn = variant.describe("A1.hash"), answer("A1.hash").reference(variant)
     assert f"so the bucket is **{fn(x, r).item()}**" in text
-    assert f"the **{hash_ties}** of their places" in text
+    assert f"the **{hash_ties}** index wins" in text
     zeros = fn(np.zeros((1, 2)), r).item()
     assert zeros == (0 if hash_ties == "lowest" else 5)
     combined = answer("A1.factors").reference(variant)(np.eye(10)[[3]] + np.eye(10)[[4 + 1]], (4, 6))

@@ -1,6 +1,4 @@
-"""Assignment A2: its answers under every variant, the wrong solutions as plain functions, and its
-pictures.
-"""
+"""Assignment A2: its answers under every variant, the wrong solutions as plain functions, and its pictures."""
 
 import itertools
 import json
@@ -39,7 +37,7 @@ def by_hand(name, variant):
 
     def look(chunks):
         near_to_far = [-step if back else step for step in range(variant.n_look + 1)]
-        steps = near_to_far if variant.look_order == "own_first" else sorted(near_to_far)
+        steps = near_to_far if variant.look_order == "nearest_first" else sorted(near_to_far)
         held = dict(enumerate(chunks.tolist()))
         return [[i for step in steps for i in held.get(c + step, [-1] * chunks.shape[1])] for c in held]
 
@@ -83,7 +81,7 @@ def test_the_answers_are_what_the_definitions_say(name):
 @pytest.mark.parametrize("name", topic.EXERCISES)
 def test_the_answers_pass_the_check_and_the_check_of_the_room(name, capsys):
     check(name, ANSWERS[name].reference(Variant()), Variant())
-    assert (ANSWERS[name].room_check is None) != ("; check_" in capsys.readouterr().out)
+    assert (ANSWERS[name].component_check is None) != ("; check_" in capsys.readouterr().out)
 
 
 def test_visible_pairs_are_those_of_lsh_attention():
@@ -122,7 +120,7 @@ def test_the_functions_of_the_package_do_not_solve_a_drawn_variant():
 def test_definitions_are_short_and_tell_the_variants_apart():
     told = {variant: tuple(describe(variant) for describe in topic.DESCRIBE.values()) for variant in EVERY}
     assert all(len(text.split()) <= 130 for texts in told.values() for text in texts)
-    same = sum(v.look == "ahead" and v.look_order == "own_first" for v in EVERY)  # in this case both orders are one
+    same = sum(v.look == "ahead" and v.look_order == "nearest_first" for v in EVERY)  # in this case both orders are one
     assert len(set(told.values())) >= len(EVERY) - same
 
 

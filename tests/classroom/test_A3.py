@@ -1,6 +1,4 @@
-"""Assignment A3: its answers under every variant, the notebook's own solutions, wrong solutions,
-and its pictures.
-"""
+"""Assignment A3: its answers under every variant, the notebook's own solutions, wrong solutions, and its pictures."""
 
 import json
 
@@ -113,7 +111,7 @@ def test_the_solutions_of_the_notebook_lose_nothing(cell):
 @pytest.mark.parametrize("name", topic.EXERCISES)
 def test_the_answers_pass_the_check_and_the_check_of_the_room(name, capsys):
     check(name, ANSWERS[name].reference(Variant()), Variant())
-    assert (ANSWERS[name].room_check is None) != ("; check_" in capsys.readouterr().out)
+    assert (ANSWERS[name].component_check is None) != ("; check_" in capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong["name"])

@@ -1,6 +1,4 @@
-"""A4, the reversible block: its answers against autograd and the room's spec, its notebook, its
-wrong solutions.
-"""
+"""A4, the reversible block: its answers against autograd and the room's spec, its notebook, its wrong solutions."""
 
 import json
 
@@ -12,7 +10,7 @@ from reformer_lab.classroom import material
 from reformer_lab.classroom.answers import answer
 from reformer_lab.classroom.checks import check
 from reformer_lab.classroom.exercises import exercise, names
-from reformer_lab.classroom.exercises.reversible import half
+from reformer_lab.classroom.exercises.reversible import branch
 from reformer_lab.classroom.exercises.reversible_texts import block_picture
 from reformer_lab.classroom.grading import grade
 from reformer_lab.classroom.policy import broken_rules
@@ -64,20 +62,20 @@ def test_answers_are_the_definition_and_its_gradients(variant):
     rng = np.random.default_rng(0)
     x1, x2, d_y1, d_y2 = rng.standard_normal((4, 5, 3))
     w_f, w_g = rng.standard_normal((2, 3, 3))
-    halves = [part for w in (w_f, w_g) for part in half(w)]
+    branches = [part for w in (w_f, w_g) for part in branch(w)]
 
     def block(a, b, v, w):
         return torch.stack(definition(variant, a, b, lambda z: torch.tanh(z @ v), lambda z: torch.tanh(z @ w)))
 
     (y1, y2), (d_x1, d_x2, d_wf, d_wg) = autograd_vjp(block, (x1, x2, w_f, w_g), np.stack([d_y1, d_y2]))
-    got = answer("A4.backward").reference(variant)(y1, y2, d_y1, d_y2, *halves)
+    got = answer("A4.backward").reference(variant)(y1, y2, d_y1, d_y2, *branches)
     for ours, wanted in zip(got, (x1, x2, d_x1, d_x2, d_wf, d_wg), strict=True):
         assert relative_error(ours, wanted) < 1e-12
-    blocks = [halves[::2]] * 3
+    blocks = [branches[::2]] * 3
     forward, inverse = (answer(f"A4.{name}").reference(variant) for name in ("forward", "inverse"))
     a, b = x1, x2
     for _ in blocks:
-        a, b = definition(variant, a, b, *halves[::2])
+        a, b = definition(variant, a, b, *branches[::2])
     assert relative_error(forward(x1, x2, blocks), (a, b)) < 1e-13
     assert relative_error(inverse(a, b, blocks), (x1, x2)) < 1e-12
 

@@ -1,6 +1,4 @@
-"""A5, memory and the crossover: answers against the package's counters, the notebook, wrong
-solutions.
-"""
+"""A5, memory and the crossover: answers against the package's counters, the notebook, wrong solutions."""
 
 import json
 import math

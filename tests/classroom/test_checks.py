@@ -58,8 +58,8 @@ def test_wrong_entries_stand_beside_the_expected_ones_with_stars():
         ("A1.hash", lambda x, r: right("A1.hash")(x, r).T, "`buckets` has shape (4, 1), expected (1, 4)."),
         ("A1.hash", lambda x, r: right("A1.hash")(x, r) * 1.0, "`buckets` holds floats (float64), expected integers."),
         ("A1.hash", lambda x, r: x[:, 9], "your function raised IndexError: index 9 is out of bounds"),
-        ("A1.measure", lambda t, a, b: t, "expected 2 results (share, distance) as a tuple, got a ndarray."),
-        ("A1.measure", lambda t, a, b: (t, t, t), "expected 2 results (share, distance) as a tuple, got 3 things."),
+        ("A1.measure", lambda t, a, b: t, "expected 2 results (fraction, distance) as a tuple, got a ndarray."),
+        ("A1.measure", lambda t, a, b: (t, t, t), "expected 2 results (fraction, distance) as a tuple, got 3 things."),
         ("A1.measure", lambda t, a, b: (right("A1.measure")(t, a, b)[0], t), "1 of 1 entries of `distance` is wrong"),
         ("A1.rounds", lambda t, m: 77, "`n` is 77, expected 3."),
         ("A1.angle", lambda x, y: right("A1.angle")(x, y) * (1 + 1e-6), "yours 1.570798, expected 1.570796."),
@@ -142,7 +142,7 @@ def test_entries_of_a_mask_are_told_in_words():
     message = complaint("A2.visible", lambda b, c, w: ~right("A2.visible", drawn)(b, c, w), drawn)
     (buckets, chunks, windows), _ = cases.visible("A2.visible", drawn)[0]
     c, k, w = next(at for at in np.ndindex(*chunks.shape, windows.shape[1]) if windows[at[0], at[2]] >= 0)
-    query = f"query {chunks[c, k]} of bucket {buckets[chunks[c, k]]}" if chunks[c, k] >= 0 else "query nobody"
+    query = f"query {chunks[c, k]} of bucket {buckets[chunks[c, k]]}" if chunks[c, k] >= 0 else "query padding"
     assert f"{query}, key {windows[c, w]} of bucket {buckets[windows[c, w]]}" in message
 
 

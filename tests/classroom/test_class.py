@@ -1,9 +1,8 @@
-"""The whole class, with real kernels: for every assignment and two seeds of variants, marks are
-what they must be.
+"""The whole class, with real kernels: for every assignment and two seeds of variants, marks are what they must be.
 
-One course per seed; its submissions are made up from the reference answers, the wrong solutions and
-the cheats, and graded in one round. Wrong solutions of different exercises share a notebook, and so
-do cheats; in the first assignment each cheat also comes alone.
+One course per seed; its submissions are made up from the reference answers, the wrong solutions and the cheats, and
+graded in one round. Wrong solutions of different exercises share a notebook, and so do cheats; in the first assignment
+each cheat also comes alone.
 """
 
 import csv
@@ -19,7 +18,7 @@ pytestmark = [pytest.mark.grading, pytest.mark.slow, pytest.mark.timeout(1800)]
 SEEDS = tuple(map(int, os.environ.get("GRADING_SEEDS", "1 2").split()))
 ASSIGNMENTS = os.environ.get("GRADING_ASSIGNMENTS", "").split() or release.assignments()
 CELL_SECONDS = 8
-EVERY = [(seed, name) for seed in SEEDS for name in ASSIGNMENTS]
+ALL = [(seed, name) for seed in SEEDS for name in ASSIGNMENTS]
 SLOW = [one for one in rehearsal.cheats() if one.get("slow")]
 QUICK = [one for one in rehearsal.cheats() if not one.get("slow")]
 ANSWERS = [one for one in QUICK if "answer" in one]
@@ -57,9 +56,7 @@ def graded(tmp_path_factory):
 
 
 def hand_in(where, name, seed, due):
-    """All submissions of one assignment; notes in ``due`` {(assignment, student): {grade id:
-    marks}}.
-    """
+    """All submissions of one assignment; notes in ``due`` {(assignment, student): {grade id: marks}}."""
     full, references = rehearsal.full_marks(where, name), rehearsal.references(where, name)
     rehearsal.write(where, "reference", name, references)
     rehearsal.write(where, "blank", name, {})
@@ -72,7 +69,7 @@ def hand_in(where, name, seed, due):
         rehearsal.write(where, f"mistakes-{k}", name, answers)
         due[name, f"mistakes-{k}"] = full | lost
 
-    exercises = [part.answer for part in rehearsal.parts(where, name) if part.tests]
+    exercises = [question.answer for question in rehearsal.questions(where, name) if question.tests]
     first, turn = name == ASSIGNMENTS[0], seed + ASSIGNMENTS.index(name)
 
     def attack(student, attacks):
@@ -96,7 +93,7 @@ def marks_of(graded, seed, name, kind):
     """(student, due, got, remarks) of the submissions of one kind."""
     everything, _ = graded
     found = [
-        (student, due, {part: one.marks.get(part, (None,))[0] for part in due}, one.remarks)
+        (student, due, {question: one.marks.get(question, (None,))[0] for question in due}, one.remarks)
         for (s, n, student), (due, one) in everything.items()
         if (s, n) == (seed, name) and student.startswith(kind)
     ]
@@ -104,17 +101,17 @@ def marks_of(graded, seed, name, kind):
     return found
 
 
-@pytest.mark.parametrize(("seed", "name"), EVERY)
+@pytest.mark.parametrize(("seed", "name"), ALL)
 def test_the_reference_gets_full_marks(graded, seed, name):
     [(_, due, got, remarks)] = marks_of(graded, seed, name, "reference")
     assert got == due
     assert remarks == ()
     _, one = graded[0][seed, name, "reference"]
     assert one.points == 100
-    assert one.total == 100 - sum(one.marks[part][1] for part in one.by_hand)
+    assert one.total == 100 - sum(one.marks[question][1] for question in one.by_hand)
 
 
-@pytest.mark.parametrize(("seed", "name"), EVERY)
+@pytest.mark.parametrize(("seed", "name"), ALL)
 def test_the_blank_release_gets_nothing(graded, seed, name):
     [(_, due, got, remarks)] = marks_of(graded, seed, name, "blank")
     assert set(got.values()) == {0} == set(due.values())
@@ -123,18 +120,18 @@ def test_the_blank_release_gets_nothing(graded, seed, name):
     assert (one.total, one.by_hand) == (0, ())
 
 
-@pytest.mark.parametrize(("seed", "name"), EVERY)
+@pytest.mark.parametrize(("seed", "name"), ALL)
 def test_wrong_solutions_lose_exactly_what_they_should(graded, seed, name):
     mistakes = rehearsal.wrong_solutions(name)
     assert len(mistakes) >= 6
-    assert any(all(part.endswith("-hidden") for part in one["loses"]) for one in mistakes)
+    assert any(all(question.endswith("-hidden") for question in one["loses"]) for one in mistakes)
     assert all(one["loses"] for one in mistakes)
     for student, due, got, _ in marks_of(graded, seed, name, "mistakes"):
         names = [one["name"] for one in packed(mistakes)[int(student.partition("-")[2])]]
         assert got == due, names
 
 
-@pytest.mark.parametrize(("seed", "name"), EVERY)
+@pytest.mark.parametrize(("seed", "name"), ALL)
 def test_cheats_gain_nothing_and_break_nothing(graded, seed, name):
     for kind in ("cheats", "slow", "whole") + ("alone",) * (name == ASSIGNMENTS[0]):
         for student, due, got, remarks in marks_of(graded, seed, name, kind):
@@ -188,9 +185,7 @@ def test_feedback_tells_what_was_not_run_and_runs_no_script(graded):
 
 
 def test_cells_that_end_or_block_python_cost_their_own_marks_alone(tmp_path):
-    """The same without the policy: kernels that die or hang are replaced, and what ran before runs
-    again.
-    """
+    """The same without the policy: kernels that die or hang are replaced, and what ran before runs again."""
     import nbformat
     from reformer_lab.classroom.autograde import SturdyExecute
 

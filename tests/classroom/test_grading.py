@@ -163,9 +163,7 @@ def release():
 
 
 def handed_in(tmp_path, change):
-    """The release, changed, written to a file, read and put into the release again; its sources by
-    id, and remarks.
-    """
+    """The release, changed, written to a file, read and put into the release again; its sources by id, and remarks."""
     notebook = release()
     text = change(notebook)
     path = tmp_path / "T.ipynb"

@@ -1,6 +1,4 @@
-"""The honesty policy: what honest students write runs, and every known way around the work is
-refused with a reason.
-"""
+"""The honesty policy: what honest students write runs, and every known way around the work is refused with a reason."""
 
 import json
 import subprocess
@@ -141,8 +139,10 @@ def test_the_line_is_named():
 
 def test_modules_of_other_cells_are_known():
     assert broken_rules("banana.load('x')", others=["import numpy as banana"])
-    assert broken_rules("plots.np", others=["from reformer_ref.hashing import plots"])
-    assert broken_rules("plots.strips()", others=["from reformer_ref.hashing import plots", "import math as plots"])
+    assert broken_rules("plots.np", others=["from reformer_lab.plots import hashing as plots"])
+    assert broken_rules(
+        "plots.strips()", others=["from reformer_lab.plots import hashing as plots", "import math as plots"]
+    )
     assert not broken_rules("banana.load('x')"), "without that import it is a name like any other"
 
 

@@ -1,6 +1,4 @@
-"""Releases: no answers, no hidden tests, no outputs; fresh ones equal the committed; the course
-package suffices.
-"""
+"""Releases: no answers, no hidden tests, no outputs; fresh ones equal the committed; the course package suffices."""
 
 import builtins
 import contextlib
@@ -13,6 +11,7 @@ import sys
 import textwrap
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -23,6 +22,7 @@ from reformer_lab.classroom.variants import TOPICS, Variant
 pytest.importorskip("nbgrader", reason="needs the extra `grading`")
 
 ALL = release.assignments()
+COMMITTED = Path(__file__).parents[2] / "assignments"
 STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
 FENCES = re.compile(r"(?ms)^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$")
 HIDDEN = re.compile(r"(?ms)^### BEGIN HIDDEN TESTS\n.*?^### END HIDDEN TESTS$\n?")
@@ -62,7 +62,7 @@ def test_there_are_five_assignments():
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_committed_release_is_a_fresh_one(name, released):
-    committed, fresh = (folder / name / f"{name}.ipynb" for folder in (release.RELEASES, released["open"]))
+    committed, fresh = (folder / name / f"{name}.ipynb" for folder in (COMMITTED, released["open"]))
     assert committed.read_bytes() == fresh.read_bytes(), "python -m reformer_lab classroom generate"
     assert sorted(p.name for p in committed.parent.iterdir()) == [f"{name}.ipynb"]
 
@@ -138,9 +138,7 @@ def test_sources_keep_to_the_form(name):
 
 
 def run(notebook):
-    """Run set-up, answers and graded cells one after another; the ids of the graded cells that
-    raise.
-    """
+    """Run set-up, answers and graded cells one after another; the ids of the graded cells that raise."""
     failed, namespace = [], {"__name__": "student"}
     for cell in notebook.cells:
         told = grading(cell)
@@ -179,29 +177,44 @@ def test_a_bundle_is_the_same_every_time_and_never_mixed(bundled, tmp_path):
 
 def test_a_bundle_gives_no_answer_away(bundled):
     package = bundled / "course_package"
-    shipped = {p.relative_to(package).as_posix() for p in package.rglob("*") if p.is_file()}
-    for room in ("hashing", "chunking", "lsh_attention", "reversible"):
-        for file in ("spec", "pytorch", "checks", "streaming", "windows", "adapters"):
-            assert f"{room}/{file}.py" not in shipped
-    classroom = {p for p in shipped if p.startswith("classroom/") and not p.startswith("classroom/exercises/")}
+    shipped = {p.relative_to(package).as_posix() for p in package.rglob("*.py")}
+    reference = {p for p in shipped if p.startswith("reformer_ref/") and p.count("/") > 1}
+    assert all(p.endswith(("/__init__.py", "/options.py", "/config.py")) for p in reference), reference
+    for package_file in (p for p in shipped if re.fullmatch(r"reformer_ref/(\w+/)?__init__\.py", p)):
+        assert "import" not in (package / package_file).read_text(encoding="utf-8"), package_file
+    classroom = {p.removeprefix("reformer_lab/classroom/") for p in shipped if p.startswith("reformer_lab/classroom/")}
     allowed = {"__init__", "exercise", "cases", "checks", "pictures", "variants"}
-    assert classroom == {f"classroom/{name}.py" for name in allowed}
+    assert {p for p in classroom if not p.startswith("exercises/")} == {f"{name}.py" for name in allowed}
     for path in (p for p in bundled.rglob("*") if p.suffix in (".py", ".ipynb", ".md", ".toml")):
         text = path.read_text(encoding="utf-8")
         assert "BEGIN SOLUTION" not in text
         assert "BEGIN HIDDEN" not in text
 
 
-def test_what_would_give_an_answer_away_is_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("from reformer_ref.hashing import checks", r"students would get reformer_ref\.hashing\.\w+, imported through"),
+        (
+            "from reformer_ref.hashing import hash_vectors",
+            "must import hash_vectors from the module of reformer_ref.hash",
+        ),
+        (
+            "from reformer_ref import lsh_options",
+            "must import lsh_options from the module of reformer_ref that defines",
+        ),
+    ],
+)
+def test_what_would_give_an_answer_away_is_refused(line, message, monkeypatch):
     real = release.source
 
     def with_import(name, *args):
         notebook = real(name, *args)
-        cells(notebook)["setup"].source += "\nfrom reformer_ref.hashing import checks"
+        cells(notebook)["setup"].source += f"\n{line}"
         return notebook
 
     monkeypatch.setattr(release, "source", with_import)
-    with pytest.raises(ValueError, match=r"students would get reformer_ref\.hashing\.\w+, imported through"):
+    with pytest.raises(ValueError, match=message):
         release.course_modules(["A1_hashing"])
 
 
@@ -228,9 +241,7 @@ for name, cells in json.load(open(sources, encoding="utf-8")).items():
 
 
 def test_the_course_package_suffices_for_every_visible_check_and_picture(bundled, tmp_path):
-    """The reference answers, run cell by cell where the full package cannot be imported, from
-    recorded cases alone.
-    """
+    """The reference answers, run cell by cell where the full package cannot be imported, from recorded cases alone."""
     sources = {
         name: [
             (c["id"], HIDDEN.sub("", c.source))

@@ -1,6 +1,4 @@
-"""The answers, under every variant, and the cases they are tried on. Bundles for students leave
-this folder out.
-"""
+"""The answers, under every variant, and the cases they are tried on. Bundles for students leave this folder out."""
 
 import importlib
 from collections.abc import Callable
@@ -13,15 +11,14 @@ from reformer_lab.classroom.variants import TOPICS
 class Answer:
     """What an exercise expects.
 
-    reference(variant): a function with the signature that students write, built on the rooms' specs
-    where possible. cases(variant, rng, hidden): a list of argument lists; the visible ones are few
-    and small, the hidden ones have other shapes, dtypes and edge cases. room_check(fn): the room's
-    own check, for the package's own conventions.
+    reference(variant): a function with the signature that students write, built on the rooms' specs where possible.
+    cases(variant, rng, hidden): a list of argument lists; the visible ones are few and small, the hidden ones have
+    other shapes, dtypes and edge cases. room_check(fn): the room's own check, for the package's own conventions.
     """
 
     reference: Callable
     cases: Callable
-    room_check: Callable | None = None
+    component_check: Callable | None = None
 
 
 def answer(name):

@@ -1,6 +1,4 @@
-"""Assignment A2: the answers under every variant, from the specs of the room ``chunking``, and the
-cases.
-"""
+"""Assignment A2: the answers under every variant, from the specs of the room ``chunking``, and the cases."""
 
 import numpy as np
 from reformer_ref.chunking import checks, spec
@@ -33,7 +31,7 @@ def _look(variant):
     def look(chunks):
         before, after = (variant.n_look, 0) if variant.look == "back" else (0, variant.n_look)
         windows = spec.look_adjacent(chunks[..., None], before, after, fill=-1)[..., 0]
-        if variant.look_order == "own_first" and variant.look == "back":
+        if variant.look_order == "nearest_first" and variant.look == "back":
             windows = windows.reshape(len(chunks), -1, chunks.shape[1])[:, ::-1].reshape(windows.shape)
         return windows
 
@@ -125,9 +123,7 @@ def _chunks(variant, buckets, chunk_length):
 
 
 def _free(rng, positions, n_chunks, chunk_length):
-    """Chunks of these positions in this order, the free places anywhere, the last place among them
-    if any is free.
-    """
+    """Chunks of these positions in this order, the free places anywhere, the last place among them if any is free."""
     places = np.sort(rng.permutation(max(n_chunks * chunk_length - 1, len(positions)))[: len(positions)])
     flat = np.full(n_chunks * chunk_length, -1)
     flat[places] = positions

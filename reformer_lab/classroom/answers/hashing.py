@@ -39,13 +39,11 @@ def angle(variant):
 
 
 def measure(variant):
-    """fn(theta (n,), bx (n_hashes, n), by (n_hashes, n)) -> (share (n,), standard errors from
-    theory (n,)).
-    """
+    """fn(theta (n,), bx (n_hashes, n), by (n_hashes, n)) -> (share (n,), standard errors from theory (n,))."""
 
     def fn(theta, bx, by):
-        share, p = (bx == by).mean(axis=0), 1 - theta / np.pi
-        return share, (share - p) / np.sqrt(p * (1 - p) / len(bx))
+        fraction, p = (bx == by).mean(axis=0), 1 - theta / np.pi
+        return fraction, (fraction - p) / np.sqrt(p * (1 - p) / len(bx))
 
     return fn
 
@@ -63,9 +61,7 @@ def rounds_needed(variant):
 
 
 def first_meeting(variant):
-    """fn(buckets (n_hashes, L)) -> the first round in which i and j share a bucket, −1 if none, int
-    (L, L).
-    """
+    """fn(buckets (n_hashes, L)) -> the first round in which i and j share a bucket, −1 if none, int (L, L)."""
 
     def fn(buckets):
         first = np.full((buckets.shape[1], buckets.shape[1]), -1)
@@ -80,23 +76,21 @@ def factor_buckets(variant):
     """fn(scores (L, Σfactors), factors) -> buckets, int (L,)."""
 
     def fn(scores, factors):
-        parts, start = [], 0
+        digits, start = [], 0
         for factor in factors:
-            parts.append(np.argmax(scores[:, start : start + factor], axis=1))
+            digits.append(np.argmax(scores[:, start : start + factor], axis=1))
             start += factor
-        pairs = list(zip(parts, factors, strict=True))
+        pairs = list(zip(digits, factors, strict=True))
         bucket = 0
-        for part, factor in reversed(pairs) if variant.factor_order == "first_fastest" else pairs:
-            bucket = bucket * factor + part
+        for digit, factor in reversed(pairs) if variant.factor_order == "first_fastest" else pairs:
+            bucket = bucket * factor + digit
         return bucket
 
     return fn
 
 
 def hash_cases(variant, rng, hidden):
-    """Visible: vectors by hand, equal scores, random vectors. Hidden: float32, one vector, one
-    column, many ties.
-    """
+    """Visible: vectors by hand, equal scores, random vectors. Hidden: float32, one vector, one column, many ties."""
     if not hidden:
         x = np.array([[1.0, -2.0], [3.0, 1.0], [-0.5, 0.2], [-1.0, -1.5]])
         rotations = np.array([[[1.0, 0.0, 2.0], [1.0, 1.0, -1.0]]])
@@ -114,8 +108,7 @@ def hash_cases(variant, rng, hidden):
 
 
 def angle_cases(variant, rng, hidden):
-    """Angles known by heart, parallel and opposite vectors, random ones; always a large angle
-    beside angles of 0.
+    """Angles known by heart, parallel and opposite vectors, random ones; always a large angle beside angles of 0.
 
     The cosines of the visible x with themselves come out as 1.0000000000000002.
     """
@@ -130,9 +123,7 @@ def angle_cases(variant, rng, hidden):
 
 
 def measure_cases(variant, rng, hidden):
-    """Recorded buckets of pairs at angles of their own: two buckets, from 1 round to 300, and the
-    one by hand.
-    """
+    """Recorded buckets of pairs at angles of their own: two buckets, from 1 round to 300, and the one by hand."""
     by_hand = [np.array([np.pi / 2]), np.array([[0], [1], [1], [0]]), np.array([[0], [1], [0], [0]])]
     cases = [] if hidden else [by_hand]
     for n_hashes, n in ((50, 7), (300, 2), (1, 5)) if hidden else ((4, 3), (8, 5)):
@@ -143,15 +134,18 @@ def measure_cases(variant, rng, hidden):
 
 
 def rounds_cases(variant, rng, hidden):
-    """Angles and chances; where (θ/π)ⁿ is the chance exactly, both are powers of ½, which floats
-    hold exactly.
-    """
-    half = math.pi / 2
+    """Angles and chances; where (θ/π)ⁿ is the chance exactly, both are powers of ½, which floats hold exactly."""
+    right_angle = math.pi / 2
     if not hidden:
         drawn = zip(rng.uniform(0.5, 2.6, 3).round(2), rng.uniform(0.005, 0.3, 3).round(3), strict=True)
-        return [[half, 0.2], [half, 0.25], [0.0, 0.1], *([float(theta), float(miss)] for theta, miss in drawn)]
-    exact = [[half, 0.125], [half, 0.5], [half, 2.0**-29], [half / 2, 2.0**-6]]
-    return [*exact, [0.0, 0.01], [half, 0.9], [float(np.radians(175)), 0.001], [1.0, 1e-6]]
+        return [
+            [right_angle, 0.2],
+            [right_angle, 0.25],
+            [0.0, 0.1],
+            *([float(theta), float(miss)] for theta, miss in drawn),
+        ]
+    exact = [[right_angle, 0.125], [right_angle, 0.5], [right_angle, 2.0**-29], [right_angle / 2, 2.0**-6]]
+    return [*exact, [0.0, 0.01], [right_angle, 0.9], [float(np.radians(175)), 0.001], [1.0, 1e-6]]
 
 
 def meeting_cases(variant, rng, hidden):

@@ -1,6 +1,4 @@
-"""Assignment A3: the cases that answers are tried on, visible ones and hidden ones, for every
-variant.
-"""
+"""Assignment A3: the cases that answers are tried on, visible ones and hidden ones, for every variant."""
 
 import numpy as np
 
@@ -9,9 +7,7 @@ from reformer_lab.classroom.exercises.lsh_attention import draw_rounds
 
 
 def logits(variant, rng, hidden):
-    """Visible: vectors in the plane, random ones. Hidden: one token, one coordinate, zero vectors,
-    tiny and huge.
-    """
+    """Visible: vectors in the plane, random ones. Hidden: one token, one coordinate, zero vectors, tiny and huge."""
     if not hidden:
         plane = np.array([[3.0, 4.0], [-1.0, 0.5], [0.5, -2.0], [-2.0, -1.5]])
         return [[plane], [rng.standard_normal((5, 3)).round(2)]]
@@ -26,9 +22,7 @@ def logits(variant, rng, hidden):
 
 
 def seen(variant, rng, hidden):
-    """Lengths that chunks divide and do not; few buckets, so that windows matter. Hidden: one
-    token, one round.
-    """
+    """Lengths that chunks divide and do not; few buckets, so that windows matter. Hidden: one token, one round."""
     n = variant.n_hashes
     sizes = [(n, 8, 2, 2), (1, 11, 2, 1), (n, 7, 3, 2)]  # n_hashes, length, chunk_length, buckets
     if hidden:
@@ -45,26 +39,22 @@ def seen(variant, rng, hidden):
 
 
 def attend(variant, rng, hidden):
-    """Visible: the identity as values, so that weights come out. Hidden: logits of thousands,
-    nobody seen.
-    """
+    """Visible: the identity as values, so that weights come out. Hidden: logits of thousands, nobody seen."""
     n, cases = variant.n_hashes, []
     for length, scale in ((19, 1.0), (19, 3000.0), (1, 1.0), (7, 1e5)) if hidden else ((5, 1.0), (4, 1.0), (6, 3.0)):
         seen = rng.random((n, length, length)) < (0.15 if hidden else 0.45)
         seen &= np.tri(length, k=-1, dtype=bool).T if sees_later(variant) else np.tri(length, k=-1, dtype=bool)
         if length > 3:  # one token is shown a key by the last round alone, one another key by all rounds as well
-            few, more, one, other = (0, 1, 2, 3) if sees_later(variant) else (2, 3, 0, 1)
+            few, more, other_key, other = (0, 1, 2, 3) if sees_later(variant) else (2, 3, 0, 1)
             seen[:, [few, more]] = False
-            seen[-1, [few, more], one] = seen[:, more, other] = True
+            seen[-1, [few, more], other_key] = seen[:, more, other] = True
         v = rng.standard_normal((length, 2)).round(2) if cases else np.eye(length)
         cases.append([scale * rng.standard_normal((length, length)).round(2), seen, v])
     return cases + [[cases[0][0], np.zeros_like(cases[0][1]), cases[0][2]]] * hidden
 
 
 def merge(variant, rng, hidden):
-    """o, z and v, some z −∞ as where a round shows nothing. Hidden: leading axes, z of thousands,
-    one round.
-    """
+    """o, z and v, some z −∞ as where a round shows nothing. Hidden: leading axes, z of thousands, one round."""
     n = variant.n_hashes
     if not hidden:
         z = rng.standard_normal((3, 4)).round(2)
@@ -84,9 +74,7 @@ def merge(variant, rng, hidden):
 
 
 def port(variant, rng, hidden):
-    """Few buckets, so that rounds meet. Hidden: two leading axes, one token, chunks beyond the
-    length, large logits.
-    """
+    """Few buckets, so that rounds meet. Hidden: two leading axes, one token, chunks beyond the length, large logits."""
     n = variant.n_hashes  # leading axes, n_hashes, length, d, d_v, chunk_length, buckets, factor of q
     sizes = [((), n, 6, 2, 6, 2, 2, 1.0), ((2,), n, 11, 2, 1, 2, 1, 1.0), ((), n, 12, 2, 2, 3, 2, 1.0)]
     if hidden:

@@ -1,6 +1,4 @@
-"""Answers to A5: bytes, operations and the crossover. What the package counts is in
-``memory_study``.
-"""
+"""Answers to A5: bytes, operations and the crossover. What the package counts is in ``memory_study``."""
 
 import math
 
@@ -49,7 +47,7 @@ def _step(variant):
         kept, work = n_layers * 7 * d_model * length, 2 * d_model * length
         if reversible:
             kept = 2 * d_model * length
-            work += max(5 * d_model * length, (2 * d_model + 2 * d_ff) * min(length, variant.ff_slice))
+            work += max(5 * d_model * length, (2 * d_model + 2 * d_ff) * min(length, variant.ff_chunk))
         return tuple(variant.number_bytes * n for n in (weights, kept, work))
 
     return step_bytes
@@ -97,8 +95,7 @@ def _study(variant):
 
 
 def _cases_of_peak(variant, rng, hidden):
-    # six tokens of four numbers: x (there before), scores, weights, out = weights x, and the
-    # transpose of x
+    # six tokens of four numbers: x (there before), scores, weights, out = weights x, and the transpose of x
     toy = [[0, 1, 2, 3, 0], [96, 144, 144, 96, 96], [0, 1, 2, 4, 1], [-1, 3, 5, -1, 2]]
     b = variant.block_bytes  # the first view goes last; one storage comes as another one goes
     views = [[9, 9, 4, 7], [3 * b + 1, 3 * b + 1, 2 * b, 5 * b], [1, 2, 3, 5], [6, 3, 5, -1]]
@@ -118,10 +115,10 @@ def _cases_of_peak(variant, rng, hidden):
 
 
 def _cases_of_scores(variant, rng, hidden):
-    own = (variant.length, HEADS, variant.n_hashes, CHUNK)
+    studied = (variant.length, HEADS, variant.n_hashes, CHUNK)
     if not hidden:  # whole chunks, each smaller than a block
         n_chunks, n_heads, n_hashes, c = _draw(rng, (5, 99), (1, 9), (2, 6), (4, 40))
-        return [(6, 1, 2, 2), (n_chunks * c, n_heads, n_hashes, c), own]
+        return [(6, 1, 2, 2), (n_chunks * c, n_heads, n_hashes, c), studied]
     return [
         (1, 1, 1, 1), (5, 3, 2, 8), (1000, 2, 3, 64), (variant.length + 1, 8, 4, 32), (2**20, 8, 4, 128),
         (5000, 1, 1, 1500), (257, 4, 2, 256), (2**17 + 5, 6, 8, 96),
@@ -129,13 +126,13 @@ def _cases_of_scores(variant, rng, hidden):
 
 
 def _cases_of_step(variant, rng, hidden):
-    own = (variant.length, variant.n_layers, variant.d_model, 4 * variant.d_model, VOCAB)
+    studied = (variant.length, variant.n_layers, variant.d_model, 4 * variant.d_model, VOCAB)
     if not hidden:
         drawn = _draw(rng, (5, 400), (2, 9), (4, 20), (20, 99), (50, 500))
-        toy, sliced = (6, 2, 4, 8, 10), (2 * variant.ff_slice, 1, 8, 64, 10)
-        ways = [(*sizes, way) for sizes in (toy, drawn, own) for way in (False, True)]
-        return [*ways, (*sliced, True)]
-    odd = [(variant.ff_slice + 3, 3, 96, 96 * k, 1000, way) for k in (1, 3, 40) for way in (False, True)]
+        toy, chunked = (6, 2, 4, 8, 10), (2 * variant.ff_chunk, 1, 8, 64, 10)
+        ways = [(*sizes, way) for sizes in (toy, drawn, studied) for way in (False, True)]
+        return [*ways, (*chunked, True)]
+    odd = [(variant.ff_chunk + 3, 3, 96, 96 * k, 1000, way) for k in (1, 3, 40) for way in (False, True)]
     return [*odd, (1, 1, 1, 1, 1, True), (2**20, 6, 1024, 4096, 256, True), (2**16, 24, 512, 512, 32_000, False)]
 
 

@@ -1,5 +1,4 @@
-"""What the package counts at the sizes of a variant of A5, as one JSON text that is recorded for
-students.
+"""What the package counts at the sizes of a variant of A5, as one JSON text that is recorded for students.
 
 Tensors have shapes and no contents, so that any size can be counted anywhere, with the same result.
 """
@@ -21,7 +20,7 @@ from reformer_ref.model.pytorch import ReformerLM
 from reformer_lab.classroom.exercises.memory import CHUNK, DEEPER, HEADS, step_sizes
 from reformer_lab.plots.measured import read
 
-SHOWN = 200  # moments of a run that a picture shows
+MOMENTS = 200  # moments of a run that a picture shows
 BLOCK = 1 << 20  # scores in a block of a whole model
 LARGEST = 9  # tensors that are listed one by one
 MADE = ("from forward, large", "from forward, small", "from backward")  # large: a stream at least
@@ -29,15 +28,13 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
 def study(variant):
-    """Counts of attention and of a training step, live bytes over time, and the record of speeds;
-    see the exercises.
-    """
+    """Counts of attention and of a training step, live bytes over time, and the record of speeds; see the exercises."""
     steps = {way: count_step(variant, way) for way in ("ordinary", "reversible", "reversible" + DEEPER)}
     record = read("bench_crossover")
     return json.dumps(
         {
             "attention": count_attention(variant),
-            "step": {way: parts for way, (parts, _) in steps.items()},
+            "step": {way: sizes for way, (sizes, _) in steps.items()},
             "over_time": {way: live for way, (_, live) in steps.items() if not way.endswith(DEEPER)},
             "record": {name: record[name] for name in ("command", "date", "machine", "points")},
         }
@@ -45,10 +42,8 @@ def study(variant):
 
 
 def count_attention(variant):
-    """{"dense" | "LSH": {tensor: bytes}}: what is alive at the peak of one forward pass of all
-    heads.
-    """
-    shape, found = (1, HEADS, variant.length), {}
+    """{"dense" | "LSH": {tensor: bytes}}: what is alive at the peak of one forward pass of all heads."""
+    shape, counts = (1, HEADS, variant.length), {}
     dtype = DTYPES[variant.number_bytes]
     qk, v = (torch.empty(*shape, variant.d_model // HEADS, dtype=dtype, device="meta") for _ in "qv")
     buckets = torch.empty(1, HEADS, variant.n_hashes, variant.length, dtype=torch.int64, device="meta")
@@ -57,20 +52,18 @@ def count_attention(variant):
         with MetaCounter() as counter:
             attend(qk, v)
         alive = sorted(((s.bytes, str(s.label).split(".")[1]) for s in counter.at_peak()), reverse=True)
-        parts = {f"{n}. made by {made}": size for n, (size, made) in enumerate(alive[:LARGEST], start=1)}
-        found[name] = {**parts, "all others": counter.peak - sum(parts.values())}
-    return found
+        sizes = {f"{n}. made by {made}": size for n, (size, made) in enumerate(alive[:LARGEST], start=1)}
+        counts[name] = {**sizes, "all others": counter.peak - sum(sizes.values())}
+    return counts
 
 
 def count_step(variant, way):
-    """({part: bytes} at the peak of forward and backward, live bytes over time) of a whole language
-    model.
-    """
+    """({part: bytes} at the peak of forward and backward, live bytes over time) of a whole language model."""
     length, n_layers, d_model, d_ff, vocab_size, reversible = step_sizes(variant, way)
     config = ReformerConfig(
         vocab_size=vocab_size, d_model=d_model, d_ff=d_ff, n_layers=n_layers, n_heads=HEADS, pattern=("lsh",),
-        max_length=length, tie_head=variant.tied, reversible=reversible, ff_chunk=variant.ff_slice,
-        loss_chunk=variant.ff_slice, lsh=_options(variant),
+        max_length=length, tie_head=variant.tied, reversible=reversible, ff_chunk=variant.ff_chunk,
+        loss_chunk=variant.ff_chunk, lsh=_options(variant),
     )  # fmt: skip
     with MetaCounter() as counter, _blocks_of(BLOCK):
         with torch.device("meta"):
@@ -86,17 +79,17 @@ def count_step(variant, way):
         loss.backward()
         counter.tag([p.grad for p in model.parameters()], "gradients")
     stream = variant.length * variant.d_model * variant.number_bytes
-    parts = dict.fromkeys(("weights", "gradients", "optimizer", *MADE), 0)
+    sizes = dict.fromkeys(("weights", "gradients", "optimizer", *MADE), 0)
     change = np.zeros(counter.clock + 1, dtype=np.int64)
     for s in counter.at_peak():
         made = MADE[2 if s.born > turn else s.bytes < stream]
-        parts[s.label if s.label in parts else made] += s.bytes
+        sizes[s.label if s.label in sizes else made] += s.bytes
     for s in counter.seen:
         change[s.born] += s.bytes
         if s.died <= counter.clock:
             change[s.died] -= s.bytes
     live = change.cumsum()[start:]
-    return parts, [int(part.max()) for part in np.array_split(live, min(SHOWN, live.size))]
+    return sizes, [int(chunk_of_moments.max()) for chunk_of_moments in np.array_split(live, min(MOMENTS, live.size))]
 
 
 def _options(variant):

@@ -1,13 +1,11 @@
-"""A4, the reversible block: its answers under any variant, by way of the spec of the room, and the
-cases.
-"""
+"""A4, the reversible block: its answers under any variant, by way of the spec of the room, and the cases."""
 
 import numpy as np
 import torch
 from reformer_ref.reversible import adapters, checks, spec
 
 from reformer_lab.classroom.answers import Answer
-from reformer_lab.classroom.exercises.reversible import half
+from reformer_lab.classroom.exercises.reversible import branch
 
 
 class _Scaled:
@@ -25,11 +23,9 @@ class _Scaled:
 
 
 def _as_spec(variant, f, g, f_vjp=None, g_vjp=None):
-    """The block of a variant as one of the spec, with outputs y₁/c, y₂/c for c = carry; turned
-    where G comes first.
+    """The block of a variant as one of the spec, with outputs y₁/c, y₂/c for c = carry; turned where G comes first.
 
-    y₁ = c·x₁ ± F(x₂) is y₁/c = x₁ ± F(x₂)/c, a line of the spec, and so is y₂/c = x₂ ± G(c ·
-    y₁/c)/c.
+    y₁ = c·x₁ ± F(x₂) is y₁/c = x₁ ± F(x₂)/c, a line of the spec, and so is y₂/c = x₂ ± G(c · y₁/c)/c.
     """
     c, s = variant.carry, variant.sign
     first, second = ((f, f_vjp), (g, g_vjp)) if variant.coupling == "f_then_g" else ((g, g_vjp), (f, f_vjp))
@@ -87,14 +83,14 @@ def _torch(variant):
 
     def stack_backward(y1, y2, d_y1, d_y2, blocks, params):
         c, s, first = variant.carry, variant.sign, 0 if variant.coupling == "f_then_g" else 1
-        halves = [(k, block[k]) for block in blocks for k in (first, 1 - first)]
+        branches = [(k, block[k]) for block in blocks for k in (first, 1 - first)]
         streams = [y1, y2]
         with torch.no_grad():
-            for k, h in reversed(halves):
+            for k, h in reversed(branches):
                 streams[k] = (streams[k] - s * h(streams[1 - k])) / c
         x = [stream.requires_grad_() for stream in streams]
         streams = list(x)
-        for k, h in halves:
+        for k, h in branches:
             streams[k] = c * streams[k] + s * h(streams[1 - k])
         d_x1, d_x2, *d_params = torch.autograd.grad(streams, [*x, *params], [d_y1, d_y2], allow_unused=True)
         return (d_x1, d_x2, [torch.zeros_like(p) if d is None else d for p, d in zip(params, d_params, strict=True)])
@@ -148,37 +144,35 @@ def _weights(rng, n, d):
 
 
 def _paired(blocks):
-    """The halves of the room's checks in pairs, with one that adds nothing behind an odd number of
-    them.
-    """
-    halves = [one for block in blocks for one in block]
-    halves += [_Scaled(lambda x: 0 * x, lambda x, d_out: (0 * x, {}), 1.0, 1.0)] * (len(halves) % 2)
-    return list(zip(halves[::2], halves[1::2], strict=True))
+    """The halves of the room's checks in pairs, with one that adds nothing behind an odd number of them."""
+    branches = [branch for block in blocks for branch in block]
+    branches += [_Scaled(lambda x: 0 * x, lambda x, d_out: (0 * x, {}), 1.0, 1.0)] * (len(branches) % 2)
+    return list(zip(branches[::2], branches[1::2], strict=True))
 
 
-def _like(blocks, d_halves):
-    rest = iter(d_halves)
+def _like(blocks, d_branches):
+    rest = iter(d_branches)
     return [tuple(next(rest) for _ in block) for block in blocks]
 
 
-def _room_stack(room_check):
-    return lambda fn: room_check(lambda a, b, blocks: fn(a, b, _paired(blocks)))
+def _check_stack(component_check):
+    return lambda fn: component_check(lambda a, b, blocks: fn(a, b, _paired(blocks)))
 
 
-def _room_backward(fn):
+def _check_backward(fn):
     def vjp(y1, y2, blocks, d_y1, d_y2):
-        d_halves = []
+        d_branches = []
         for f, g in reversed(_paired(blocks)):
             y1, y2, d_y1, d_y2, *d_params = fn(y1, y2, d_y1, d_y2, f, f.vjp, g, g.vjp)
-            d_halves[:0] = d_params
-        return y1, y2, d_y1, d_y2, _like(blocks, d_halves)
+            d_branches[:0] = d_params
+        return y1, y2, d_y1, d_y2, _like(blocks, d_branches)
 
     checks.check_reversible_vjp(vjp)
 
 
-def _room_dropout(fn):
+def _check_dropout(fn):
     def run(x1, x2, weights, rate, d_y1, d_y2, seed):
-        block = [_Scaled(*fn(*half(w, "linear"), rate, 100 * seed + k), 1.0, 1.0) for k, w in enumerate(weights)]
+        block = [_Scaled(*fn(*branch(w, "linear"), rate, 100 * seed + k), 1.0, 1.0) for k, w in enumerate(weights)]
         y = spec.reversible_stack(x1, x2, [block])
         _, _, d_x1, d_x2, (d_weights,) = spec.reversible_stack_vjp(*y, [block], d_y1, d_y2)
         return *y, d_x1, d_x2, np.stack(d_weights)
@@ -186,21 +180,21 @@ def _room_dropout(fn):
     checks.check_dropout_replay(run)
 
 
-def _room_torch(fn):
+def _check_torch(fn):
     def vjp(y1, y2, blocks, d_y1, d_y2):
-        modules = [[adapters.Tanh(one) for one in block] for block in blocks]
+        modules = [[adapters.Tanh(branch) for branch in block] for block in blocks]
         params = [p for block in modules for module in block for p in (module.w, module.b)]
         d_x1, d_x2, d_params = fn(*map(torch.from_numpy, (y1, y2, d_y1, d_y2)), _paired(modules), params)
-        d_halves = [{"w": w, "b": b} for w, b in zip(d_params[::2], d_params[1::2], strict=True)]
-        return *spec.reversible_stack_inverse(y1, y2, blocks), d_x1, d_x2, _like(blocks, d_halves)
+        d_branches = [{"w": w, "b": b} for w, b in zip(d_params[::2], d_params[1::2], strict=True)]
+        return *spec.reversible_stack_inverse(y1, y2, blocks), d_x1, d_x2, _like(blocks, d_branches)
 
     checks.check_reversible_vjp(vjp)
 
 
 ANSWERS = {
-    "A4.forward": Answer(_forward, _forward_cases, _room_stack(checks.check_reversible_stack)),
-    "A4.inverse": Answer(_inverse, _cases, _room_stack(checks.check_reversible_inverse)),
-    "A4.backward": Answer(_backward, _backward_cases, _room_backward),
-    "A4.dropout": Answer(_dropout, _dropout_cases, _room_dropout),
-    "A4.torch": Answer(_torch, _torch_cases, _room_torch),
+    "A4.forward": Answer(_forward, _forward_cases, _check_stack(checks.check_reversible_stack)),
+    "A4.inverse": Answer(_inverse, _cases, _check_stack(checks.check_reversible_inverse)),
+    "A4.backward": Answer(_backward, _backward_cases, _check_backward),
+    "A4.dropout": Answer(_dropout, _dropout_cases, _check_dropout),
+    "A4.torch": Answer(_torch, _torch_cases, _check_torch),
 }

@@ -1,6 +1,4 @@
-"""The exercises of the five assignments: how an answer is called and compared. No answers here;
-students get this.
-"""
+"""The exercises of the five assignments: how an answer is called and compared. No answers here; students get this."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Assignment A2: the first case of every exercise as a picture, and the student's own whole way."""
+"""A2: the first case of every exercise as a picture, and all steps with the student's functions."""
 
 import matplotlib
 import numpy as np
@@ -12,23 +12,21 @@ from reformer_lab.plots.drawing import Picture, bucket_colours, strip, styled
 
 @styled
 def whole_way(tokens, buckets, order, slot, chunks, visible, variant):
-    """``five_strips`` in the words of a variant: who comes first in a bucket, and on which side a
-    window lies.
-    """
+    """``five_strips`` in the words of a variant: the order within a bucket, and the side on which a window lies."""
     back, earliest = variant.look == "back", variant.sort_ties == "earliest_first"
     picture = five_strips(tokens, buckets, order, slot, chunks, visible, variant.n_look if back else 0)
     words = {} if back else {"further back": "further ahead", "chunks before": "chunks after"}
     if not earliest:
         words |= {"by (bucket, position)": "by bucket, later first", "bucket, by position": "bucket, later ones first"}
 
-    def told(text):
-        for usual, own in words.items():
-            text = text.replace(usual, own)
+    def adapted(text):
+        for usual, adapted_phrase in words.items():
+            text = text.replace(usual, adapted_phrase)
         return text
 
     for text in picture.axes[0].texts:
-        text.set_text(told(text.get_text()))
-    return picture.tell(told(picture.caption), **{told(name): value for name, value in picture.numbers.items()})
+        text.set_text(adapted(text.get_text()))
+    return picture.tell(adapted(picture.caption), **{adapted(name): value for name, value in picture.numbers.items()})
 
 
 def illustrate(name, variant):
@@ -43,20 +41,20 @@ def _draw_sort(buckets, order):
     both = (("tokens", np.arange(len(order))), ("sorted", order))
     rows = [(title, [f"{buckets[i]}, {i}" for i in at], colours[buckets[at]]) for title, at in both]
     caption = (
-        "Two strips of cells, one per token, with its bucket (also its colour) and position: as they come, and sorted."
+        "Two rows of cells, one per token, with its bucket (also its colour) and position: as they come, and sorted."
     )
-    return _strips(rows).tell(caption, buckets=_row(buckets), order=_row(order))
+    return _rows_of_cells(rows).tell(caption, buckets=_row(buckets), order=_row(order))
 
 
 def _draw_chunk(order, chunk_length, chunks):
     caption = (
-        "Two strips of cells: the positions in sorted order, and the same in chunks (framed). Each shade is one chunk."
+        "Two rows of cells: the positions in sorted order, and the same in chunks (framed). Each shade is one chunk."
     )
     return _in_chunks(chunks, caption, ("order", order, order), ("chunks", chunks.ravel(), chunks))
 
 
 def _draw_look(chunks, windows):
-    caption = "One strip per chunk: its window. Each shade is one chunk, each frame the places of one; −1: nobody."
+    caption = "One row per chunk: its window. Each shade is one chunk, each frame the places of one; −1: padding."
     return _in_chunks(chunks, caption, *((f"window of {c}", row, row) for c, row in enumerate(windows)))
 
 
@@ -65,29 +63,27 @@ def _draw_visible(buckets, chunks, windows, seen):
     for c, k in np.ndindex(chunks.shape):
         i, marks = chunks[c, k], np.where(seen[c, k], windows[c], -1)
         labels = [f"{j}" if s or j < 0 else f"({j})" for j, s in zip(windows[c], seen[c, k], strict=True)]
-        rows.append((f"{i} in bucket {buckets[i]}" if i >= 0 else "nobody", labels, _coloured(marks, colours)))
+        rows.append((f"{i} in bucket {buckets[i]}" if i >= 0 else "padding", labels, _coloured(marks, colours)))
     caption = (
-        "One strip per query: its window. Coloured, by bucket: it sees this key. In brackets: it does not. −1: nobody."
+        "One row per query: its window. Coloured by bucket: a visible key. In brackets: a masked key. −1: padding."
     )
-    return _strips(rows, chunks.shape[1]).tell(caption, buckets=_row(buckets), **{"pairs seen": int(seen.sum())})
+    return _rows_of_cells(rows, chunks.shape[1]).tell(caption, buckets=_row(buckets), **{"pairs seen": int(seen.sum())})
 
 
 def _draw_undo(rows, chunks, out):
-    before, after = ([f"{value:g}" for value in one[..., 0].ravel()] for one in (rows, out))
-    caption = """Three strips of cells: one number per place, the position that stands there, the numbers by position.
+    before, after = ([f"{value:g}" for value in values[..., 0].ravel()] for values in (rows, out))
+    caption = """Three rows of cells: one number per place, the position in it, the numbers by position.
         Each shade is one chunk."""
-    strips = (("rows", before, chunks), ("chunks", chunks.ravel(), chunks), ("out", after, np.arange(len(out))))
-    return _in_chunks(chunks, caption, *strips)
+    rows_of_cells = (("rows", before, chunks), ("chunks", chunks.ravel(), chunks), ("out", after, np.arange(len(out))))
+    return _in_chunks(chunks, caption, *rows_of_cells)
 
 
 PICTURES = dict(zip(EXERCISES, (_draw_sort, _draw_chunk, _draw_look, _draw_visible, _draw_undo), strict=True))
 
 
 @styled
-def _strips(rows, group=0):
-    """Strips of cells of one width, one below the other; ``group`` cells in a frame, where a strip
-    is full.
-    """
+def _rows_of_cells(rows, group=0):
+    """Rows of cells of one width; ``group`` cells in a frame where a row is full."""
     picture, width = (Picture(8.5, 0.15 + 0.34 * len(rows)), max(len(labels) for _, labels, _ in rows))
     for ax, (title, labels, colours) in zip(picture.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         strip(ax, [str(label).replace("-", "−") for label in labels], colours, title)
@@ -98,19 +94,17 @@ def _strips(rows, group=0):
 
 
 def _in_chunks(chunks, caption, *rows):
-    """Strips, each cell in the shade of the chunk of its position. rows: (title, labels, positions)
-    each.
-    """
+    """Rows of cells, each in the shade of the chunk of its position. rows: (title, labels, positions) each."""
     colours = np.zeros((chunks.max() + 1, 4))
     shades = matplotlib.colormaps["Purples"](np.linspace(0.25, 0.9, len(chunks)))  # none of them a bucket's colour
     for chunk, colour in zip(chunks, shades, strict=True):
         colours[chunk[chunk >= 0]] = colour
-    picture = _strips([(title, labels, _coloured(at, colours)) for title, labels, at in rows], chunks.shape[1])
+    picture = _rows_of_cells([(title, labels, _coloured(at, colours)) for title, labels, at in rows], chunks.shape[1])
     return picture.tell(caption, chunks=" | ".join(map(_row, chunks)))
 
 
 def _coloured(positions, colours):
-    """The colours of positions; grey for nobody."""
+    """The colours of positions; grey for padding."""
     return ["#F3F3F3" if i < 0 else tuple(colours[i]) for i in np.ravel(positions)]
 
 

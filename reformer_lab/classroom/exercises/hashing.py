@@ -1,6 +1,4 @@
-"""A1, angular hashing: definitions for every variant, exercises, and what must hold whatever the
-variant.
-"""
+"""A1, angular hashing: definitions for every variant, exercises, and what must hold whatever the variant."""
 
 import numpy as np
 
@@ -9,15 +7,15 @@ from reformer_lab.classroom.exercise import Exercise
 HASH = {
     "positive_first": (
         r"[\,xR\,;\,-xR\,]",
-        "first $x$'s reach along every column, then along every opposite direction",
+        "first the projections of $x$ on the columns, then those on the opposite directions",
     ),
     "negative_first": (
         r"[\,-xR\,;\,xR\,]",
-        "first $x$'s reach along the opposite of every column, then along the columns",
+        "first the projections of $x$ on the opposites of the columns, then those on the columns",
     ),
     "interleaved": (
         r"[\,x r_1,\,-x r_1,\,x r_2,\,-x r_2,\,\dots\,]",
-        "each column $r_i$ of $R$ at once followed by its opposite",
+        "the projection on each column $r_i$ of $R$, followed by that on its opposite",
     ),
 }
 # x = (1, −2) and R = [[1, 0, 2], [1, 1, −1]]: the list, and where its largest entry stands
@@ -31,14 +29,14 @@ HASH_TOY = {
 def describe_hash(variant):
     """The hash of this variant in words, as an equation, and by hand for one vector."""
     (scores, words), (toy, bucket) = HASH[variant.hash_order], HASH_TOY[variant.hash_order]
-    paper = "" if variant.hash_order == "positive_first" else " The paper writes $[xR; -xR]$; here it is otherwise."
+    paper = "" if variant.hash_order == "positive_first" else " The paper uses $[xR; -xR]$ instead."
     return f"""### Definition: the hash of this course
 
 $$h(x) = \\operatorname{{argmax}}\\,{scores}, \\qquad R \\in \\mathbb{{R}}^{{d \\times b/2}}$$
 
-The list holds $b$ numbers, counted from 0: {words}.{paper}
-The bucket $h(x)$ is the place of the largest number.
-If several are equally large, the **{variant.hash_ties}** of their places wins.
+The list has $b$ entries, counted from 0: {words}.{paper}
+The bucket $h(x)$ is the index of the largest entry.
+If several are equally large, the **{variant.hash_ties}** index wins.
 
 **By hand.** $x = (1, -2)$ and $R = \\begin{{pmatrix}} 1 & 0 & 2 \\\\ 1 & 1 & -1 \\end{{pmatrix}}$ give
 $xR = (-1, -2, 4)$. The list is {toy}, so the bucket is **{bucket}**."""
@@ -48,8 +46,8 @@ def describe_hash_hints(variant):
     """Hints for the hash; how to find the last maximum only where the last one wins."""
     hint = "`np.argmax` returns the first of several maxima. Is that the one you want?"
     if variant.hash_ties == "highest":
-        hint += """ The last maximum of a list is the first one of the list
-read backwards, `a[..., ::-1]`. Its place there still has to be turned into a place in `a`."""
+        hint += """ The last maximum of a list is the first maximum
+of the reversed list, `a[..., ::-1]`. Convert its index there into an index of `a`."""
     return f"""<details><summary>Hint 1: the shapes</summary>
 
 `x @ rotations` works for a stack of matrices: (L, d) times (n_hashes, d, b/2) gives (n_hashes, L, b/2).
@@ -58,48 +56,46 @@ read backwards, `a[..., ::-1]`. Its place there still has to be turned into a pl
 
 {hint}
 </details>
-<details><summary>Hint 3: putting lists together</summary>
+<details><summary>Hint 3: joining lists</summary>
 
-`np.concatenate([a, b], axis=-1)` puts them behind one another. `np.stack([a, b], axis=-1)` makes pairs
-(a₀, b₀), (a₁, b₁), …; `reshape` then makes one list of the pairs.
+`np.concatenate([a, b], axis=-1)` concatenates them. `np.stack([a, b], axis=-1)` makes pairs
+(a₀, b₀), (a₁, b₁), …; `reshape` turns the pairs into one list.
 </details>"""
 
 
 def describe_factors(variant):
-    """How the parts of a factorised bucket make one number in this variant."""
+    """How the digits of a factorised bucket make one number in this variant."""
     if variant.factor_order == "first_fastest":
         general, toy = r"b_0 + f_0\,b_1 + f_0 f_1\,b_2 + \dots", "3 + 4 · 1 = **7**"
-        words = "The **first** part counts in ones, the second in steps of $f_0$, the third in steps of $f_0 f_1$."
+        words = "The **first** digit has the weight 1, the second the weight $f_0$, the third $f_0 f_1$."
     else:
         general, toy = (r"\dots + f_{n-1} f_{n-2}\,b_{n-3} + f_{n-1}\,b_{n-2} + b_{n-1}", "3 · 6 + 1 = **19**")
         words = (
-            "The **last** part counts in ones, the one before it in steps of the last factor, as digits of a number do."
+            "The **last** digit has the weight 1, the one before it that of the last factor, as in a decimal number."
             " For three factors: $f_2 f_1\\,b_0 + f_2\\,b_1 + b_2$."
         )
-    return f"""### Definition: one number from several parts
+    return f"""### Definition: one number from several digits
 
-With $n$ factors $(f_0, \\dots, f_{{n-1}})$ and the parts $b_0, \\dots, b_{{n-1}}$, where $0 \\le b_i < f_i$,
+With $n$ factors $(f_0, \\dots, f_{{n-1}})$ and the digits $b_0, \\dots, b_{{n-1}}$, where $0 \\le b_i < f_i$,
 
 $$\\text{{bucket}} = {general}$$
 
 {words}
 
-**By hand.** The factors (4, 6) and the parts $b_0 = 3$, $b_1 = 1$ give the bucket {toy} of 24."""
+**By hand.** The factors (4, 6) and the digits $b_0 = 3$, $b_1 = 1$ give the bucket {toy} of 24."""
 
 
 DESCRIBE = {"A1.hash": describe_hash, "A1.hash-hints": describe_hash_hints, "A1.factors": describe_factors}
 
 
 def hash_identities(fn, variant, rng):
-    """Only directions matter; vectors and rounds are hashed one by one; opposite vectors never
-    meet.
-    """
+    """Only directions matter; vectors and rounds are hashed independently; opposite vectors never share a bucket."""
     x, rotations = rng.standard_normal((23, 6)), rng.standard_normal((3, 6, 5))
     buckets = fn(x.copy(), rotations.copy())
     _expect(buckets, fn(x * 2.0 ** rng.integers(-9, 10, (23, 1)), rotations.copy()), "Only the direction of x matters.")
     shuffled = rng.permutation(23)
-    _expect(buckets[:, shuffled], fn(x[shuffled], rotations.copy()), "Each vector is hashed for itself.")
-    _expect(buckets[::-1], fn(x.copy(), rotations[::-1].copy()), "Each round is hashed for itself.")
+    _expect(buckets[:, shuffled], fn(x[shuffled], rotations.copy()), "Each vector is hashed by itself.")
+    _expect(buckets[::-1], fn(x.copy(), rotations[::-1].copy()), "Each round is hashed by itself.")
     if (buckets == fn(-x, rotations.copy())).any():
         raise AssertionError("x and −x never share a bucket.")
 
@@ -116,13 +112,13 @@ def angle_identities(fn, variant, rng):
 def measure_identities(fn, variant, rng):
     """The order of the rounds and which of two vectors comes first do not matter."""
     theta, (bx, by) = rng.uniform(0.3, 2.8, 9), rng.integers(0, 2, (2, 50, 9))
-    for name, one, two in zip(
-        ("share", "distance"),
+    for name, result, swapped in zip(
+        ("fraction", "distance"),
         fn(theta.copy(), bx.copy(), by.copy()),
         fn(theta.copy(), by[::-1].copy(), bx[::-1].copy()),
         strict=True,
     ):
-        _expect(one, two, f"`{name}` changed with the order of the rounds or of the two vectors.", 1e-12)
+        _expect(result, swapped, f"`{name}` changed with the order of the rounds or of the two vectors.", 1e-12)
 
 
 def rounds_identities(fn, variant, rng):
@@ -134,7 +130,7 @@ def rounds_identities(fn, variant, rng):
 
 
 def meeting_identities(fn, variant, rng):
-    """Symmetric; a token meets itself at once; more rounds change nothing for pairs that have met."""
+    """Symmetric; a token meets itself in round 0; later rounds change nothing for pairs that have met."""
     buckets = rng.integers(0, 5, (4, 17))
     first, fewer = np.asarray(fn(buckets.copy())), np.asarray(fn(buckets[:2].copy()))
     _expect(first, first.T, "If i meets j, then j meets i, in the same round.")
@@ -143,23 +139,23 @@ def meeting_identities(fn, variant, rng):
 
 
 def factors_identities(fn, variant, rng):
-    """Every combination of parts gets a bucket of its own."""
+    """Every combination of digits gets a different bucket."""
     factors = (4, 2, 6)
-    parts = np.stack(np.meshgrid(*(np.arange(f) for f in factors), indexing="ij"), axis=-1).reshape(-1, 3)  # (48, 3)
-    scores = np.concatenate([np.eye(f)[part] for f, part in zip(factors, parts.T, strict=True)], axis=1)  # (48, 12)
+    digits = np.stack(np.meshgrid(*(np.arange(f) for f in factors), indexing="ij"), axis=-1).reshape(-1, 3)  # (48, 3)
+    scores = np.concatenate([np.eye(f)[digit] for f, digit in zip(factors, digits.T, strict=True)], axis=1)  # (48, 12)
     _expect(
         np.sort(fn(scores, factors)),
         np.arange(48),
-        "48 combinations of parts must give the buckets 0 to 47, once each.",
+        "48 combinations of digits must give the buckets 0 to 47, once each.",
     )
 
 
-def tell_factors(args, at):
+def describe_factor_row(args, at):
     """The scores of a row, cut where one factor ends and the next begins."""
     scores, factors = args
     ends = np.cumsum(factors)
-    parts = (scores[at[0], end - f : end] for f, end in zip(factors, ends, strict=True))
-    return "scores " + " | ".join(" ".join(f"{score:g}" for score in part) for part in parts)
+    groups = (scores[at[0], end - f : end] for f, end in zip(factors, ends, strict=True))
+    return "scores " + " | ".join(" ".join(f"{score:g}" for score in group) for group in groups)
 
 
 def _expect(got, want, sentence, tolerance=0.0):
@@ -176,13 +172,15 @@ EXERCISES = {
         Exercise(
             "A1.measure",
             ("theta", "bx", "by"),
-            ("share", "distance"),
+            ("fraction", "distance"),
             exact=False,
             rtol=1e-9,
             identities=measure_identities,
         ),
         Exercise("A1.rounds", ("theta", "miss"), ("n",), identities=rounds_identities),
         Exercise("A1.meeting", ("buckets",), ("first",), identities=meeting_identities),
-        Exercise("A1.factors", ("scores", "factors"), ("buckets",), identities=factors_identities, tell=tell_factors),
+        Exercise(
+            "A1.factors", ("scores", "factors"), ("buckets",), identities=factors_identities, tell=describe_factor_row
+        ),
     )
 }

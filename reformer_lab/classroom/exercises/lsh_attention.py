@@ -1,6 +1,4 @@
-"""Assignment A3, LSH attention of several rounds: its exercises, and what holds of every right
-answer.
-"""
+"""A3, LSH attention with several rounds: the exercises, and identities that every right answer satisfies."""
 
 import numpy as np
 import torch
@@ -51,7 +49,7 @@ def _attend_identities(fn, variant, rng):
 
 def _merge_identities(fn, variant, rng):
     o, z, v = (torch.tensor(rng.standard_normal(s)) for s in ((4, 6, 2), (4, 6), (6, 2)))
-    z[:, 0] = z[0, 1] = -torch.inf  # token 0 is shown nothing in any round, token 1 nothing in the first
+    z[:, 0] = z[0, 1] = -torch.inf  # token 0 sees nothing in any round, token 1 nothing in the first
     leaves = [t.requires_grad_() for t in (o.masked_fill((z == -torch.inf)[..., None], 0.0), z, v)]
     out = fn(*leaves)
     holds(torch.allclose(fn(o.flip(0), z.flip(0), v), out), "The order of rounds must not matter.")
@@ -60,7 +58,7 @@ def _merge_identities(fn, variant, rng):
     holds(all(d.isfinite().all() for d in (d_o, d_z, d_v)), "Gradients must be finite where z is −∞, too.")
     holds(
         torch.allclose(d_v.sum(-1), torch.tensor([2.0] + [0.0] * 5, dtype=d_v.dtype)),
-        "Only the token that no round shows anything may pass a gradient to its own value.",
+        "Only a token that sees nothing in any round may pass a gradient to its own value.",
     )
 
 
@@ -69,37 +67,33 @@ def _port_identities(fn, variant, rng):
     order, buckets = map(torch.tensor, draw_rounds(rng, (2, 3, 2, 26), 4, variant.sort_ties))
     o, z = fn(q, k, v, order, buckets, 4)
     for at in ((0, 2), (1, 1)):
-        one = fn(*(x[at] for x in (q, k, v, order, buckets)), 4)
+        single = fn(*(x[at] for x in (q, k, v, order, buckets)), 4)
         holds(
-            all(torch.allclose(a, b[at]) for a, b in zip(one, (o, z), strict=True)),
-            "Leading axes are separate sequences: each must come out as it does alone.",
+            all(torch.allclose(a, b[at]) for a, b in zip(single, (o, z), strict=True)),
+            "Leading axes are separate sequences: each must give the result that it gives by itself.",
         )
-    short = fn(q.float(), k.float(), v.float(), order, buckets, 4)
-    holds(all(x.dtype == torch.float32 for x in short), "float32 in must be float32 out.")
+    single_precision = fn(q.float(), k.float(), v.float(), order, buckets, 4)
+    holds(all(x.dtype == torch.float32 for x in single_precision), "float32 in must be float32 out.")
     holds(
-        all(torch.allclose(a.double(), b, atol=1e-4) for a, b in zip(short, (o, z), strict=True)),
+        all(torch.allclose(a.double(), b, atol=1e-4) for a, b in zip(single_precision, (o, z), strict=True)),
         "In float32 the result must be that of float64 up to rounding.",
     )
 
 
 def _call_gradient(fn, args):
-    """Gradients of a weighted sum of o and of the finite z; arguments: those of A3.port, and the
-    weights.
-    """
+    """Gradients of a weighted sum of o and of the finite z; arguments: those of A3.port, and the weights."""
     *tensors, order, buckets, chunk_length, d_o, d_z = args
     leaves = [t.clone().requires_grad_() for t in tensors]
     o, z = fn(*leaves, order, buckets, chunk_length)
-    shown = z.isfinite()
-    total = (o * d_o).sum() + (z[shown] * d_z[shown]).sum()
-    if not total.requires_grad:
+    finite = z.isfinite()
+    loss = (o * d_o).sum() + (z[finite] * d_z[finite]).sum()
+    if not loss.requires_grad:
         raise AssertionError("A3.gradient: no gradient flows through your function; stay with operations of PyTorch.")
-    return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
 
 
 def _call_scale(fn, args):
-    """o and z of every 64th of ``LONG`` positions; AssertionError if calls grow with the length or
-    tensors too much.
-    """
+    """o and z of every 64th of ``LONG`` positions; AssertionError if calls grow with the length or tensors too much."""
     sort_ties, seed = args
     calls, largest = {}, 0
 
@@ -133,9 +127,7 @@ def _call_scale(fn, args):
 
 
 def draw_rounds(rng, shape, n_buckets, sort_ties):
-    """(order, buckets), int (…, n_hashes, L): random buckets, half of them those of round 1, and
-    the order of each.
-    """
+    """(order, buckets), int (…, n_hashes, L): random buckets, half of them those of round 1, and the order of each."""
     buckets = rng.integers(0, n_buckets, shape)
     buckets = np.where(rng.random(shape) < 0.5, buckets[..., :1, :], buckets)
     sign = 1 if sort_ties == "earliest_first" else -1

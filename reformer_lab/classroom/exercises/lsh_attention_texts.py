@@ -1,6 +1,4 @@
-"""Assignment A3, LSH attention of several rounds: definitions in words and equations, and pictures
-of first cases.
-"""
+"""A3, LSH attention with several rounds: definitions, and pictures of the first cases."""
 
 import numpy as np
 
@@ -20,12 +18,12 @@ KEYS = {
 def _describe_logits(variant):
     key, toy = KEYS[variant.key_norm]
     return f"""### Definition: keys and logits
-Queries and keys are shared: each token has one vector $q_i \\in \\mathbb{{R}}^d$. As a query it stays as it is. As a
+Queries and keys are shared: each token has one vector $q_i \\in \\mathbb{{R}}^d$. As a query it is used unchanged. As a
 key it is scaled, and the *logit* $\\ell_{{ij}}$ of query $i$ and key $j$ is
 
 $$\\ell_{{ij}} = q_i \\cdot k_j, \\qquad k_i = {key}$$
 
-with no further factor such as $1/\\sqrt d$. A zero vector has the zero vector as its key.
+with no further factor such as $1/\\sqrt d$. The key of a zero vector is the zero vector.
 
 **By hand.** $q = (3, 4)$ has the key $k = {toy}$."""
 
@@ -35,55 +33,53 @@ def _describe_seen(variant):
     place, where = ("s_i", "end of the last") if end else ("(s_i + f)", "start of the first")
     near, far = "c_i", f"c_i {'-' if variant.look == 'back' else '+'} {variant.n_look}"
     low, high = (far, near) if variant.look == "back" else (near, far)
-    return f"""### Definition: what a round shows
+    return f"""### Definition: visible keys of a round
 Round $h$ has its own buckets $b_i$ and its own sorted order: `order[h, s]` is the token in slot $s$, counted from 0.
-Token $i$ stands in slot $s_i$: `order[h, s_i] == i`. There are $\\lceil L/m \\rceil$ chunks of $m$ places
-(`chunk_length`); $f = \\lceil L/m \\rceil m - L$ places stay free, at the **{where} chunk**. So token $i$ is in chunk
+Token $i$ is in slot $s_i$: `order[h, s_i] == i`. There are $\\lceil L/m \\rceil$ chunks of $m$ places
+(`chunk_length`); $f = \\lceil L/m \\rceil m - L$ places are free, at the **{where} chunk**. So token $i$ is in chunk
 
 $$c_i = \\lfloor {place} / m \\rfloor$$
 
-Round $h$ shows key $j$ to query $i$ if
+In round $h$, query $i$ sees key $j$ if
 
-1. $b_j = b_i$, one bucket,
-2. ${low} \\le c_j \\le {high}$, the query's window,
-3. $j {">" if later else "<"} i$, {"a later" if later else "an earlier"} **original position**.
+1. $b_j = b_i$: the same bucket,
+2. ${low} \\le c_j \\le {high}$: the query's window,
+3. $j {">" if later else "<"} i$: {"a later" if later else "an earlier"} **original position**.
 
-$P_i^{{(h)}}$ is the set of these $j$. No round shows a token to itself."""
+$P_i^{{(h)}}$ is the set of these $j$. It never contains $i$ itself."""
 
 
 def _describe_attend(variant):
-    weight, toy, words = "N_{ij}\\, ", "1/2, 1/4 and 1/4", "**once for every round** that shows it"
+    weight, toy, words = "N_{ij}\\, ", "1/2, 1/4 and 1/4", "**once for every round** in which it is visible"
     if variant.count == "once":
-        weight, toy, words = "", "1/3 each", "**once**, however many rounds show it"
+        weight, toy, words = "", "1/3 each", "**once**, in however many rounds it is visible"
     return f"""### Definition: one softmax over all rounds
-$P_i$ is what any round shows to query $i$, the union of all $P_i^{{(h)}}$. $N_{{ij}}$ is the number of rounds that
-show $j$ to $i$. All of $P_i$ shares one softmax, and a key counts {words}:
+$P_i$ is the union of all $P_i^{{(h)}}$: the keys that query $i$ sees in any round. $N_{{ij}}$ is the number of rounds
+in which it sees $j$. One softmax covers $P_i$, and a key counts {words}:
 
 $$o_i = \\frac{{\\sum_{{j \\in P_i}} {weight}e^{{\\ell_{{ij}}}} v_j}}
 {{\\sum_{{j \\in P_i}} {weight}e^{{\\ell_{{ij}}}}}}$$
 
-**Itself.** If $P_i$ is empty, so that *no round at all* shows anything to $i$, then $i$ sees itself alone: $o_i = v_i$.
+**Self.** If $P_i$ is empty, so that $i$ sees nothing in *any* round, then it sees only itself: $o_i = v_i$.
 Otherwise it does not see itself.
 
-**By hand.** Three keys have equal logits; two rounds show the first, one round each of the others. The weights are
-{toy}."""
+**By hand.** Three keys have equal logits; the first is visible in two rounds, the others in one round each. The weights
+are {toy}."""
 
 
 def _describe_port(variant):
-    weight, words = ("", "Nothing is divided by $N_{ij}$: a key that several rounds show is summed in each of them.")
+    weight, words = ("", "Nothing is divided by $N_{ij}$: a key is summed in every round in which it is visible.")
     if variant.count == "once":
         weight = "\\frac{1}{N_{ij}} "
-        words = (
-            "Divided by $N_{ij}$ in each of its rounds, a key counts once in the sum: a round must know of the others."
-        )
-    return f"""### Definition: the part of one round
-Round $h$ gives to query $i$ the logarithm $z$ of its sum, and its output $o$ with weights that add up to 1:
+        words = "With $1/N_{ij}$ in each of its rounds, a key counts once in all: a round depends on the others."
+    return f"""### Definition: the result of one round
+Round $h$ gives query $i$ the log-sum-exp $z$, and the output $o$ with weights that add up to 1:
 
 $$z_i^{{(h)}} = \\log \\sum_{{j \\in P_i^{{(h)}}}} {weight}e^{{\\ell_{{ij}}}}, \\qquad
 o_i^{{(h)}} = \\sum_{{j \\in P_i^{{(h)}}}} {weight}e^{{\\ell_{{ij}} - z_i^{{(h)}}}} v_j$$
 
-{words} If the round shows nothing to $i$, then $z_i^{{(h)}} = -\\infty$ and $o_i^{{(h)}} = 0$; that a token may see
-itself is no matter of a single round."""
+{words} If $i$ sees nothing in this round, then $z_i^{{(h)}} = -\\infty$ and $o_i^{{(h)}} = 0$; the rule for
+a token itself applies to all rounds together, not here."""
 
 
 DESCRIBE = {
@@ -95,9 +91,7 @@ DESCRIBE = {
 
 
 def illustrate(name, variant):
-    """The picture of an exercise's first visible case: what goes in, and what is expected to come
-    out.
-    """
+    """The picture of an exercise's first visible case: what goes in, and what is expected to come out."""
     arguments, results = visible(name, variant)[0]
     return PICTURES[name](*arguments, *results)
 
@@ -124,7 +118,7 @@ def draw_logits(q, logits):
 
 
 def draw_seen(order, buckets, chunk_length, seen):
-    """Who sees whom in each round."""
+    """The visible keys of each round."""
     picture = patterns({f"round {h + 1}": s.astype(int) for h, s in enumerate(seen)}, unit="count")
     listed = {f"order of round {h + 1}": _row(row, chunk_length) for h, row in enumerate(order)}
     listed |= {f"buckets of round {h + 1}": _row(row) for h, row in enumerate(buckets)}
@@ -132,28 +126,24 @@ def draw_seen(order, buckets, chunk_length, seen):
 
 
 def draw_attend(logits, seen, v, out):
-    """Who sees whom in each round, and the weights: the values of this case are the identity, so
-    the output is them.
-    """
+    """The visible keys of each round, and the weights: with the identity as values, the output is the weights."""
     return patterns({f"round {h + 1}": s.astype(int) for h, s in enumerate(seen)} | {"weights, percent": out})
 
 
 def draw_merge(o, z, v, out):
-    """The share of each round: its output in this case is a unit vector, so that the output is the
-    shares.
-    """
-    shares = {f"round {h + 1}": out[:, h] for h in range(len(o))}
-    picture = weights_by_key(shares, [f"token {i}" for i in range(out.shape[0])])
-    caption = """Bar chart: tokens (x) against the share of each round in the output (y, percent above the bars), one
+    """The weight of each round: its output in this case is a unit vector, so the output is the weights."""
+    weights = {f"round {h + 1}": out[:, h] for h in range(len(o))}
+    picture = weights_by_key(weights, [f"token {i}" for i in range(out.shape[0])])
+    caption = """Bar chart: tokens (x) against the weight of each round in the output (y, percent above the bars), one
     kind of bar for each round."""
     listed = {f"z of token {i}": _logarithms(column) for i, column in enumerate(z.T)}
-    picture.axes[0].set(xlabel="", ylabel="share of the round")
+    picture.axes[0].set(xlabel="", ylabel="weight of the round")
     return picture.tell(caption, **listed)
 
 
 def draw_port(q, k, v, order, buckets, chunk_length, o, z):
-    """The weights of each round by itself: the values of this case are the identity."""
-    picture = patterns({f"round {h + 1}": one for h, one in enumerate(o)})
+    """The weights of each round by itself: with the identity as values, the output is the weights."""
+    picture = patterns({f"round {h + 1}": value for h, value in enumerate(o)})
     listed = {f"z of round {h + 1}": _logarithms(row) for h, row in enumerate(z)}
     return picture.tell(picture.caption, **listed)
 
@@ -174,4 +164,4 @@ def _row(numbers, chunk_length=0):
 
 
 def _logarithms(numbers):
-    return ", ".join(f"{one:.2f}" for one in numbers).replace("-", "−").replace("inf", "∞")
+    return ", ".join(f"{value:.2f}" for value in numbers).replace("-", "−").replace("inf", "∞")

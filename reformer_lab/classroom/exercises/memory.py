@@ -1,8 +1,6 @@
-"""A5, memory and the crossover: definitions, how the student's functions are called, what they must
-satisfy.
+"""A5, memory and the crossover: definitions, how the student's functions are called, what they must satisfy.
 
-``study`` gives what the package counts at the sizes of a variant, and the recorded speeds of LSH
-and dense attention.
+``study`` gives what the package counts at the sizes of a variant, and the recorded speeds of LSH and dense attention.
 """
 
 import json
@@ -12,7 +10,6 @@ import numpy as np
 from reformer_lab.classroom import cases
 from reformer_lab.classroom.exercise import Exercise
 from reformer_lab.classroom.exercises.memory_texts import DESCRIBE as DESCRIBE
-from reformer_lab.planner import format_bytes
 from reformer_lab.plots.drawing import number
 from reformer_lab.plots.measured import medians
 
@@ -22,12 +19,11 @@ ASKED = 1000  # how often each cost function may be asked
 
 
 def study(variant):
-    """What the package counts at the sizes of ``variant``, and the record of measured speeds: plain
-    data.
+    """What the package counts at the sizes of ``variant``, and the record of measured speeds: plain data.
 
-    attention: {"dense" | "LSH": {tensor: bytes}}, alive at the peak of one forward pass; step:
-    {"ordinary" | "reversible": {part: bytes}} at the peak of forward and backward; over_time: {way:
-    live bytes}; record: as in ``reformer_lab/records/bench_crossover.json``.
+    attention: {"dense" | "LSH": {tensor: bytes}}, alive at the peak of one forward pass; step: {"ordinary" |
+    "reversible": {part: bytes}} at the peak of forward and backward; over_time: {way: live bytes}; record: as in
+    ``reformer_lab/records/bench_crossover.json``.
     """
     ((_, (text,)),) = cases.visible("A5.study", variant)
     return json.loads(str(text))
@@ -38,14 +34,14 @@ def print_counts(predicted, counted, unit):
 
     predicted, counted: {name: {part: bytes}}; counted may hold more names, which are passed over.
     """
-    for name, parts in predicted.items():
-        sums = {"predicted": sum(parts.values()), "counted": sum(counted[name].values())}
-        told = ", ".join(f"{how} {format_bytes(size)}" for how, size in sums.items())
-        print(f"{name}: {told}, counted / predicted = {number(sums['counted'] / sums['predicted'])}")
-        for how, rows in {"predicted": parts, "counted": counted[name]}.items():
-            for part, size in rows.items():
+    for name, sizes in predicted.items():
+        sums = {"predicted": sum(sizes.values()), "counted": sum(counted[name].values())}
+        totals = ", ".join(f"{how} {size / 1e6:,.1f} MB" for how, size in sums.items())
+        print(f"{name}: {totals}, counted / predicted = {number(sums['counted'] / sums['predicted'])}")
+        for how, rows in {"predicted": sizes, "counted": counted[name]}.items():
+            for label, size in rows.items():
                 if size:
-                    print(f"    {how:9}  {part:28} {size:>17,} bytes = {size / unit[1]:7.3f} × {unit[0]}")
+                    print(f"    {how:9}  {label:28} {size:>17,} bytes = {size / unit[1]:7.3f} × {unit[0]}")
         print()
 
 
@@ -57,9 +53,7 @@ def step_sizes(variant, way):
 
 
 def model_crossover(operations, crossover, n_hashes):
-    """The student's crossover of the student's operations, at the sizes of the record: 64 per head,
-    chunks of 64.
-    """
+    """The student's crossover of the student's operations, at the sizes of the record: 64 per head, chunks of 64."""
 
     def costs(length):
         return operations(length, 64, n_hashes, 64, 1)
@@ -68,11 +62,9 @@ def model_crossover(operations, crossover, n_hashes):
 
 
 def measured_crossover(record, n_hashes, margin):
-    """Where LSH was ``margin`` times as fast as dense attention, on a straight line in logarithms;
-    in words.
-    """
-    found = medians([record], n_hashes=n_hashes)
-    lengths, lead = found["dense"][0], found["dense"][1] / found["ours-trax"][1] / margin
+    """Where LSH was ``margin`` times as fast as dense attention, on a straight line in logarithms; in words."""
+    medians_by_name = medians([record], n_hashes=n_hashes)
+    lengths, lead = medians_by_name["dense"][0], medians_by_name["dense"][1] / medians_by_name["ours-trax"][1] / margin
     at = int(np.argmax(lead > 1))
     if at == 0:
         return f"{lengths[0]:,} or less (no shorter length was measured)"
@@ -82,9 +74,7 @@ def measured_crossover(record, n_hashes, margin):
 
 
 def cost_functions(square, lsh_square, line, level):
-    """dense(L) = square·L², and lsh(L) = lsh_square·L² + line·L + level·L·⌈log₂ L⌉; each may be
-    asked ASKED times.
-    """
+    """dense(L) = square·L², and lsh(L) = lsh_square·L² + line·L + level·L·⌈log₂ L⌉; each may be asked ASKED times."""
 
     def limited(cost):
         asked = 0
@@ -128,9 +118,13 @@ def _peak_holds(fn, variant, rng):
 
 def _scores_hold(fn, variant, rng):
     length, chunk = (int(n) for n in rng.integers(50, 3000, 2))
-    one, two = fn(length, 1, 3, chunk), fn(length, 2, 3, chunk)
-    _same(two[:2], (2 * one[0], 2 * one[1]), "two heads hold twice the scores of one")
-    _same(fn(length, 1, 6, chunk), (one[0], 2 * one[1], one[2]), "rounds double what is held at once, not a block")
+    single, two = fn(length, 1, 3, chunk), fn(length, 2, 3, chunk)
+    _same(two[:2], (2 * single[0], 2 * single[1]), "two heads hold twice the scores of one")
+    _same(
+        fn(length, 1, 6, chunk),
+        (single[0], 2 * single[1], single[2]),
+        "twice the rounds double the chunked scores, not a block",
+    )
 
 
 def _step_holds(fn, variant, rng):
@@ -143,17 +137,19 @@ def _step_holds(fn, variant, rng):
 
 def _operations_hold(fn, variant, rng):
     length, d = (int(n) for n in rng.integers(20, 3000, 2))
-    one, four = fn(length, d, 1, 32, 1), fn(length, d, 4, 32, 1)
-    _same(four, (one[0], 4 * one[1]), "four rounds cost four times one, and dense attention has none")
+    single, four = fn(length, d, 1, 32, 1), fn(length, d, 4, 32, 1)
+    _same(four, (single[0], 4 * single[1]), "four rounds cost four times one, and dense attention has none")
     more = [fn(length, d, 1, 32, n)[1] for n in (1, 2, 3)]
     _same(more[2] - more[1], more[1] - more[0], "every chunk looked at costs the same")
 
 
 def _crossover_holds(fn, variant, rng):
     square, line = int(rng.integers(3, 50)), int(rng.integers(10_000, 99_999))
-    found = _find(fn, (square, 0, line, 0, 8, 10**9))
-    _same(_find(fn, (10 * square, 0, 10 * line, 0, 8, 10**9)), found, "ten times dearer is the same crossover")
-    _same(_find(fn, (square, 0, line, 0, 8, found - 1)), 0, "none is found that is longer than `longest`")
+    length = _find(fn, (square, 0, line, 0, 8, 10**9))
+    _same(
+        _find(fn, (10 * square, 0, 10 * line, 0, 8, 10**9)), length, "costs ten times as high give the same crossover"
+    )
+    _same(_find(fn, (square, 0, line, 0, 8, length - 1)), 0, "none is found that is longer than `longest`")
 
 
 SIZES = ("length", "n_layers", "d_model", "d_ff", "vocab_size", "reversible")

@@ -6,10 +6,10 @@ PRODUCTS = {"training": (6, 7), "forward": (2, 2)}  # matrix products: dense, LS
 
 def _peak(v):
     block = v.block_bytes
-    return rf"""**Alive.** Tensor $i$ lies in storage $s_i$ of $b_i$ bytes. It comes at moment $\text{{born}}_i \ge 0$
-and is gone from moment $\text{{died}}_i$ on; $-1$ means that it stays. Several tensors may view one storage, with equal
-$b_i$ then: the storage comes with its first tensor and goes with its last. Let $A(t)$ be the storages alive at moment
-$t$ that came **after moment 0**; what came at 0 was there before the run and does not count. Memory is given out in
+    return rf"""**Alive.** Tensor $i$ lies in storage $s_i$ of $b_i$ bytes. It exists from moment
+$\text{{born}}_i \ge 0$ until just before moment $\text{{died}}_i$; $-1$ means to the end. Several tensors may view one storage, with equal
+$b_i$ then: the storage exists from the first birth to the last death of its tensors. Let $A(t)$ be the storages alive at
+moment $t$ that were born **after moment 0**; those born at 0 existed before and do not count. Memory is allocated in
 blocks of **{block} bytes**:
 
 $$M = \max_t \sum_{{s \in A(t)}} {block} \cdot \lceil b_s / {block} \rceil$$"""
@@ -37,9 +37,9 @@ def _step(v):
   has a gradient and **{keeps}** of the optimizer.
 * *kept* by an ordinary stack: 7 vectors of $d$ per layer and token (attention: input, normalised, queries, values,
   result; feed-forward: input, normalised). By a reversible one: the two output streams, whatever the depth.
-* *work* in backward: the gradients of two streams. A reversible stack adds the half that it computes again, the larger
+* *work* in backward: the gradients of two streams. A reversible stack adds the branch that it recomputes, the larger
   of attention (5 vectors of $d$ for all tokens) and feed-forward ($2 d + 2 d_{{ff}}$ numbers for each of
-  **{v.ff_slice:,} tokens**, or of all if fewer)."""
+  **{v.ff_chunk:,} tokens**, or of all if fewer)."""
 
 
 def _operations(v):

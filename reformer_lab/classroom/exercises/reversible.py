@@ -1,5 +1,4 @@
-"""A4, the reversible block: the halves that its functions are given, how they are called, and what
-must hold for them.
+"""A4, the reversible block: the branches that its functions get, how they are called, and what must hold for them.
 
 Its definitions and its picture stand in ``reversible_texts``.
 """
@@ -12,10 +11,8 @@ from reformer_lab.classroom.exercise import Exercise
 from reformer_lab.classroom.exercises.reversible_texts import DESCRIBE as DESCRIBE
 
 
-def half(w, kind="tanh"):
-    """h(x) = tanh(x w), or x w if linear, for arrays; and h_vjp(x, d_out) -> (d_x, d_w). w:
-    (d_model, d_model).
-    """
+def branch(w, kind="tanh"):
+    """h(x) = tanh(x w), or x w if linear, for arrays; and h_vjp(x, d_out) -> (d_x, d_w). w: (d_model, d_model)."""
 
     def h(x):
         return np.tanh(x @ w) if kind == "tanh" else x @ w
@@ -29,24 +26,18 @@ def half(w, kind="tanh"):
 
 
 def pairs(weights, kind="tanh"):
-    """Blocks (F, G) as the exercises want them. weights: (2 n_blocks, d_model, d_model), for F and
-    G in turn.
-    """
-    halves = [half(w, kind)[0] for w in weights]
-    return list(zip(halves[::2], halves[1::2], strict=True))
+    """Blocks (F, G) as the exercises want them. weights: (2 n_blocks, d_model, d_model), for F and G in turn."""
+    branches = [branch(w, kind)[0] for w in weights]
+    return list(zip(branches[::2], branches[1::2], strict=True))
 
 
 def torch_pairs(params, order):
-    """Blocks (F, G) of functions x -> tanh(x w) on tensors. order: for each block, which two of
-    ``params`` they use.
-    """
+    """Blocks (F, G) of functions x -> tanh(x w) on tensors. order: for each block, which two of ``params`` they use."""
     return [tuple((lambda x, w=params[k]: torch.tanh(x @ w)) for k in row) for row in order]
 
 
 def kept_bytes(run):
-    """Bytes of the tensors that autograd keeps while ``run()`` computes; leaves (weights, inputs)
-    are not counted.
-    """
+    """Bytes of the tensors that autograd keeps while ``run()`` computes; leaves (weights, inputs) are not counted."""
     kept = {}
 
     def pack(tensor):
@@ -66,12 +57,12 @@ def _call_stack(fn, args):
 
 def _call_backward(fn, args):
     *streams, w_f, w_g, kind = args
-    return fn(*streams, *half(w_f, kind), *half(w_g, kind))
+    return fn(*streams, *branch(w_f, kind), *branch(w_g, kind))
 
 
 def _call_dropout(fn, args):
     x, d_out, w, kind, rate, seed = args
-    dropped, dropped_vjp = fn(*half(w, kind), rate, seed)
+    dropped, dropped_vjp = fn(*branch(w, kind), rate, seed)
     once, (d_x, d_w) = dropped(x), dropped_vjp(x, d_out)
     return once, dropped(x), d_x, d_w
 
@@ -83,7 +74,7 @@ def _call_torch(fn, args):
     if len(d_params) != len(params) or any(type(d) is not torch.Tensor for d in d_params):
         raise AssertionError("`d_params` must hold one tensor for every tensor of `params`, in their order.")
     if any(getattr(d, "requires_grad", False) for d in (d_x1, d_x2, *d_params)):
-        raise AssertionError("A gradient drags a graph behind it (requires_grad): detach what you keep of a half.")
+        raise AssertionError("A gradient still has a graph (requires_grad): detach what you keep of a branch.")
     if any(p.grad is not None for p in params):
         raise AssertionError("Your function wrote into `.grad` of the parameters; it must return their gradients.")
     return d_x1, d_x2, torch.stack(list(d_params))
@@ -95,13 +86,13 @@ def _random(rng, n_blocks, *shape):
     return rng.standard_normal((4, *shape)), rng.standard_normal((2 * n_blocks, d, d)) / np.sqrt(d)
 
 
-def _close(what, got, want):
+def _close(subject, got, want):
     for name, a, b in zip(("first", "second"), got, want, strict=True):
-        expect_close(f"{what}, {name} stream", a, b, 1e-9)
+        expect_close(f"{subject}, {name} stream", a, b, 1e-9)
 
 
 def _stack_identities(power):
-    """Of forward (power 1) and inverse (−1): two stacks after one another, halves that add nothing."""
+    """Of forward (power 1) and inverse (−1): two stacks after one another, branches that add nothing."""
 
     def identities(fn, variant, rng):
         (a, b, *_), weights = _random(rng, 5, 6, 3)
@@ -110,20 +101,20 @@ def _stack_identities(power):
         parts = fn(*fn(a, b, pairs(weights[first])), pairs(weights[second]))
         _close("five blocks against two blocks and three", whole, parts)
         factor = variant.carry ** (5 * power)
-        _close("halves that add nothing", fn(a, b, pairs(0 * weights)), (factor * a, factor * b))
+        _close("branches that add nothing", fn(a, b, pairs(0 * weights)), (factor * a, factor * b))
 
     return identities
 
 
 def _backward_identities(fn, variant, rng):
     streams, weights = _random(rng, 1, 2, 5, 3)
-    halves = [part for w in weights for part in half(w, "linear")]
-    x1, x2, d_x1, d_x2, *_ = fn(*streams, *halves)
+    branches = [function for w in weights for function in branch(w, "linear")]
+    x1, x2, d_x1, d_x2, *_ = fn(*streams, *branches)
     y1, y2, d_y1, d_y2 = streams
     left, right = np.sum(d_y1 * y1 + d_y2 * y2), np.sum(d_x1 * x1 + d_x2 * x2)
-    expect_close("linear halves, the sum of d_y·y against that of d_x·x", right, left, 1e-9)
-    halves = [part for w in weights for part in half(w)]
-    once, twice = fn(*streams, *halves), fn(y1, y2, 2 * d_y1, 2 * d_y2, *halves)
+    expect_close("linear branches, the sum of d_y·y against that of d_x·x", right, left, 1e-9)
+    branches = [function for w in weights for function in branch(w)]
+    once, twice = fn(*streams, *branches), fn(y1, y2, 2 * d_y1, 2 * d_y2, *branches)
     for name, a, b in zip(("x1", "x2"), once, twice, strict=False):
         expect_close(f"{name}, with twice the gradient", b, a, 1e-9)
     for name, a, b in zip(("d_x1", "d_x2", "d_wf", "d_wg"), once[2:], twice[2:], strict=True):
@@ -132,7 +123,7 @@ def _backward_identities(fn, variant, rng):
 
 def _dropout_identities(fn, variant, rng):
     w, seed, rate = rng.standard_normal((16, 16)), int(rng.integers(1000)), 0.25
-    dropped, dropped_vjp = fn(*half(w, "linear"), rate, seed)
+    dropped, dropped_vjp = fn(*branch(w, "linear"), rate, seed)
     for shape in ((40, 16), (3, 20, 16), (40, 16)):
         x, d_out = rng.standard_normal((2, *shape))
         out = dropped(x)
@@ -142,7 +133,7 @@ def _dropout_identities(fn, variant, rng):
         expect_close("sum of d_w·w against d_out·out", np.sum(d_w * w), np.sum(d_out * out), 1e-9)
         if abs(np.mean(out == 0) - rate) > 0.1:
             raise AssertionError(f"dropout at rate {rate} left {np.mean(out == 0):.2f} of the output at zero")
-    other, _ = fn(*half(w, "linear"), rate, seed + 1)
+    other, _ = fn(*branch(w, "linear"), rate, seed + 1)
     if np.array_equal(other(x) == 0, out == 0):
         raise AssertionError("two seeds gave the same mask")
 
@@ -151,7 +142,7 @@ def _torch_identities(fn, variant, rng):
     streams = torch.from_numpy(_random(rng, 2, 5, 3)[0])
     d_x1, d_x2, *_ = fn(*streams, [(lambda z: 0 * z, lambda z: 0 * z)] * 2, [])
     for name, got, d_y in (("d_x1", d_x1, streams[2]), ("d_x2", d_x2, streams[3])):
-        expect_close(f"halves that add nothing, {name}", got.numpy(), variant.carry**2 * d_y.numpy(), 1e-9)
+        expect_close(f"branches that add nothing, {name}", got.numpy(), variant.carry**2 * d_y.numpy(), 1e-9)
 
 
 EXERCISES = {

@@ -1,6 +1,4 @@
-"""What instructors work from: the sources of the assignments, wrong solutions, cheats, nbgrader's
-configuration.
-"""
+"""What instructors work from: the sources of the assignments, wrong solutions, cheats, nbgrader's configuration."""
 
 from pathlib import Path
 

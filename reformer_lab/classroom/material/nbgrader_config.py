@@ -1,6 +1,4 @@
-"""nbgrader's configuration of a course; `python -m reformer_lab classroom generate --seed …` copies
-it there.
-"""
+"""nbgrader's configuration of a course; `python -m reformer_lab classroom generate --seed …` copies it there."""
 
 from reformer_lab.classroom.autograde import configure
 
