@@ -132,10 +132,10 @@ def changes(question):
     c, same, other = question.config, [], []
     if not c.reversible:
         same.append(("reversible layers", {"reversible": True}))
-    if min(c.ff_slice or question.length, question.length) > SLICE:
-        same.append((f"feed-forward and projections in slices of {SLICE}", {"ff_slice": SLICE}))
-    if min(c.loss_slice or question.length, question.length) > SLICE:
-        same.append((f"loss in slices of {SLICE}", {"loss_slice": SLICE}))
+    if min(c.ff_chunk or question.length, question.length) > SLICE:
+        same.append((f"feed-forward and projections in slices of {SLICE}", {"ff_chunk": SLICE}))
+    if min(c.loss_chunk or question.length, question.length) > SLICE:
+        same.append((f"loss in slices of {SLICE}", {"loss_chunk": SLICE}))
     if {"dense", "regular"} & set(c.layers):
         pattern = tuple("lsh" if kind in ("dense", "regular") else kind for kind in c.pattern)
         other.append(("LSH attention instead of dense", {"pattern": pattern}))
@@ -202,7 +202,7 @@ def by_length(question):
     ways = {
         "reversible": {"reversible": True},
         "not reversible": {"reversible": False},
-        "dense": {"reversible": True, "pattern": ("dense",), "dense_strip": None},
+        "dense": {"reversible": True, "pattern": ("dense",), "dense_block": None},
     }
     lengths = sorted({max(2, question.length * eighths // 8) for eighths in (1, 2, 4, 8, 16)})
     return [{"length": n, **{w: question.predict(n, **c).peak_bytes for w, c in ways.items()}} for n in lengths]
@@ -213,7 +213,7 @@ def headline(question):
     """Two lines: what is asked."""
     c, budget = question.config, question.budget
     lsh = f", {c.lsh.n_hashes} round(s) of hashing, chunks of {c.lsh.chunk_length}" if "lsh" in c.layers else ""
-    slices = " and ".join(f"{n:,}" if n else "everything" for n in dict.fromkeys((c.ff_slice, c.loss_slice)))
+    slices = " and ".join(f"{n:,}" if n else "everything" for n in dict.fromkeys((c.ff_chunk, c.loss_chunk)))
     return (
         f"A training step on {question.batch} × {question.length:,} tokens: {c.n_layers} layers "
         f"({', '.join(dict.fromkeys(c.layers))}{'' if c.reversible else '; not reversible'}), d_model {c.d_model}, "
@@ -382,7 +382,7 @@ def _question(args):
     config = ReformerConfig(
         vocab_size=args.vocab_size, d_model=args.d_model, n_heads=args.heads, n_layers=args.layers, d_ff=args.d_ff,
         pattern=tuple(kind.strip() for kind in args.pattern.split(",")), reversible=not args.no_reversible,
-        max_length=require_int("--length", args.length, minimum=2), ff_slice=slices, loss_slice=slices,
+        max_length=require_int("--length", args.length, minimum=2), ff_chunk=slices, loss_chunk=slices,
         lsh=LSHOptions.preset(args.preset, n_hashes=args.n_hashes, chunk_length=args.chunk_length),
     )  # fmt: skip
     optimizer = None if args.optimizer == "none" else args.optimizer

@@ -356,7 +356,7 @@ def test_a_loss_that_is_no_number_keeps_state_and_batch(tmp_path):
     def poisoned(step):
         if step == 7:
             with torch.no_grad():
-                model.trunk.norm.weight.mul_(math.inf)
+                model.backbone.norm.weight.mul_(math.inf)
         return batch_at(step)
 
     with pytest.raises(NonFiniteLoss, match=r"at step 8 .*state and batch are kept"):
@@ -373,7 +373,7 @@ def test_numbers_that_overflow_on_the_way_count_as_a_diverged_loss(tmp_path):
     def diverging(step):
         if step == 5:
             with torch.no_grad():
-                model.trunk.embedding.weight.fill_(math.inf)
+                model.backbone.embedding.weight.fill_(math.inf)
         return batch_at(step)
 
     model = ReformerLM(replace(CONFIG, dropout=0.2))

@@ -197,7 +197,7 @@ def step_config(point):
     """Our model: local and LSH layers alternating, as in transformers; windows as in the ports."""
     return ReformerConfig(
         **MODEL, n_layers=point.n_layers, pattern=("local", "lsh"), max_length=point.length,
-        axial_shape=axial_shape(point.length), ff_slice=SLICE, loss_slice=SLICE,
+        axial_shape=axial_shape(point.length), ff_chunk=SLICE, loss_chunk=SLICE,
         lsh=LSHOptions.preset("trax", n_hashes=point.n_hashes, chunk_length=CHUNK),
         local=LocalOptions(chunk_length=CHUNK, causal=True, chunks_after=0),
     )  # fmt: skip

@@ -104,7 +104,7 @@ def million_config(args):
     return ReformerConfig(
         vocab_size=256, d_model=args.d_model, n_layers=args.layers, n_heads=args.heads, d_ff=args.d_ff,
         pattern=tuple(kind.strip() for kind in args.pattern.split(",")),
-        max_length=require_int("--length", args.length, minimum=2), ff_slice=args.slice, loss_slice=args.slice,
+        max_length=require_int("--length", args.length, minimum=2), ff_chunk=args.slice, loss_chunk=args.slice,
         lsh=LSHOptions.preset(args.preset, n_hashes=args.rounds, chunk_length=args.chunk_length), seed=args.seed,
     )  # fmt: skip
 
@@ -179,24 +179,26 @@ class Clock:
     def __init__(self, model, steps, quiet):
         from tqdm.auto import tqdm
 
-        if not hasattr(model, "trunk"):
+        if not hasattr(model, "backbone"):
             raise TypeError(f"model must be a ReformerLM, got {shown(model)}")
         require_int("steps", steps), require_bool("quiet", quiet)
-        self.halves = [half for block in model.trunk.stack.blocks for half in block.halves if hasattr(half, "add_")]
+        self.layers = [
+            layer for block in model.backbone.stack.blocks for layer in block.layers if hasattr(layer, "add_")
+        ]
         often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
-        total = 2 * len(self.halves) * steps
+        total = 2 * len(self.layers) * steps
         self.bar = tqdm(total=total, unit="half", disable=quiet, mininterval=often, dynamic_ncols=True)
         self.seconds, self.part, self.since = {}, None, None
 
     def __enter__(self):
-        for half in self.halves:
+        for half in self.layers:
             what = f"{half.kind} attention" if hasattr(half, "kind") else "feed-forward"
             half.add_ = self._timed(f"forward, {what}", half.add_)
             half.subtract_ = self._timed(f"backward, {what}", half.subtract_)
         return self
 
     def __exit__(self, *error):
-        for half in self.halves:
+        for half in self.layers:
             del half.add_, half.subtract_  # the methods of the class come to light again
         self.bar.close()
 

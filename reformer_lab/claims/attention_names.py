@@ -44,7 +44,7 @@ def carried_over(model, config, name):
     other = ReformerLM(with_attention(config, name)).to(next(model.parameters()).dtype).eval()
     wanted, found = other.state_dict(), model.state_dict()
     if name == "ordinary":
-        found |= {k.replace(".q.", ".k."): v for k, v in found.items() if k.endswith("halves.0.q.weight")}
+        found |= {k.replace(".q.", ".k."): v for k, v in found.items() if k.endswith("layers.0.q.weight")}
     kept = {k: found[k] for k in wanted if k in found and not k.endswith("rotations")}  # rotations have other shapes
     lost = {k for k in wanted if k not in kept and not k.endswith("rotations")}
     if lost:

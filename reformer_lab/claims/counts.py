@@ -95,7 +95,7 @@ def queries(model, tokens):
     def keep(half, inputs):
         found.append(half.q(half.norm(inputs[0])).unflatten(-1, (half.config.n_heads, -1)).transpose(1, 2))
 
-    hooks = [block.halves[0].register_forward_pre_hook(keep) for block in model.trunk.stack.blocks]
+    hooks = [block.layers[0].register_forward_pre_hook(keep) for block in model.backbone.stack.blocks]
     try:
         with evaluating(model), torch.no_grad():
             model(tokens)
@@ -178,8 +178,8 @@ def _inputs_again(settings, depth, dtype):
 
     model = _model(settings, depth, dtype, ("dense",)).eval()
     with torch.no_grad():
-        x = model.trunk.embed(_tokens(settings))
-        blocks = model.trunk.stack.blocks
+        x = model.backbone.embed(_tokens(settings))
+        blocks = model.backbone.stack.blocks
         again = reversible_stack_inverse(*reversible_stack(x, x, blocks, None, None), blocks, None, None)
     return max((found.double() - x.double()).norm().item() for found in again) / x.double().norm().item()
 

@@ -122,8 +122,8 @@ def _config(settings, name, length, layers):
     attention, reversible, sliced = MODELS[name]
     return ReformerConfig(
         n_layers=layers, pattern=("regular" if attention == "separate" else "lsh",), reversible=reversible,
-        max_length=length, ff_slice=settings["slice"] if sliced else None,
-        loss_slice=settings["slice"] if sliced else None, lsh=LSHOptions(**settings["lsh"]), **settings["model"],
+        max_length=length, ff_chunk=settings["slice"] if sliced else None,
+        loss_chunk=settings["slice"] if sliced else None, lsh=LSHOptions(**settings["lsh"]), **settings["model"],
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def run(settings, context):
     train_part, end = read(settings, context)
     model = ReformerLM(model_config(settings, len(train_part) + len(end)))
     with torch.no_grad():
-        model.trunk.positions.tables[0].zero_()  # rows that the short windows never reach must not disturb
+        model.backbone.positions.tables[0].zero_()  # rows that the short windows never reach must not disturb
     short = data["short_steps"]
 
     def batch_at(step):

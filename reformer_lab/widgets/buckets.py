@@ -103,7 +103,9 @@ def buckets_of_model(model, text):
     Hashed are the queries of that layer, with the rotations that the layer keeps. ValueError
     without an LSH layer.
     """
-    layers = [half for block in model.trunk.stack.blocks for half in block.halves if getattr(half, "kind", "") == "lsh"]
+    layers = [
+        half for block in model.backbone.stack.blocks for half in block.layers if getattr(half, "kind", "") == "lsh"
+    ]
     if not layers:
         raise ValueError(f"model must have an LSH layer, its layers are {', '.join(model.config.layers)}")
     caught, layer = [], layers[0]

@@ -35,7 +35,7 @@ def config_of(length, layers, heads, rounds, reversible):
     """
     return ReformerConfig(
         vocab_size=256, d_model=256, n_heads=heads, n_layers=layers, pattern=("lsh",), max_length=length,
-        reversible=reversible, ff_slice=SLICE, loss_slice=SLICE, lsh=LSHOptions.preset("trax", n_hashes=rounds),
+        reversible=reversible, ff_chunk=SLICE, loss_chunk=SLICE, lsh=LSHOptions.preset("trax", n_hashes=rounds),
     )  # fmt: skip
 
 

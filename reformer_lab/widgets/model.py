@@ -11,8 +11,8 @@ from reformer_lab.plots.drawing import Choice, Range, controls
 from reformer_lab.plots.model import parameter_bars, token_bars
 
 PARTS = {  # what a parameter's name holds: the part that it belongs to
-    "embedding": "embedding", "positions": "positions", "halves.0": "attention F", "halves.1": "feed-forward G",
-    "trunk.norm": "last norm", "head": "head",
+    "embedding": "embedding", "positions": "positions", "layers.0": "attention F", "layers.1": "feed-forward G",
+    "backbone.norm": "last norm", "head": "head",
 }  # fmt: skip
 LETTERS = ("e", "a", "i", "␣", "o", "r", "u", "y")
 LOGITS = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0])

@@ -37,7 +37,7 @@ def beam_search(
     if not callable(check_stop):
         raise TypeError(f"check_stop must be a function, got {shown(check_stop)}")
     with evaluating(model):
-        memory = model.encode(source, source_padding_mask)
+        encoder_output = model.encode(source, source_padding_mask)
         whole_mask = require_padding_mask(source_padding_mask, source.shape, source.device)
         search = _Search(
             len(source), beams, start, end, max_new_tokens, length_penalty, source.device
@@ -46,7 +46,7 @@ def beam_search(
             check_stop()
             rows = search.alive.repeat_interleave(beams)
             mask = None if whole_mask is None else whole_mask[rows]
-            logits = model.decode(search.prefixes.flatten(0, 1), memory[rows], mask)[:, -1]
+            logits = model.decode(search.prefixes.flatten(0, 1), encoder_output[rows], mask)[:, -1]
             search.extend(torch.log_softmax(logits.double(), -1))
     return search.best
 

@@ -36,7 +36,7 @@ from reformer_ref.generation.options import (
     require_strict,
 )
 from reformer_ref.model.config import n_buckets_for, require_config
-from reformer_ref.model.pytorch import ReformerLM, check_tokens, count_positions, read_out
+from reformer_ref.model.pytorch import ReformerLM, check_tokens, count_positions
 
 MOST_ROWS = 1 << 16  # continuations of one prompt
 
@@ -148,7 +148,7 @@ class Decoder:
         if reason:
             raise ValueError(f"model cannot be decoded from a cache: {reason}")
         limit = model.config.max_length
-        self.model, self.trunk = model, model.trunk
+        self.model, self.backbone = model, model.backbone
         self.capacity = limit if capacity is None else require_int("capacity", capacity, 1, limit)
         self.positions = None  # tokens read so far, int64 (rows,)
         self.one = model.config.streams == 1  # ordinary residuals: both streams are kept the same
@@ -162,7 +162,7 @@ class Decoder:
                 "prefill comes first; this decoder has read a prompt already, make a new one"
             )
         mask = check_tokens(
-            self.model.config, tokens, padding_mask, device=self.trunk.embedding.weight.device
+            self.model.config, tokens, padding_mask, device=self.backbone.embedding.weight.device
         )
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         if not bool(mask.any(1).all()):
@@ -173,9 +173,9 @@ class Decoder:
         positions = count_positions(tokens, mask)
         with evaluating(self.model):
             self.caches = [self._cache(half, len(tokens)) for half in self._halves()]
-            y1 = y2 = self.trunk.embed(tokens, mask)
-            for block, cache in zip(self.trunk.stack.blocks, self.caches, strict=True):
-                attention, feed_forward = block.halves
+            y1 = y2 = self.backbone.embed(tokens, mask)
+            for block, cache in zip(self.backbone.stack.blocks, self.caches, strict=True):
+                attention, feed_forward = block.layers
                 y1 = y1 + self._prompt(attention, cache, y2, positions, mask)
                 y2 = (y1 if self.one else y2) + feed_forward(y1)
                 y1 = y2 if self.one else y1
@@ -196,9 +196,9 @@ class Decoder:
         if self._longest >= self.capacity:
             raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")
         with evaluating(self.model):
-            y1 = y2 = self.trunk.embed_at(tokens, self.positions)  # (rows, d_model)
-            for block, cache in zip(self.trunk.stack.blocks, self.caches, strict=True):
-                attention, feed_forward = block.halves
+            y1 = y2 = self.backbone.embed_at(tokens, self.positions)  # (rows, d_model)
+            for block, cache in zip(self.backbone.stack.blocks, self.caches, strict=True):
+                attention, feed_forward = block.layers
                 y1 = y1 + self._next(attention, cache, y2)
                 y2 = (y1 if self.one else y2) + feed_forward(y1[:, None])[:, 0]
                 y1 = y2 if self.one else y1
@@ -221,7 +221,7 @@ class Decoder:
         return [x for cache in self.caches for x in cache.tensors().values()]
 
     def _halves(self):
-        return [block.halves[0] for block in self.trunk.stack.blocks]
+        return [block.layers[0] for block in self.backbone.stack.blocks]
 
     def _cache(self, half, rows):
         c, like = self.model.config, half.q.weight
@@ -269,10 +269,7 @@ class Decoder:
         return half.out(out.flatten(1))
 
     def _logits(self, y1, y2):
-        hidden, weight, bias = read_out(
-            self.trunk.join(y1, y2), *self.trunk.head_weights(self.model.head)
-        )
-        return hidden @ weight + bias
+        return self.model.logits(self.backbone.final_norm(y1, y2))
 
 
 class Recomputer:
@@ -287,7 +284,10 @@ class Recomputer:
     def prefill(self, tokens, padding_mask=None):
         """As ``Decoder.prefill``."""
         mask = check_tokens(
-            self.model.config, tokens, padding_mask, device=self.model.trunk.embedding.weight.device
+            self.model.config,
+            tokens,
+            padding_mask,
+            device=self.model.backbone.embedding.weight.device,
         )
         if mask is not None and not bool(mask.any(1).all()):
             raise ValueError("padding_mask must leave at least one real token in every row")
@@ -403,7 +403,7 @@ def _continue(decoder, prompts, each, max_new_tokens, how, on_token, progress):
     """New tokens int64 (prompts · each, n), n ≤ max_new_tokens: fewer only after Ctrl-C."""
     from tqdm import tqdm
 
-    drawn, device = [], decoder.model.trunk.embedding.weight.device
+    drawn, device = [], decoder.model.backbone.embedding.weight.device
     tokens = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
@@ -461,7 +461,7 @@ def _require_one_each(model, tokens, rows):
     if not isinstance(tokens, torch.Tensor) or tokens.shape != (rows,):
         given = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
         raise ValueError(f"tokens must be a tensor ({rows},), one token per row, got {given}")
-    check_tokens(model.config, tokens[:, None], None, device=model.trunk.embedding.weight.device)
+    check_tokens(model.config, tokens[:, None], None, device=model.backbone.embedding.weight.device)
 
 
 def _require_logits(logits):

@@ -172,16 +172,18 @@ def weight_names(config):
     """{name in transformers: name in ReformerLM} for all weights but the bias of the head, which is
     a choice.
     """
-    names = {"reformer.embeddings.word_embeddings.weight": "trunk.embedding.weight"}
+    names = {"reformer.embeddings.word_embeddings.weight": "backbone.embedding.weight"}
     if require_config(config).positions == "axial":
         for i in range(len(config.axial_shape)):
             names[f"reformer.embeddings.position_embeddings.weights.{i}"] = (
-                f"trunk.positions.tables.{i}"
+                f"backbone.positions.tables.{i}"
             )
     else:
-        names["reformer.embeddings.position_embeddings.embedding.weight"] = "trunk.positions.table"
+        names["reformer.embeddings.position_embeddings.embedding.weight"] = (
+            "backbone.positions.table"
+        )
     for i, kind in enumerate(config.layers):
-        layer, halves = f"reformer.encoder.layers.{i}", f"trunk.stack.blocks.{i}.halves"
+        layer, halves = f"reformer.encoder.layers.{i}", f"backbone.stack.blocks.{i}.layers"
         attention, forward = f"{layer}.attention", f"{layer}.feed_forward"
         projections = (
             {"query_key": "q", "value": "v"}
@@ -198,7 +200,7 @@ def weight_names(config):
         for number, dense in ((1, "dense.dense"), (2, "output.dense")):
             names[f"{forward}.{dense}.weight"] = f"{halves}.1.inner.w{number}"
             names[f"{forward}.{dense}.bias"] = f"{halves}.1.inner.b{number}"
-    names |= {f"reformer.encoder.layer_norm.{p}": f"trunk.norm.{p}" for p in ("weight", "bias")}
+    names |= {f"reformer.encoder.layer_norm.{p}": f"backbone.norm.{p}" for p in ("weight", "bias")}
     names["lm_head.decoder.weight"] = "head.weight"
     return names
 

@@ -253,12 +253,12 @@ def _affine_from(config, device):
     """A length from which on the peak is affine in the length; None for dense attention all at
     once, which is quick.
     """
-    if config.dense_strip is None and {"dense", "regular"} & set(config.layers):
+    if config.dense_block is None and {"dense", "regular"} & set(config.layers):
         return None
     scores = min(
         o.chunk_length * (o.chunks_before + 1 + o.chunks_after) for o in (config.lsh, config.local)
     )
-    slices = (n or 1 for n in (config.ff_slice, config.loss_slice, config.dense_strip))
+    slices = (n or 1 for n in (config.ff_chunk, config.loss_chunk, config.dense_block))
     longest = max(
         SCORES_AT_A_TIME[device] // scores, 1 << 16, *slices
     )  # a block of one head, a group of heads, a slice

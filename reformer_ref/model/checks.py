@@ -112,14 +112,14 @@ def random_params(rng, config):
     norms near 1.
     """
     d, h = config.d_model, config.n_heads
-    shapes = {"trunk.embedding.weight": (config.vocab_size, d)}
+    shapes = {"backbone.embedding.weight": (config.vocab_size, d)}
     if config.positions == "axial":
         tables = zip(config.axial_shape, config.axial_dims, strict=True)
-        shapes |= {f"trunk.positions.tables.{i}": shape for i, shape in enumerate(tables)}
+        shapes |= {f"backbone.positions.tables.{i}": shape for i, shape in enumerate(tables)}
     if config.positions == "learned":
-        shapes["trunk.positions.table"] = (config.max_length, d)
+        shapes["backbone.positions.table"] = (config.max_length, d)
     for i, kind in enumerate(config.layers):
-        first, second = (f"trunk.stack.blocks.{i}.halves.{k}." for k in (0, 1))
+        first, second = (f"backbone.stack.blocks.{i}.layers.{k}." for k in (0, 1))
         shapes |= {f"{first}{name}.weight": (h * config.d_head, d) for name in ("q", "k")}
         if kind in ("lsh", "dense"):  # the key is the query
             del shapes[f"{first}k.weight"]
@@ -139,7 +139,7 @@ def random_params(rng, config):
         shapes |= {
             f"{half}norm.{name}": (d,) for half in (first, second) for name in ("weight", "bias")
         }
-    shapes |= {f"trunk.norm.{name}": (2 * d,) for name in ("weight", "bias")}
+    shapes |= {f"backbone.norm.{name}": (2 * d,) for name in ("weight", "bias")}
     if not config.tie_head:
         shapes |= {"head.weight": (config.vocab_size, 2 * d), "head.bias": (config.vocab_size,)}
     plain = (

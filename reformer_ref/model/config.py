@@ -36,8 +36,8 @@ class ReformerConfig:
     dropout: as usual; dropout acts on embeddings and on what each half adds. tie_head: the head
     reuses the embedding. reversible: False stores activations instead (same function). streams: 1
     for the residuals of an ordinary Transformer, y = x + F(x), z = y + G(y), with the very same
-    parameters (the last norm sees z twice); needs reversible=False. ff_slice, loss_slice,
-    dense_strip: positions worked on at a time, None for all at once. length_multiple: pad sequences
+    parameters (the last norm sees z twice); needs reversible=False. ff_chunk, loss_chunk,
+    dense_block: positions worked on at a time, None for all at once. length_multiple: pad sequences
     inside the model to this multiple (only matters with ``wrap``; Hugging Face does). seed: for the
     initial weights and for the rotations that are used when none are drawn afresh.
     """
@@ -63,9 +63,9 @@ class ReformerConfig:
     tie_head: bool = False
     reversible: bool = True
     streams: int = 2
-    ff_slice: int | None = None
-    loss_slice: int | None = None
-    dense_strip: int | None = None
+    ff_chunk: int | None = None
+    loss_chunk: int | None = None
+    dense_block: int | None = None
     length_multiple: int = 1
     seed: int = 0
 
@@ -88,7 +88,7 @@ class ReformerConfig:
             raise ValueError(
                 "streams=1 needs reversible=False: ordinary residuals cannot be undone"
             )
-        for name in ("ff_slice", "loss_slice", "dense_strip"):
+        for name in ("ff_chunk", "loss_chunk", "dense_block"):
             if getattr(self, name) is not None:
                 self._set(name, require_int(name, getattr(self, name)))
         self._set("norm_eps", require_float("norm_eps", self.norm_eps, minimum=0.0))

@@ -12,7 +12,13 @@ from torch import nn
 from reformer_ref._arguments import require_shape
 from reformer_ref._tensors import require_floating, require_padding_mask
 from reformer_ref.model.config import require_config
-from reformer_ref.model.pytorch import Trunk, check_tokens, initialize, next_tokens, read_out
+from reformer_ref.model.pytorch import (
+    ReformerBackbone,
+    check_tokens,
+    head_inputs,
+    initialize,
+    next_tokens,
+)
 
 
 class ReformerEncoderDecoder(nn.Module):
@@ -31,8 +37,8 @@ class ReformerEncoderDecoder(nn.Module):
         super().__init__()
         self.encoder_config, self.decoder_config = _require_pair(encoder_config, decoder_config)
         with torch.random.fork_rng(devices=[]):
-            self.encoder = Trunk(encoder_config)
-            self.decoder = Trunk(decoder_config, cross_attention=True)
+            self.encoder = ReformerBackbone(encoder_config)
+            self.decoder = ReformerBackbone(decoder_config, cross_attention=True)
             width, vocab_size = 2 * decoder_config.d_model, decoder_config.vocab_size
             self.head = None if decoder_config.tie_head else nn.Linear(width, vocab_size)
         initialize(self, decoder_config.seed)
@@ -41,24 +47,35 @@ class ReformerEncoderDecoder(nn.Module):
         self, source, target, source_padding_mask=None, target_padding_mask=None, generator=None
     ):
         """Logits (B, L_t, vocab_size): at each position of the target, for the token after it."""
-        memory = self.encode(source, source_padding_mask, generator)
-        return self.decode(target, memory, source_padding_mask, target_padding_mask, generator)
+        encoder_output = self.encode(source, source_padding_mask, generator)
+        return self.decode(
+            target, encoder_output, source_padding_mask, target_padding_mask, generator
+        )
 
     def encode(self, source, source_padding_mask=None, generator=None):
-        """What the decoder looks at: the memory (B, L_s, 2·d_model). It may be kept for many calls
+        """What the decoder looks at: the encoder_output (B, L_s, 2·d_model). It may be kept for many calls
         of ``decode``.
         """
         mask = self._check("source", source, source_padding_mask, generator)
         return self.encoder(source, mask, generator)
 
     def decode(
-        self, target, memory, source_padding_mask=None, target_padding_mask=None, generator=None
+        self,
+        target,
+        encoder_output,
+        source_padding_mask=None,
+        target_padding_mask=None,
+        generator=None,
     ):
-        """Logits (B, L_t, vocab_size), given the memory of the source and the source's mask."""
+        """Logits (B, L_t, vocab_size), given the encoder_output of the source and the source's mask."""
         mask = self._check("target", target, target_padding_mask, generator)
-        memory_mask = self._check_memory(target, memory, source_padding_mask)
-        hidden = self.decoder(target, mask, generator, memory, memory_mask)
-        hidden, weight, bias = read_out(hidden, *self.decoder.head_weights(self.head))
+        encoder_mask = self._check_memory(target, encoder_output, source_padding_mask)
+        hidden = self.decoder(target, mask, generator, encoder_output, encoder_mask)
+        return self.logits(hidden)
+
+    def logits(self, hidden):
+        """Logits (…, vocab_size) of hidden (…, 2·d_model), the decoder's output."""
+        hidden, weight, bias = head_inputs(hidden, *self.decoder.head_weights(self.head))
         return hidden @ weight + bias
 
     def loss(
@@ -66,41 +83,48 @@ class ReformerEncoderDecoder(nn.Module):
     ):
         """Mean cross-entropy in nats of target[:, 1:] given source and prefix, padding not counted.
 
-        Computed in slices of ``decoder_config.loss_slice`` positions. The first token of a target
+        Computed in slices of ``decoder_config.loss_chunk`` positions. The first token of a target
         is never asked for.
         """
         mask = self._check("target", target, target_padding_mask, generator)
         if target.shape[1] < 2:
             raise ValueError("target must hold at least 2 tokens to predict one, got 1")
-        memory = self.encode(source, source_padding_mask, generator)
-        memory_mask = self._check_memory(target, memory, source_padding_mask)
+        encoder_output = self.encode(source, source_padding_mask, generator)
+        encoder_mask = self._check_memory(target, encoder_output, source_padding_mask)
         targets = next_tokens(target, mask)
-        return self.decoder.loss(self.head, target, targets, mask, generator, memory, memory_mask)
+        return self.decoder.loss(
+            self.head, target, targets, mask, generator, encoder_output, encoder_mask
+        )
 
-    def _check_memory(self, target, memory, source_padding_mask):
-        """The source's mask as (B, L_s); errors if the memory does not go with the target."""
-        if require_floating("memory", memory).ndim != 3 or 0 in memory.shape:
+    def _check_memory(self, target, encoder_output, source_padding_mask):
+        """The source's mask as (B, L_s); errors if the encoder_output does not go with the target."""
+        if (
+            require_floating("encoder_output", encoder_output).ndim != 3
+            or 0 in encoder_output.shape
+        ):
             raise ValueError(
-                f"memory must have shape (B, L_s, 2·d_model), got {tuple(memory.shape)}"
+                f"encoder_output must have shape (B, L_s, 2·d_model), got {tuple(encoder_output.shape)}"
             )
-        shape = (target.shape[0], memory.shape[1], 2 * self.decoder_config.d_model)
-        require_shape("memory", memory, shape, "(batch of target, L_s, 2·d_model)")
+        shape = (target.shape[0], encoder_output.shape[1], 2 * self.decoder_config.d_model)
+        require_shape("encoder_output", encoder_output, shape, "(batch of target, L_s, 2·d_model)")
         weight = self.decoder.embedding.weight
-        if memory.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+        if encoder_output.dtype != weight.dtype and not torch.is_autocast_enabled(
+            weight.device.type
+        ):
             raise TypeError(
-                f"memory must have the dtype of the decoder ({weight.dtype}), got {memory.dtype}"
+                f"encoder_output must have the dtype of the decoder ({weight.dtype}), got {encoder_output.dtype}"
             )
-        return require_padding_mask(source_padding_mask, shape[:2], memory.device)
+        return require_padding_mask(source_padding_mask, shape[:2], encoder_output.device)
 
     def _check(self, name, tokens, mask, generator):
         of_source = name == "source"
-        config, trunk = (
+        config, backbone = (
             (self.encoder_config, self.encoder)
             if of_source
             else (self.decoder_config, self.decoder)
         )
         return check_tokens(
-            config, tokens, mask, generator, name=name, device=trunk.embedding.weight.device
+            config, tokens, mask, generator, name=name, device=backbone.embedding.weight.device
         )
 
 

@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
             projected = self._project(x, heads, params)
             out = self.attend(projected, heads, padding_mask, rotation_seed, memo)
             weight = params["out.weight"][:, _span(heads, self.config.d_v)]
-            for s in _slices(x, self.config.ff_slice):
+            for s in _slices(x, self.config.ff_chunk):
                 y[:, s] += F.linear(out[:, s], weight)
 
     def subtract_(self, y, d_y, x, d_x, params, padding_mask=None, rotation_seed=None, *_, memo):
@@ -86,7 +86,7 @@ class SelfAttention(nn.Module):
                 out = self.attend(projected, heads, padding_mask, rotation_seed, memo)
             columns, d_out = _span(heads, self.config.d_v), torch.empty_like(out)
             weight = params["out.weight"][:, columns].detach()
-            for s in _slices(x, self.config.ff_slice):
+            for s in _slices(x, self.config.ff_chunk):
                 y[:, s] -= F.linear(out[:, s].detach(), weight)
                 d_out[:, s] = d_y[:, s] @ weight
                 grads["out.weight"][:, columns] += d_y[:, s].flatten(0, 1).t() @ out[
@@ -145,10 +145,10 @@ class SelfAttention(nn.Module):
             out = local_attention(q, k, v, c.local, mask)
         elif self.kind == "dense":
             out = shared_qk_attention(
-                q, v, c.causal, mask, c.lsh.scale, c.lsh.norm_eps, strip=c.dense_strip
+                q, v, c.causal, mask, c.lsh.scale, c.lsh.norm_eps, strip=c.dense_block
             )
         else:
-            out = regular_attention(q, k, v, c.causal, mask, strip=c.dense_strip)
+            out = regular_attention(q, k, v, c.causal, mask, strip=c.dense_block)
         return out.transpose(1, 2).flatten(2)
 
     def inputs(self):
@@ -167,7 +167,7 @@ class SelfAttention(nn.Module):
         """{"q": (B, L, heads·d_head), …}: norm and projection, slice by slice, without a graph."""
         projected = {}
         with torch.no_grad():
-            for s in _slices(x, self.config.ff_slice):
+            for s in _slices(x, self.config.ff_chunk):
                 n = F.layer_norm(
                     x[:, s],
                     x.shape[-1:],
@@ -185,7 +185,7 @@ class SelfAttention(nn.Module):
     def _project_back(self, x, d_x, d_projected, heads, params, grads):
         """The gradients of ``_project``: into d_x, into ``grads``; slice by slice."""
         scale, bias = (params[f"norm.{p}"].detach().requires_grad_() for p in ("weight", "bias"))
-        for s in _slices(x, self.config.ff_slice):
+        for s in _slices(x, self.config.ff_chunk):
             x_here = x[:, s].detach().requires_grad_()
             with torch.enable_grad():
                 n = F.layer_norm(x_here, x.shape[-1:], scale, bias, self.config.norm_eps)
@@ -201,10 +201,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """A half that looks at an encoder, dense and plain: x (B, L, d_model), memory (B, L_s,
+    """A half that looks at an encoder, dense and plain: x (B, L, d_model), encoder_output (B, L_s,
     2·d_model) -> like x.
 
-    ``memory_mask`` bool (B, L_s), True = real token: it hides keys, for every query alike.
+    ``encoder_mask`` bool (B, L_s), True = real token: it hides keys, for every query alike.
     """
 
     def __init__(self, config):
@@ -217,18 +217,20 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(config.n_heads * config.d_v, config.d_model, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, padding_mask=None, rotation_seed=None, memory=None, memory_mask=None):
+    def forward(
+        self, x, padding_mask=None, rotation_seed=None, encoder_output=None, encoder_mask=None
+    ):
         q, k, v = (
             y.unflatten(-1, (self.config.n_heads, -1)).transpose(1, 2)
-            for y in (self.q(self.norm(x)), self.k(memory), self.v(memory))
+            for y in (self.q(self.norm(x)), self.k(encoder_output), self.v(encoder_output))
         )
-        mask = None if memory_mask is None else memory_mask[:, None]
-        out = regular_attention(q, k, v, False, mask, strip=self.config.dense_strip)
+        mask = None if encoder_mask is None else encoder_mask[:, None]
+        out = regular_attention(q, k, v, False, mask, strip=self.config.dense_block)
         return self.dropout(self.out(out.transpose(1, 2).flatten(2)))
 
 
-class FeedForwardHalf(nn.Module):
-    """The half G: norm and position-wise feed-forward layer, in slices of ``config.ff_slice``
+class FeedForwardLayer(nn.Module):
+    """The half G: norm and position-wise feed-forward layer, in slices of ``config.ff_chunk``
     positions.
     """
 
@@ -237,7 +239,7 @@ class FeedForwardHalf(nn.Module):
         self.config = require_config(config)
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.inner = FeedForward(
-            config.d_model, config.d_ff, config.activation, slice_length=config.ff_slice
+            config.d_model, config.d_ff, config.activation, slice_length=config.ff_chunk
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -262,7 +264,7 @@ class FeedForwardHalf(nn.Module):
     def add_(self, y, x, *_, memo):
         """y += half(x), slice by slice."""
         params = dict(self.named_parameters())
-        for s in _slices(x, self.config.ff_slice):
+        for s in _slices(x, self.config.ff_chunk):
             y[:, s] += self._plain(x[:, s], params)
 
     def subtract_(self, y, d_y, x, d_x, params, *_, memo):
@@ -271,7 +273,7 @@ class FeedForwardHalf(nn.Module):
         """
         params = {name: p.detach().requires_grad_() for name, p in params.items()}
         grads = {name: torch.zeros_like(p) for name, p in params.items()}
-        for s in _slices(x, self.config.ff_slice):
+        for s in _slices(x, self.config.ff_chunk):
             x_here = x[:, s].detach().requires_grad_()
             with torch.enable_grad():
                 out = self._plain(x_here, params)

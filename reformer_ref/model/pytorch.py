@@ -1,4 +1,4 @@
-"""The whole Reformer, in PyTorch: halves of reversible blocks, a trunk of them, and the language
+"""The whole Reformer, in PyTorch: halves of reversible blocks, a backbone of them, and the language
 model on top.
 
 Tokens are embedded, positions added, and the result stands in both residual streams. Each layer
@@ -13,7 +13,7 @@ from reformer_ref._arguments import require_bool, require_int, require_shape
 from reformer_ref._tensors import has_values, require_floating, require_padding_mask, require_tensor
 from reformer_ref.feed_forward.pytorch import IGNORED, require_targets, sliced, total_nats
 from reformer_ref.model.config import padding_to_multiple, require_config
-from reformer_ref.model.layers import CrossAttention, FeedForwardHalf, SelfAttention
+from reformer_ref.model.layers import CrossAttention, FeedForwardLayer, SelfAttention
 from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_loss
 
@@ -30,12 +30,12 @@ class ResidualStack(nn.Module):
     def forward(self, x, _, *extras):
         """(z, z) from x (B, L, d_model), given twice as to a `ReversibleStack`."""
         for block in self.blocks:
-            for half in block.halves:
+            for half in block.layers:
                 x = x + half(x, *extras)
         return x, x
 
 
-class Trunk(nn.Module):
+class ReformerBackbone(nn.Module):
     """Everything between tokens and head: tokens (B, L) -> (B, L, 2·d_model), both streams joined
     and normalised.
     """
@@ -56,7 +56,7 @@ class Trunk(nn.Module):
             middle = [CrossAttention(config)] if cross_attention else []
             blocks.append(
                 ReversibleBlock(
-                    SelfAttention(config, kind, index), *middle, FeedForwardHalf(config)
+                    SelfAttention(config, kind, index), *middle, FeedForwardLayer(config)
                 )
             )
         self.stack = (
@@ -67,12 +67,16 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(2 * config.d_model, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens, padding_mask=None, generator=None, memory=None, memory_mask=None):
+    def forward(
+        self, tokens, padding_mask=None, generator=None, encoder_output=None, encoder_mask=None
+    ):
         length = tokens.shape[1]
         tokens, padding_mask = self._to_multiple(tokens, padding_mask)
         x = self.embed(tokens, padding_mask)
-        y1, y2 = self.stack(x, x, *self._extras(padding_mask, generator, memory, memory_mask))
-        return self.join(y1, y2)[:, :length]  # (B, L, 2·d_model)
+        y1, y2 = self.stack(
+            x, x, *self._extras(padding_mask, generator, encoder_output, encoder_mask)
+        )
+        return self.final_norm(y1, y2)[:, :length]  # (B, L, 2·d_model)
 
     def loss(
         self,
@@ -81,8 +85,8 @@ class Trunk(nn.Module):
         targets,
         padding_mask=None,
         generator=None,
-        memory=None,
-        memory_mask=None,
+        encoder_output=None,
+        encoder_mask=None,
     ):
         """Mean nats of ``targets`` (B, L), −100 = not counted, in slices; head None: tied to the
         embedding.
@@ -90,7 +94,7 @@ class Trunk(nn.Module):
         tokens, padding_mask = self._to_multiple(tokens, padding_mask)
         targets = nn.functional.pad(targets, (0, tokens.shape[1] - targets.shape[1]), value=IGNORED)
         x = self.embed(tokens, padding_mask)
-        extras = self._extras(padding_mask, generator, memory, memory_mask)
+        extras = self._extras(padding_mask, generator, encoder_output, encoder_mask)
         weights = (self.norm.weight, self.norm.bias, *self.head_weights(head))
         count, dropout = (
             (targets != IGNORED).sum(),
@@ -99,12 +103,12 @@ class Trunk(nn.Module):
 
         def nats(y1, y2, targets, scale, bias, *head):
             def of_slice(y1, y2, targets, scale, bias, *head):
-                hidden, weight, head_bias = read_out(
-                    self._join(y1, y2, scale, bias, dropout), *head
+                hidden, weight, head_bias = head_inputs(
+                    self._final_norm(y1, y2, scale, bias, dropout), *head
                 )
                 return total_nats(hidden, targets, weight, head_bias)
 
-            slice_length = self.config.loss_slice
+            slice_length = self.config.loss_chunk
             return (
                 sliced(
                     of_slice,
@@ -139,7 +143,7 @@ class Trunk(nn.Module):
         return x if self.positions is None else x + self.positions(positions).to(x.dtype)
 
     def head_weights(self, head):
-        """What ``read_out`` takes: weight and bias of the head, or the embedding alone if there is
+        """What ``head_inputs`` takes: weight and bias of the head, or the embedding alone if there is
         none (tied).
         """
         if head is None:
@@ -156,25 +160,29 @@ class Trunk(nn.Module):
             )
         return head.weight, head.bias
 
-    def join(self, y1, y2):
+    def final_norm(self, y1, y2):
         """Both streams side by side, normalised: (B, L, 2·d_model)."""
-        return self._join(y1, y2, self.norm.weight, self.norm.bias, self._dropout())
+        return self._final_norm(y1, y2, self.norm.weight, self.norm.bias, self._dropout())
 
     def _dropout(self):
         return self.dropout.p if self.dropout.training else 0.0
 
-    def _join(self, y1, y2, scale, bias, dropout):
+    def _final_norm(self, y1, y2, scale, bias, dropout):
         both = torch.cat([y1, y2], dim=-1)
         joined = nn.functional.layer_norm(both, both.shape[-1:], scale, bias, self.norm.eps)
         return nn.functional.dropout(joined, dropout) if dropout else joined
 
-    def _extras(self, padding_mask, generator, memory, memory_mask):
+    def _extras(self, padding_mask, generator, encoder_output, encoder_mask):
         seed = (
             None
             if generator is None
             else torch.randint(2**62, (), generator=generator, device="cpu")
         )
-        return (padding_mask, seed) if memory is None else (padding_mask, seed, memory, memory_mask)
+        return (
+            (padding_mask, seed)
+            if encoder_output is None
+            else (padding_mask, seed, encoder_output, encoder_mask)
+        )
 
     def _to_multiple(self, tokens, padding_mask):
         short = padding_to_multiple(self.config, tokens.shape[1])
@@ -195,7 +203,7 @@ class ReformerLM(nn.Module):
         super().__init__()
         self.config = require_config(config)
         with torch.random.fork_rng(devices=[]):
-            self.trunk = Trunk(config)
+            self.backbone = ReformerBackbone(config)
             self.head = (
                 None if config.tie_head else nn.Linear(2 * config.d_model, config.vocab_size)
             )
@@ -210,20 +218,23 @@ class ReformerLM(nn.Module):
         ``torch.Generator`` from which fresh rotations are drawn for this call; None uses the stored
         ones. ValueError or TypeError for tokens that do not fit the configuration.
         """
-        hidden = self.hidden(tokens, padding_mask, generator)
-        hidden, weight, bias = read_out(hidden, *self.trunk.head_weights(self.head))
+        return self.logits(self.hidden(tokens, padding_mask, generator))
+
+    def logits(self, hidden):
+        """Logits (…, vocab_size) of hidden (…, 2·d_model), as ``hidden`` returns it."""
+        hidden, weight, bias = head_inputs(hidden, *self.backbone.head_weights(self.head))
         return hidden @ weight + bias
 
     def hidden(self, tokens, padding_mask=None, generator=None):
         """What the head sees: (B, L, 2·d_model)."""
-        return self.trunk(tokens, self._check(tokens, padding_mask, generator), generator)
+        return self.backbone(tokens, self._check(tokens, padding_mask, generator), generator)
 
     def loss(self, tokens, targets=None, padding_mask=None, generator=None):
         """Mean cross-entropy in nats over the predicted tokens, computed in slices of
-        ``config.loss_slice`` positions.
+        ``config.loss_chunk`` positions.
 
         targets: int (B, L), what each position should say, −100 = not counted; None: the next token
-        (causal models), padding not counted. Each loss can be differentiated once. Hooks on trunk,
+        (causal models), padding not counted. Each loss can be differentiated once. Hooks on backbone,
         stack and norm do not run.
         """
         padding_mask = self._check(tokens, padding_mask, generator)
@@ -242,7 +253,7 @@ class ReformerLM(nn.Module):
                 targets if padding_mask is None else targets.masked_fill(~padding_mask, IGNORED)
             )
         targets = require_targets(targets, tokens.shape, self.config.vocab_size, tokens.device)
-        return self.trunk.loss(self.head, tokens, targets, padding_mask, generator)
+        return self.backbone.loss(self.head, tokens, targets, padding_mask, generator)
 
     @classmethod
     def from_huggingface(cls, model_or_state_dict, config=None, *, add_head_bias=False):
@@ -255,16 +266,20 @@ class ReformerLM(nn.Module):
 
     def _check(self, tokens, padding_mask, generator):
         return check_tokens(
-            self.config, tokens, padding_mask, generator, device=self.trunk.embedding.weight.device
+            self.config,
+            tokens,
+            padding_mask,
+            generator,
+            device=self.backbone.embedding.weight.device,
         )
 
     def extra_repr(self):
         return repr(self.config)
 
 
-def read_out(hidden, weight, bias=None):
+def head_inputs(hidden, weight, bias=None):
     """(hidden, weight (d, vocab_size), bias): what the logits are made of. hidden (…, 2·d_model)
-    from the trunk.
+    from the backbone.
 
     weight (vocab_size, 2·d_model) and bias of a head; or the embedding (vocab_size, d_model) alone,
     tied: it reads both streams, scaled to logits of variance about 1.

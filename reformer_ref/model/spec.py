@@ -73,11 +73,11 @@ def encoder_decoder(
     """
     source, source_real = _check_tokens("source", encoder_config, source, source_padding_mask)
     target, target_real = _check_tokens("target", decoder_config, target, target_padding_mask)
-    memory = _trunk(
+    encoder_output = _backbone(
         _part(params, "encoder"), encoder_config, source, source_real
     )  # (B, L_s, 2·d_model)
-    hidden = _trunk(
-        _part(params, "decoder"), decoder_config, target, target_real, memory, source_real
+    hidden = _backbone(
+        _part(params, "decoder"), decoder_config, target, target_real, encoder_output, source_real
     )
     hidden, weight, bias = _head(
         _part(params, "decoder"), _part(params, "head"), decoder_config, hidden
@@ -118,11 +118,11 @@ def _rows(tokens, padding_mask, name="tokens"):
 def _hidden_and_head(params, config, tokens, padding_mask):
     """(hidden, weight (…, vocab_size), bias) of a language model."""
     tokens, real = _check_tokens("tokens", config, tokens, padding_mask)
-    trunk = _part(params, "trunk")
-    return _head(trunk, _part(params, "head"), config, _trunk(trunk, config, tokens, real))
+    backbone = _part(params, "backbone")
+    return _head(backbone, _part(params, "head"), config, _backbone(backbone, config, tokens, real))
 
 
-def _trunk(p, config, tokens, real, memory=None, memory_real=None):
+def _backbone(p, config, tokens, real, encoder_output=None, encoder_real=None):
     """Everything between tokens and head: tokens (B, L) -> (B, L, 2·d_model)."""
     length, added = tokens.shape[1], padding_to_multiple(config, tokens.shape[1])
     if added:
@@ -132,7 +132,7 @@ def _trunk(p, config, tokens, real, memory=None, memory_real=None):
         p, config, count_positions(tokens, real)
     )  # (B, L, d_model)
     streams = [x, x]
-    for k, half in enumerate(_halves(p, config, real, memory, memory_real)):
+    for k, half in enumerate(_halves(p, config, real, encoder_output, encoder_real)):
         target, source = k % 2, 1 - k % 2  # y1 = x1 + F(x2), y2 = x2 + G(y1), and so on
         streams[target] = streams[target] + half(streams[source])
         streams[source] = streams[
@@ -141,19 +141,21 @@ def _trunk(p, config, tokens, real, memory=None, memory_real=None):
     return _norm(p, config, np.concatenate(streams, axis=-1))[:, :length]
 
 
-def _halves(p, config, real, memory, memory_real):
-    """The functions of one stream, in order: self-attention, cross-attention if there is a memory,
+def _halves(p, config, real, encoder_output, encoder_real):
+    """The functions of one stream, in order: self-attention, cross-attention if there is a encoder_output,
     feed-forward.
     """
     for index, kind in enumerate(config.layers):
-        names = [f"stack.blocks.{index}.halves.{k}" for k in range(2 if memory is None else 3)]
+        names = [
+            f"stack.blocks.{index}.layers.{k}" for k in range(2 if encoder_output is None else 3)
+        ]
         first, *middle, last = (_part(p, name) for name in names)
         yield lambda x, p=first, kind=kind: _self_attention(
             p, config, kind, _norm(p, config, x), real
         )
         for q in middle:
             yield lambda x, p=q: _cross_attention(
-                p, config, _norm(p, config, x), memory, memory_real
+                p, config, _norm(p, config, x), encoder_output, encoder_real
             )
         weights = [last[f"inner.{name}"] for name in ("w1", "b1", "w2", "b2")]
         yield lambda x, p=last, weights=weights: feed_forward(
@@ -187,13 +189,13 @@ def _self_attention(p, config, kind, x, real):
     return _joined(out) @ p["out.weight"].T
 
 
-def _cross_attention(p, config, x, memory, memory_real):
-    """Every query of x (B, L_t, d_model) sees every real position of memory (B, L_s, 2·d_model)."""
+def _cross_attention(p, config, x, encoder_output, encoder_real):
+    """Every query of x (B, L_t, d_model) sees every real position of encoder_output (B, L_s, 2·d_model)."""
     q, k, v = (
         _heads(y @ p[f"{name}.weight"].T, config)
-        for name, y in (("q", x), ("k", memory), ("v", memory))
+        for name, y in (("q", x), ("k", encoder_output), ("v", encoder_output))
     )
-    mask = None if memory_real is None else memory_real[:, None]
+    mask = None if encoder_real is None else encoder_real[:, None]
     return _joined(regular_attention(q, k, v, False, mask)) @ p["out.weight"].T
 
 
@@ -209,14 +211,14 @@ def _positions(p, config, positions):
     )
 
 
-def _head(trunk, head, config, hidden):
+def _head(backbone, head, config, hidden):
     """Tied: both streams are read with the embedding, scaled to logits of variance about 1."""
     if not config.tie_head:
         return hidden, head["weight"].T, head["bias"]
     first, second = np.split(hidden, 2, axis=-1)
     return (
         (first + second) / np.sqrt(2 * config.d_model),
-        trunk["embedding.weight"].T,
+        backbone["embedding.weight"].T,
         np.zeros(config.vocab_size),
     )
 

@@ -126,7 +126,7 @@ class ReversibleBlock(nn.Module):
 
     def __init__(self, *halves):
         super().__init__()
-        self.halves = nn.ModuleList(_block_halves(halves))
+        self.layers = nn.ModuleList(_block_halves(halves))
 
     def forward(self, x1, x2, *extras):
         """This block alone, as a stack."""
@@ -359,7 +359,7 @@ def _halves(blocks):
 
 def _block_halves(block):
     if isinstance(block, ReversibleBlock):
-        return block.halves
+        return block.layers
     if isinstance(block, (list, tuple, nn.ModuleList)):
         halves = block
     elif isinstance(block, nn.Module) and hasattr(block, "f") and hasattr(block, "g"):

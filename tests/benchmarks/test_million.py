@@ -48,7 +48,7 @@ def test_defaults_are_the_million_of_the_paper():
     assert (config.n_layers, config.d_model, config.n_heads, config.d_ff, config.lsh.n_hashes) == (6, 256, 4, 1024, 2)
     assert config.layers == ("lsh",) * 6
     assert config.reversible
-    assert config.ff_slice == config.loss_slice == 4096
+    assert config.ff_chunk == config.loss_chunk == 4096
 
 
 def test_steps_are_recorded(text, tmp_path, capsys):
@@ -81,8 +81,8 @@ def test_the_clock_leaves_the_model_as_it_was(text):
     from reformer_lab.training.loop import step_generator
 
     assert loss == pytest.approx(bits(plain.loss(tokens, generator=step_generator(0, 0)).item()), rel=1e-6)
-    for block in model.trunk.stack.blocks:
-        assert not any("add_" in half.__dict__ or "subtract_" in half.__dict__ for half in block.halves)
+    for block in model.backbone.stack.blocks:
+        assert not any("add_" in half.__dict__ or "subtract_" in half.__dict__ for half in block.layers)
 
 
 def test_a_short_text_is_repeated_only_if_asked(text):

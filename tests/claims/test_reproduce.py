@@ -367,8 +367,8 @@ def test_windows_that_hold_everything_are_full_attention():
 def test_ordinary_attention_takes_its_keys_from_the_queries():
     model, config = small_model("full")
     other = carried_over(model, config, "ordinary")
-    for block in other.trunk.stack.blocks:
-        assert torch.equal(block.halves[0].k.weight, block.halves[0].q.weight)
+    for block in other.backbone.stack.blocks:
+        assert torch.equal(block.layers[0].k.weight, block.layers[0].q.weight)
     assert relative_error(other(torch.arange(30)[None] % 9), model(torch.arange(30)[None] % 9)) > 1e-2
     with pytest.raises(ValueError, match="no weights for separate"):
         carried_over(model, config, "separate")

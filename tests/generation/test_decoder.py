@@ -159,12 +159,12 @@ def test_generate_several_prompts_and_samples():
 @pytest.mark.parametrize("training", [True, False])
 def test_generate_leaves_modes_and_random_state_alone(training):
     model = model_of(dropout=0.5).train(training)
-    model.trunk.dropout.eval()
+    model.backbone.dropout.eval()
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
     one = generate(model, tokens_of(1, 4)[0], 6)
     assert torch.equal(one, generate(model.eval(), tokens_of(1, 4)[0], 6))
     model.train(training)
-    model.trunk.dropout.eval()
+    model.backbone.dropout.eval()
     generate(model, tokens_of(1, 4)[0], 6)
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)

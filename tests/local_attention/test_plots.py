@@ -117,14 +117,14 @@ def test_buckets_of_a_model_are_those_of_its_layer():
     lsh = LSHOptions.preset("strict", n_hashes=3, n_buckets=4, chunk_length=4)
     shape = {"d_model": 16, "n_layers": 2, "n_heads": 2, "pattern": ("local", "lsh"), "max_length": 128}
     model = ReformerLM(ReformerConfig(**shape, lsh=lsh)).train()
-    layer, text = model.trunk.stack.blocks[1].halves[0], "tokens, é"
+    layer, text = model.backbone.stack.blocks[1].layers[0], "tokens, é"
     got = explorer.buckets_of_model(model, text)
     assert got.shape == (2, 3, 10)  # bytes, not characters
     assert model.training
     assert not layer.q._forward_hooks
     with torch.no_grad():
-        x = model.trunk.embed(torch.tensor([list(text.encode())]))
-        local, forward = model.trunk.stack.blocks[0].halves
+        x = model.backbone.embed(torch.tensor([list(text.encode())]))
+        local, forward = model.backbone.stack.blocks[0].layers
         y1 = x + local(x)
         q = layer.q(layer.norm(x + forward(y1))).unflatten(-1, (2, -1)).transpose(1, 2)
     assert np.array_equal(got, layer.hash(q, range(2))[0].numpy())

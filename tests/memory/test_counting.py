@@ -254,7 +254,7 @@ def attention():
 def training_steps(reversible):
     def fn():
         config = ReformerConfig(
-            d_model=64, n_layers=2, n_heads=2, d_ff=128, max_length=4096, ff_slice=512, loss_slice=512,
+            d_model=64, n_layers=2, n_heads=2, d_ff=128, max_length=4096, ff_chunk=512, loss_chunk=512,
             lsh=LSHOptions(n_hashes=2), reversible=reversible,
         )  # fmt: skip
         model = ReformerLM(config)

@@ -23,7 +23,7 @@ MB = 10**6
 def small(**changes):
     values = {
         "vocab_size": 64, "d_model": 64, "n_layers": 2, "n_heads": 2, "d_ff": 128, "max_length": 4096,
-        "ff_slice": 512, "loss_slice": 512, "lsh": LSHOptions(n_hashes=2),
+        "ff_chunk": 512, "loss_chunk": 512, "lsh": LSHOptions(n_hashes=2),
     }  # fmt: skip
     return ReformerConfig(**{**values, **changes})
 
@@ -133,8 +133,8 @@ def steps(config, length, training=True, optimizer="adam", dtype=torch.float32):
         ({}, {"optimizer": "sgd"}),
         ({}, {"training": False}),
         ({"pattern": ("lsh",), "reversible": False}, {"optimizer": None}),
-        ({"lsh": LSHOptions.preset("strict", n_hashes=2), "ff_slice": None, "loss_slice": None}, {}),
-        ({"pattern": ("dense", "regular"), "dense_strip": 1000, "positions": "none"}, {}),
+        ({"lsh": LSHOptions.preset("strict", n_hashes=2), "ff_chunk": None, "loss_chunk": None}, {}),
+        ({"pattern": ("dense", "regular"), "dense_block": 1000, "positions": "none"}, {}),
         ({"pattern": ("lsh",), "lsh": LSHOptions.preset("trax")}, {"dtype": torch.bfloat16}),
     ],
     ids=["local and lsh", "sgd", "no training", "not reversible", "strict", "dense", "bfloat16"],
@@ -160,7 +160,7 @@ def test_parts_are_what_they_are_called():
 
 
 def test_remembering_shapes_changes_nothing(monkeypatch):
-    config = small(pattern=("local", "lsh", "dense", "regular"), n_layers=4, dense_strip=700)
+    config = small(pattern=("local", "lsh", "dense", "regular"), n_layers=4, dense_block=700)
     fast = predict_peak(config, 2500)
     memory._predict.cache_clear()
     monkeypatch.setattr(memory, "MetaCounter", lambda: Counter("meta"))
@@ -185,7 +185,7 @@ def test_a_model_that_is_not_causal_and_lengths_beyond_the_longest():
 
 
 def test_extrapolation_is_within_one_percent():
-    config = small(n_layers=1, n_heads=1, pattern=("lsh",), ff_slice=16384, loss_slice=16384, max_length=300000)
+    config = small(n_layers=1, n_heads=1, pattern=("lsh",), ff_chunk=16384, loss_chunk=16384, max_length=300000)
     short, exact = (predict_peak(config, 300000, "cpu", exact=exact) for exact in (False, True))
     assert "extrapolated" in short.kind
     assert "extrapolated" not in exact.kind
@@ -204,7 +204,7 @@ def test_linear_in_the_length(pattern, lengths):
     """Up to some ten thousand tokens heads are worked on together, beyond that one at a time: a
     line each.
     """
-    config = small(pattern=pattern, n_layers=len(pattern), max_length=lengths[-1], ff_slice=2048, loss_slice=2048)
+    config = small(pattern=pattern, n_layers=len(pattern), max_length=lengths[-1], ff_chunk=2048, loss_chunk=2048)
     peaks = [predict_peak(config, n, "cpu").peak_bytes for n in lengths]
     slope = (peaks[-1] - peaks[0]) / (lengths[-1] - lengths[0])
     for length, peak in zip(lengths, peaks, strict=True):

@@ -25,7 +25,7 @@ def ask(*words):
 
 
 def question(budget="1GB", **changes):
-    values = {"d_model": 32, "n_heads": 2, "n_layers": 2, "pattern": ("lsh",), "max_length": 8192, "ff_slice": 512}
+    values = {"d_model": 32, "n_heads": 2, "n_layers": 2, "pattern": ("lsh",), "max_length": 8192, "ff_chunk": 512}
     return Question(ReformerConfig(**{**values, **changes}), 8192, parse_bytes(budget), "cpu")
 
 
@@ -102,7 +102,7 @@ def test_what_is_tried_helps_and_says_what_it_is():
         "all of these",
     ]
     assert found["all of these"] == {
-        "reversible": True, "ff_slice": 16384, "loss_slice": 16384, "pattern": ("lsh", "lsh"), "batch": 1,
+        "reversible": True, "ff_chunk": 16384, "loss_chunk": 16384, "pattern": ("lsh", "lsh"), "batch": 1,
         "n_hashes": 1, "dtype": "bfloat16",
     }  # fmt: skip
     as_asked = q.predict().peak_bytes

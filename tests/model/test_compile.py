@@ -21,7 +21,7 @@ def causal(**fields):
 @pytest.mark.parametrize("grad", [False, True])
 def test_compiles_to_one_graph(grad):
     torch.compiler.reset()
-    model, tokens = ReformerLM(causal(dropout=0.1, ff_slice=5)).eval(), tokens_of(23)
+    model, tokens = ReformerLM(causal(dropout=0.1, ff_chunk=5)).eval(), tokens_of(23)
     with torch.set_grad_enabled(grad):
         got = torch.compile(model, fullgraph=True, backend="inductor" if not grad else "aot_eager")(tokens)
         expect_close("compiled logits", got.detach(), model(tokens).detach(), 1e-5)

@@ -12,8 +12,8 @@ from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.model.config import LAYER_KINDS, ReformerConfig, n_buckets_for, padding_to_multiple, rotation_width
 
-INTEGERS = ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_v", "d_ff", "max_length", "ff_slice")
-INTEGERS += ("loss_slice", "dense_strip", "length_multiple", "seed")
+INTEGERS = ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "d_v", "d_ff", "max_length", "ff_chunk")
+INTEGERS += ("loss_chunk", "dense_block", "length_multiple", "seed")
 KINDS = st.lists(st.sampled_from(LAYER_KINDS), min_size=1, max_size=4).map(tuple)
 JUNK = st.one_of(
     st.text(max_size=3), st.floats(), st.booleans(), st.lists(st.integers(), max_size=2), st.binary(max_size=2)
@@ -42,7 +42,7 @@ def configs(draw):
         causal=causal,
         dropout=draw(st.floats(0, 0.9)),
         tie_head=draw(st.booleans()),
-        ff_slice=draw(st.one_of(st.none(), st.integers(1, 99))),
+        ff_chunk=draw(st.one_of(st.none(), st.integers(1, 99))),
         seed=draw(st.integers(0, 2**63 - 1)),
     )
 
@@ -81,9 +81,9 @@ def test_what_is_left_out_is_filled_in():
 
 
 def test_numpy_integers_become_plain_ones():
-    config = ReformerConfig(vocab_size=np.int64(7), d_model=np.int32(8), seed=np.int64(3), ff_slice=np.int64(2))
+    config = ReformerConfig(vocab_size=np.int64(7), d_model=np.int32(8), seed=np.int64(3), ff_chunk=np.int64(2))
     assert ReformerConfig.from_json(config.to_json()) == config
-    assert type(json.loads(config.to_json())["ff_slice"]) is int
+    assert type(json.loads(config.to_json())["ff_chunk"]) is int
 
 
 def test_number_of_buckets():

@@ -18,7 +18,7 @@ from torch import nn
 
 MODES = [{}, {"find_unused_parameters": True}, {"static_graph": True}]
 ROUNDS, RANKS = 2, 2  # static_graph records the first round and relies on it afterwards
-FIELDS = {"pattern": ("local", "lsh"), "n_layers": 2, "ff_slice": 5, "loss_slice": 7, "tie_head": True}
+FIELDS = {"pattern": ("local", "lsh"), "n_layers": 2, "ff_chunk": 5, "loss_chunk": 7, "tie_head": True}
 DECODER = small_config("strict", {"n_hashes": 2}, **FIELDS)
 ENCODER = small_config("paper", {"n_hashes": 2, "chunks_after": 1}, causal=False, **FIELDS)
 

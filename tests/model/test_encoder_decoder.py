@@ -41,7 +41,7 @@ MASKS = [(None, None), (mask_of(14, (0, 9), (3, 14)), mask_of(10, (2, 10), (0, 8
 @pytest.mark.parametrize("masks", MASKS, ids=["no padding", "padding"])
 @pytest.mark.parametrize("pattern", [("local", "lsh"), ("dense", "regular", "lsh")], ids="-".join)
 def test_agrees_with_the_spec(pattern, masks, tie_head):
-    model = model_of(pattern=pattern, tie_head=tie_head, dense_strip=3)
+    model = model_of(pattern=pattern, tie_head=tie_head, dense_block=3)
     configs, params = ((model.encoder_config, model.decoder_config), to_numpy(dict(model.state_dict())))
     inputs = (source_of(14), target_of(10), *masks)
     got, want = (model(*inputs), spec.encoder_decoder(params, *configs, *(to_numpy(x) for x in inputs)))
@@ -64,7 +64,7 @@ def test_any_two_lengths(lengths):
 def test_reversible_gradients_are_those_of_ordinary_autograd(mode, masks):
     results = []
     for reversible in (True, False):
-        model = model_of(reversible=reversible, dropout=0.2, ff_slice=3, loss_slice=4).train(mode == "train")
+        model = model_of(reversible=reversible, dropout=0.2, ff_chunk=3, loss_chunk=4).train(mode == "train")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             generator = torch.Generator().manual_seed(4)
@@ -82,16 +82,16 @@ def test_gradient_of_the_memory_is_summed_over_layers():
     results = []
     for reversible in (True, False):
         model = model_of(reversible=reversible)
-        memory = model.encode(source_of(14)).detach().requires_grad_()
-        model.decode(target_of(10), memory).square().sum().backward()
-        results.append(memory.grad)
-    expect_close("gradient of the memory", *results, 1e-12)
+        encoder_output = model.encode(source_of(14)).detach().requires_grad_()
+        model.decode(target_of(10), encoder_output).square().sum().backward()
+        results.append(encoder_output.grad)
+    expect_close("gradient of the encoder_output", *results, 1e-12)
 
 
 def test_loss_is_the_cross_entropy_of_the_logits():
     source, target = source_of(14), target_of(10)
-    for loss_slice in (None, 1, 4, 100):
-        model = model_of(loss_slice=loss_slice)
+    for loss_chunk in (None, 1, 4, 100):
+        model = model_of(loss_chunk=loss_chunk)
         want = F.cross_entropy(model(source, target)[:, :-1].flatten(0, 1), target[:, 1:].flatten())
         expect_close("loss", model.loss(source, target).item(), want.item(), 1e-12)
     mask = mask_of(10, (2, 10), (0, 8))
@@ -144,16 +144,16 @@ def test_masked_cross_attention_still_depends_on_the_query():
     source.
     """
     model = model_of(pattern=("dense",), n_layers=1)
-    half = model.decoder.stack.blocks[0].halves[1]
+    half = model.decoder.stack.blocks[0].layers[1]
     x = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    memory = torch.randn(2, 7, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    encoder_output = torch.randn(2, 7, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     mask = mask_of(7, (2, 7), (0, 3))
-    out = half(x, None, None, memory, mask).detach()
+    out = half(x, None, None, encoder_output, mask).detach()
     assert (out[:, 0] - out[:, 1]).abs().max() > 1e-2
     for row, (first, last) in enumerate([(2, 7), (0, 3)]):
-        alone = half(x[row, None], None, None, memory[row, None, first:last]).detach()
+        alone = half(x[row, None], None, None, encoder_output[row, None, first:last]).detach()
         expect_close("each row sees its own real keys", out[row], alone[0], 1e-13)
-    nothing = half(x, None, None, memory, torch.zeros_like(mask))
+    nothing = half(x, None, None, encoder_output, torch.zeros_like(mask))
     assert not nothing.any()
 
 
@@ -170,9 +170,11 @@ def test_causal_in_the_target():
 def test_memory_may_be_kept():
     model, source, target = model_of(), source_of(14), target_of(10)
     for mask in (None, mask_of(14, (0, 9), (3, 14))):
-        memory = model.encode(source, mask)
-        assert memory.shape == (2, 14, 24)
-        expect_equal("logits", model.decode(target, memory, mask).detach(), model(source, target, mask).detach())
+        encoder_output = model.encode(source, mask)
+        assert encoder_output.shape == (2, 14, 24)
+        expect_equal(
+            "logits", model.decode(target, encoder_output, mask).detach(), model(source, target, mask).detach()
+        )
 
 
 def test_seed_decides_everything():
@@ -188,11 +190,11 @@ def test_seed_decides_everything():
 
 def test_fresh_rotations_on_both_sides():
     model, source, target = model_of(), source_of(14), target_of(29)
-    memory = model.encode(source)
+    encoder_output = model.encode(source)
     fresh = model.encode(source, generator=torch.Generator().manual_seed(0))
-    assert (fresh - memory).abs().max() > 1e-3
-    fresh = model.decode(target, memory, generator=torch.Generator().manual_seed(0))
-    assert (fresh - model.decode(target, memory)).abs().max() > 1e-3
+    assert (fresh - encoder_output).abs().max() > 1e-3
+    fresh = model.decode(target, encoder_output, generator=torch.Generator().manual_seed(0))
+    assert (fresh - model.decode(target, encoder_output)).abs().max() > 1e-3
 
 
 def test_learns_to_reverse():
@@ -253,10 +255,10 @@ def test_configurations_must_go_together(encoder, decoder, error, says):
         (lambda m: m(source_of(14), target_of(5).to("meta")), ValueError, "target must be on cpu"),
         (lambda m: m.loss(source_of(14), target_of(1)), ValueError, "at least 2 tokens"),
         (lambda m: m.loss(source_of(14), [[1, 2]]), TypeError, "target must be a torch.Tensor"),
-        (lambda m: m.decode(target_of(5), target_of(5)), TypeError, "memory must"),
-        (lambda m: m.decode(target_of(5), torch.zeros(2, 14)), ValueError, "memory must have shape"),
-        (lambda m: m.decode(target_of(5), torch.zeros(2, 14, 12)), ValueError, "memory must have shape"),
-        (lambda m: m.decode(target_of(5), torch.zeros(2, 0, 24)), ValueError, "memory must have shape"),
+        (lambda m: m.decode(target_of(5), target_of(5)), TypeError, "encoder_output must"),
+        (lambda m: m.decode(target_of(5), torch.zeros(2, 14)), ValueError, "encoder_output must have shape"),
+        (lambda m: m.decode(target_of(5), torch.zeros(2, 14, 12)), ValueError, "encoder_output must have shape"),
+        (lambda m: m.decode(target_of(5), torch.zeros(2, 0, 24)), ValueError, "encoder_output must have shape"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, error, says):

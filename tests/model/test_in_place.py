@@ -18,7 +18,7 @@ from reformer_ref.testing import expect_close
 from torch import nn
 
 CONFIG = ReformerConfig(
-    vocab_size=11, d_model=16, n_layers=2, n_heads=2, max_length=64, ff_slice=5, loss_slice=7,
+    vocab_size=11, d_model=16, n_layers=2, n_heads=2, max_length=64, ff_chunk=5, loss_chunk=7,
     lsh=LSHOptions(n_hashes=2, n_buckets=4, chunk_length=4), local=LocalOptions(chunk_length=4),
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def expect_same(models, between=lambda model: None):
 
 
 def halves(model, number):
-    return [block.halves[number] for block in model.trunk.stack.blocks]
+    return [block.layers[number] for block in model.backbone.stack.blocks]
 
 
 def each(number, change):
@@ -89,7 +89,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_a_half_computes_is_never_guessed(name):
-    fields = {"loss_slice": None, "ff_slice": None} if "dropout" in name else {}  # else masks are drawn in other orders
+    fields = {"loss_chunk": None, "ff_chunk": None} if "dropout" in name else {}  # else masks are drawn in other orders
     plain = name == "nothing"
     models = twins(CHANGES[name], **fields)
     assert all(half.in_place() for n in (0, 1) for half in halves(models[0], n)) == plain
@@ -99,7 +99,7 @@ def test_what_a_half_computes_is_never_guessed(name):
 @pytest.mark.parametrize("start", [True, False])
 def test_a_change_of_mode_before_backward_changes_nothing(start):
     """Dropout is what it was when the loss was computed."""
-    same, changed = (twins(dropout=0.4, ff_slice=None) for _ in range(2))
+    same, changed = (twins(dropout=0.4, ff_chunk=None) for _ in range(2))
     wanted = expect_same([m.train(start) for m in same])
     for name, got in expect_same([m.train(start) for m in changed], lambda model: model.train(not start)).items():
         expect_close(name, got, wanted[name], 1e-12)

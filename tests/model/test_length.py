@@ -52,7 +52,7 @@ def test_padding_never_matters(preset, options, causal):
 
 
 def test_padding_never_matters_to_the_loss():
-    model = model_of("strict", pattern=("local", "lsh"), loss_slice=7)
+    model = model_of("strict", pattern=("local", "lsh"), loss_chunk=7)
     tokens = tokens_of(23)
     mask = torch.ones(2, 30, dtype=torch.bool)
     mask[:, :7] = False

@@ -32,9 +32,9 @@ def test_is_an_ordinary_transformer_with_the_same_weights():
     two = ReformerLM(config_of()).double()
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in two.state_dict().items()}
     tokens = torch.arange(11)[None] % 7
-    x = model.trunk.embed(tokens)
-    for block in model.trunk.stack.blocks:
-        attention, feed_forward = block.halves
+    x = model.backbone.embed(tokens)
+    for block in model.backbone.stack.blocks:
+        attention, feed_forward = block.layers
         x = x + attention(x)
         x = x + feed_forward(x)
     normal = torch.nn.functional.layer_norm(torch.cat([x, x], -1), [2 * x.shape[-1]], eps=model.config.norm_eps)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reformer_ref.model import layers as halves
 from reformer_ref.model.checks import small_config
-from reformer_ref.model.layers import FeedForwardHalf, SelfAttention
+from reformer_ref.model.layers import FeedForwardLayer, SelfAttention
 from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.testing import expect_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,9 +17,9 @@ PATTERN = {"pattern": ("local", "lsh", "dense", "regular"), "n_layers": 5}
 # With dropout a half is recomputed as a module; without, in place: all heads together, or one after
 # the other.
 WAYS = {
-    "dropout": ({"dropout": 0.2, "ff_slice": 5, "loss_slice": 9}, None),
-    "in place": ({"ff_slice": None, "loss_slice": None}, None),
-    "head by head": ({"ff_slice": 5, "loss_slice": 9}, 1),
+    "dropout": ({"dropout": 0.2, "ff_chunk": 5, "loss_chunk": 9}, None),
+    "in place": ({"ff_chunk": None, "loss_chunk": None}, None),
+    "head by head": ({"ff_chunk": 5, "loss_chunk": 9}, 1),
 }
 
 
@@ -70,7 +70,7 @@ def expect_same_gradients(models, tolerance=TOLERANCE):
         ("strict", {"n_heads": 3, "tie_head": True}),
         ("trax", {"positions": "learned"}),
         ("huggingface", {"causal": False, "activation": "gelu"}),
-        ("lucidrains", {"dense_strip": 4, "n_heads": 1}),
+        ("lucidrains", {"dense_block": 4, "n_heads": 1}),
     ],
 )
 def test_presets_with_fresh_rotations(pair, preset, fields):
@@ -132,12 +132,12 @@ def test_frozen_parameters(pair):
     models = pair()
     for model in models:
         for name, p in model.named_parameters():
-            p.requires_grad_("q.weight" not in name and "embedding" not in name and "halves.1" not in name)
+            p.requires_grad_("q.weight" not in name and "embedding" not in name and "layers.1" not in name)
         loss(model).backward()
     expect_same_gradients(models)
     for model in models:  # everything but the head
         model.zero_grad()
-        model.trunk.requires_grad_(False)
+        model.backbone.requires_grad_(False)
         loss(model).backward()
     expect_same_gradients(models)
 
@@ -212,8 +212,8 @@ def test_autocast_recomputes_modules_in_the_same_dtype(pair):
     def record(module, inputs, output):
         seen.append((names[module], output.dtype, output.detach().clone()))
 
-    kinds = (torch.nn.Linear, SelfAttention, FeedForwardHalf)
-    names = {m: n for n, m in model.trunk.named_modules() if isinstance(m, kinds)}
+    kinds = (torch.nn.Linear, SelfAttention, FeedForwardLayer)
+    names = {m: n for n, m in model.backbone.named_modules() if isinstance(m, kinds)}
     for module in names:
         module.register_forward_hook(record)
     with torch.autocast("cpu", torch.bfloat16):

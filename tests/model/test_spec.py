@@ -55,7 +55,7 @@ def test_checks_pass():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_at_many_lengths(preset, side):
     name, options, causal = PRESETS[preset]
-    config = small_config(name, options, causal=causal, pattern=("local", "lsh"), n_layers=3, ff_slice=3, loss_slice=5)
+    config = small_config(name, options, causal=causal, pattern=("local", "lsh"), n_layers=3, ff_chunk=3, loss_chunk=5)
     for length in LENGTHS:
         rng = np.random.default_rng(length)
         params, tokens = random_params(rng, config), rng.integers(0, config.vocab_size, (2, length))
@@ -70,7 +70,7 @@ def test_presets_at_many_lengths(preset, side):
 def test_patterns_positions_and_heads(pattern, positions, tie_head):
     shape = (3, 2, 5) if positions == "axial" else None
     widths = {"d_head": 5, "d_v": 3, "d_ff": 7, "n_layers": 3}
-    others = {"dense_strip": 4, "activation": "gelu", "norm_eps": 1e-3, "tie_head": tie_head, "axial_shape": shape}
+    others = {"dense_block": 4, "activation": "gelu", "norm_eps": 1e-3, "tie_head": tie_head, "axial_shape": shape}
     options = {"n_hashes": 2, "scale": "rsqrt_d"}
     config = small_config("paper", options, pattern=pattern, positions=positions, **widths, **others)
     rng = np.random.default_rng(len(positions))
@@ -109,7 +109,7 @@ def test_fresh_rotations_are_rotations_like_any_other():
     for layer in range(config.n_layers):
         generator = torch.Generator().manual_seed(seed + layer)
         drawn = random_rotations(generator, 3, config.d_head, n_buckets_for(config, 23), config.n_heads)
-        params[f"trunk.stack.blocks.{layer}.halves.0.rotations"] = drawn.numpy()
+        params[f"backbone.stack.blocks.{layer}.layers.0.rotations"] = drawn.numpy()
     expect_close("logits with fresh rotations", got, spec.reformer_lm(params, config, tokens), TOLERANCE)
 
 

@@ -32,9 +32,9 @@ def same_state(a, b):
 
 
 @pytest.mark.parametrize("tie_head", [False, True])
-@pytest.mark.parametrize("loss_slice", [None, 1, 7, 44, 1000])
-def test_loss_is_the_cross_entropy_of_the_logits(loss_slice, tie_head):
-    model = ReformerLM(dataclasses.replace(CONFIG, loss_slice=loss_slice, tie_head=tie_head)).double()
+@pytest.mark.parametrize("loss_chunk", [None, 1, 7, 44, 1000])
+def test_loss_is_the_cross_entropy_of_the_logits(loss_chunk, tie_head):
+    model = ReformerLM(dataclasses.replace(CONFIG, loss_chunk=loss_chunk, tie_head=tie_head)).double()
     tokens, results = tokens_of(23), []
     for loss in (model.loss(tokens), F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())):
         model.zero_grad()
@@ -142,7 +142,7 @@ def test_tied_head_is_the_embedding():
     model, tokens = ReformerLM(config).double(), tokens_of(23)
     assert not any("head" in name for name in model.state_dict())
     first, second = model.hidden(tokens).chunk(2, -1)
-    want = (first + second) @ model.trunk.embedding.weight.t() / (2 * config.d_model) ** 0.5
+    want = (first + second) @ model.backbone.embedding.weight.t() / (2 * config.d_model) ** 0.5
     expect_close("logits", model(tokens).detach(), want.detach(), 1e-13)
     large = ReformerLM(small_config(tie_head=True, d_model=128, vocab_size=500))
     assert 0.5 < large(tokens_of(29)).std() < 2
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_refused(call, error, says):
 def test_weights_that_are_not_finite_are_noticed():
     model = ReformerLM(CONFIG)
     with torch.no_grad():
-        model.trunk.embedding.weight[3, 0] = float("nan")
+        model.backbone.embedding.weight[3, 0] = float("nan")
     with pytest.raises(ValueError, match="finite"):
         model(torch.full((1, 5), 3))
 

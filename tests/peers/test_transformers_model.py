@@ -77,7 +77,7 @@ def test_logits(pattern, variant):
     """
     theirs = hf_model(attn_layers=pattern, **VARIANTS[variant])
     ours = ReformerLM.from_huggingface(theirs)
-    assert (ours.trunk.embedding.weight.dtype, ours.training) == (torch.float64, False)
+    assert (ours.backbone.embedding.weight.dtype, ours.training) == (torch.float64, False)
     worst = 0.0
     for length in (1, 3, 4, 5, 6, 7, 12, 23, 37, 48, 60):
         tokens = random_tokens(length)
@@ -124,7 +124,7 @@ def test_one_seed_for_all_layers_and_the_global_state_untouched():
     before = torch.random.get_rng_state()
     ours = ReformerLM.from_huggingface(theirs)
     assert torch.equal(torch.random.get_rng_state(), before)
-    first, last = (ours.trunk.stack.blocks[i].halves[0].rotations for i in (0, 2))
+    first, last = (ours.backbone.stack.blocks[i].layers[0].rotations for i in (0, 2))
     drawn = torch.randn(3, 4, 2, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     expect_equal("rotations of the first layer", first, drawn.transpose(1, 2))
     expect_equal("rotations of the last layer", last, first)

@@ -76,8 +76,8 @@ def test_published_shapes_both_ways(name, tmp_path):
     ours = ReformerLM.from_huggingface(tmp_path)
     assert not ours.training
     theirs, ours = theirs.double(), ours.double()
-    for block in ours.trunk.stack.blocks:  # rotations as transformers draws them in float64
-        half = block.halves[0]
+    for block in ours.backbone.stack.blocks:  # rotations as transformers draws them in float64
+        half = block.layers[0]
         if half.kind == "lsh":
             n_heads, n_hashes, d, width = half.rotations.shape
             drawn = torch.randn(

@@ -228,7 +228,7 @@ def test_a_block_used_twice_and_a_shared_weight():
 def test_a_parameter_that_the_forward_pass_does_not_use():
     both = pair()
     for stack in both:
-        stack.blocks[1].halves[0].spare = nn.Parameter(torch.ones(3))
+        stack.blocks[1].layers[0].spare = nn.Parameter(torch.ones(3))
     assert sum(g is None for g in run_both(both, backward)) == 1
 
 
@@ -293,7 +293,7 @@ def test_weights_changed_before_backward_are_an_error():
     stack, _ = pair()
     loss = scalar(stack(*streams()))
     with torch.no_grad():
-        stack.blocks[0].halves[0].linear.weight.add_(1)
+        stack.blocks[0].layers[0].linear.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -383,7 +383,7 @@ def test_every_way_to_write_a_block():
         expect_same(reversible_stack(*x, blocks), want, 0)
     expect_same(ReversibleBlock(block.f, block.g)(*x), want, 0)
     names = dict(ReversibleStack([(Half(), Half())]).named_parameters())
-    assert "blocks.0.halves.1.linear.weight" in names
+    assert "blocks.0.layers.1.linear.weight" in names
     assert "reversible=True" in repr(ReversibleStack([block]))
 
 

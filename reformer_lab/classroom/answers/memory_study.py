@@ -69,8 +69,8 @@ def count_step(variant, way):
     length, n_layers, d_model, d_ff, vocab_size, reversible = step_sizes(variant, way)
     config = ReformerConfig(
         vocab_size=vocab_size, d_model=d_model, d_ff=d_ff, n_layers=n_layers, n_heads=HEADS, pattern=("lsh",),
-        max_length=length, tie_head=variant.tied, reversible=reversible, ff_slice=variant.ff_slice,
-        loss_slice=variant.ff_slice, lsh=_options(variant),
+        max_length=length, tie_head=variant.tied, reversible=reversible, ff_chunk=variant.ff_slice,
+        loss_chunk=variant.ff_slice, lsh=_options(variant),
     )  # fmt: skip
     with MetaCounter() as counter, _blocks_of(BLOCK):
         with torch.device("meta"):
