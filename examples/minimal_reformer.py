@@ -90,7 +90,7 @@ def lsh_attention(qk, v, buckets, config):
     visible = own_round & (j[..., None, :] < i[..., :, None])  # (B, H, R, n, m, 2m)
 
     # A pair that N rounds bring together would count N times: divide its weight by N (eq. 4).
-    n_rounds = torch.stack(together).sum(0).clamp(min=1)
+    n_rounds = torch.stack(together).sum(0).clamp(min=1).to(qk)
     scores = gather_rows(qk, i) @ gather_rows(keys, j).mT - n_rounds.log()
     scores = scores.masked_fill(~visible, HIDDEN)  # (B, H, R, n, m, 2m)
 
@@ -124,9 +124,8 @@ class Attention(nn.Module):
 
     def __init__(self, config, kind):
         super().__init__()
-        self.config = config
+        self.config, self.inputs = config, ("q", "k", "v") if kind == "local" else ("q", "v")
         self.norm = nn.LayerNorm(config.d_model)
-        self.inputs = ("q", "k", "v") if kind == "local" else ("q", "v")
         for name in (*self.inputs, "out"):
             setattr(self, name, nn.Linear(config.d_model, config.d_model, bias=False))
         if kind == "lsh":  # (H, R, d, n_buckets/2)
