@@ -63,8 +63,7 @@ def gather_rows(x, index):
 
 def lsh_attention(qk, v, buckets, config):
     """Attention of each query to earlier keys in its bucket. qk, v (B, H, L, d) -> (B, H, L, d)."""
-    length, n_hashes, m = buckets.shape[3], buckets.shape[2], config.lsh_chunk
-
+    n_hashes, length, m = *buckets.shape[2:], config.lsh_chunk
     # Queries and keys are the same vectors, but a key is scaled to length 1.
     keys = qk / torch.sqrt(qk.square().sum(-1, keepdim=True) + qk.shape[-1] * 1e-6)
 
@@ -94,9 +93,10 @@ def lsh_attention(qk, v, buckets, config):
     scores = gather_rows(qk, i) @ gather_rows(keys, j).mT - n_rounds.log()
     scores = scores.masked_fill(~visible, HIDDEN)  # (B, H, R, n, m, 2m)
 
-    # Softmax in each chunk. The log-sum-exp of a query is the log of the round's total weight.
-    lse = scores.logsumexp(dim=-1)  # (B, H, R, n, m)
-    out = scores.softmax(dim=-1) @ gather_rows(v, j)  # (B, H, R, n, m, d)
+    # Softmax in each chunk, and its log-sum-exp: the largest score minus the log of its weight.
+    weights = scores.softmax(dim=-1)  # (B, H, R, n, m, 2m)
+    lse = scores.amax(dim=-1) - weights.amax(dim=-1).log()  # (B, H, R, n, m)
+    out = weights @ gather_rows(v, j)  # (B, H, R, n, m, d)
 
     # Undo the sort: from slots back to positions.
     lse = lse.flatten(3).gather(3, slot)  # (B, H, R, L)
@@ -295,6 +295,6 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     model = Reformer(Config())
     bits = train(model, read_text(args.text), args.minutes)
+    sample = model.generate(torch.tensor([list(b"ROMEO")]), 300)[0]
     print(f"held-out text: {bits:.3f} bits per byte; a sample:\n")
-    sample = model.generate(torch.tensor([list(b"ROMEO")]), 300)
-    print(bytes(sample[0].tolist()).decode(errors="replace"))
+    print(bytes(sample.tolist()).decode(errors="replace"))
