@@ -8,22 +8,20 @@ own. The names below are the public interface. They check their arguments; what 
 from importlib import import_module
 from pkgutil import iter_modules
 
-from reformer_ref.attention.pytorch import regular_attention, shared_qk_attention
+from reformer_ref.attention import regular_attention, shared_qk_attention
 from reformer_ref.chunking.pytorch import look_adjacent, sort_by_bucket, split_chunks, undo_sort
 from reformer_ref.feed_forward.pytorch import FeedForward, cross_entropy
 from reformer_ref.generation.beam import beam_search
 from reformer_ref.generation.pytorch import Decoder, generate, sample_token, token_probabilities
-from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.hashing import default_n_buckets, hash_vectors, random_rotations
 from reformer_ref.huggingface.weights import to_huggingface
-from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.local_attention.pytorch import local_attention
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import AttentionRecord, lsh_attention
+from reformer_ref.local_attention import LocalOptions, local_attention
+from reformer_ref.lsh_attention import AttentionRecord, LSHOptions, lsh_attention
 from reformer_ref.memory.measure import Peak, count_peak, measure_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
+from reformer_ref.positions import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible.pytorch import (
     ReversibleBlock,
     ReversibleStack,
