@@ -62,7 +62,9 @@ def attend_vjp(q, k, v, counts, d_out, scale=1.0):
     return d_scores @ k, np.swapaxes(d_scores, -1, -2) @ q, np.swapaxes(weights, -1, -2) @ d_out
 
 
-def self_as_last_resort(counts: Int[np.ndarray, "*batch L L"]) -> Int[np.ndarray, "*batch L L"]:
+def self_as_last_resort(
+    counts: Int[np.ndarray, "*batch L L"] | Bool[np.ndarray, "*batch L L"],
+) -> Int[np.ndarray, "*batch L L"] | Bool[np.ndarray, "*batch L L"]:
     """Apply the self rule: a token sees itself only if nothing else is visible (paper section 2)."""
     eye = np.eye(counts.shape[-1], dtype=bool)
     others = np.where(eye, 0, counts)

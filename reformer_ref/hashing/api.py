@@ -94,7 +94,7 @@ def hash_vectors(
     n_buckets: int | tuple[int, ...],
     *,
     backend: str = "auto",
-) -> Int[Tensor, "*batch n_hashes L"]:
+) -> Int[Tensor, "... n_hashes L"]:
     """Hash vectors to buckets: bucket = argmax([xR ; −xR]), the lowest index on a tie.
 
     Only the direction of a vector matters. No gradient flows. Source: paper section 2, "Locality
