@@ -17,8 +17,7 @@ def relative_error(got: Any, want: Any) -> float:
     Differences that are not finite count as infinite.
     """
     got, want = _numbers("got", got), _numbers("want", want)
-    if got.shape != want.shape:
-        raise AssertionError(f"shapes differ: got {got.shape}, expected {want.shape}")
+    expect(got.shape == want.shape, f"shapes differ: got {got.shape}, expected {want.shape}")
     if got.size == 0:
         return 0.0
     with np.errstate(all="ignore"):
@@ -33,6 +32,12 @@ def _numbers(name, value):
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     with np.errstate(over="ignore"):
         return array.astype(np.float64)
+
+
+def expect(condition: Any, message: str) -> None:
+    """Raise an AssertionError with ``message`` unless the condition holds."""
+    if not condition:
+        raise AssertionError(message)
 
 
 def expect_close(what: str, got: Any, want: Any, tolerance: float, hint: str = "") -> float:
@@ -63,9 +68,8 @@ def expect_equal(what: str, got: Any, want: Any, hint: str = "") -> None:
 
 
 def _expect_shape(what, got, want, hint):
-    if got.shape != want.shape:
-        text = f"{what}: got shape {got.shape}, expected {want.shape}. {hint}"
-        raise AssertionError(text.strip())
+    text = f"{what}: got shape {got.shape}, expected {want.shape}. {hint}"
+    expect(got.shape == want.shape, text.strip())
 
 
 def compare_all(name: str, comparisons: Iterable[tuple], tolerance: float) -> None:

@@ -50,7 +50,7 @@ def lsh_attention(
     queries = split_chunks(order, chunk_length)  # (…, R, n, m) positions
 
     # 3. Each chunk looks at its neighbours. With ``wrap`` the chunks of all rounds form one ring.
-    n_hashes, n_chunks = queries.shape[-3:-1]
+    n_hashes = queries.shape[-3]
     rounds = torch.arange(n_hashes, device=qk.device)[:, None, None]  # (R, 1, 1)
     chunks = torch.stack([queries, rounds.expand_as(queries)], dim=-1)  # (…, R, n, m, 2)
     if options.wrap:
