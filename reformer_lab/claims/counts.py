@@ -165,7 +165,7 @@ def _tokens(settings):
 def _inputs_again(settings, depth, dtype):
     """Relative error of both streams; dense attention, since LSH would hash again from what was found."""
     import torch
-    from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
+    from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
 
     model = _model(settings, depth, dtype, ("dense",)).eval()
     with torch.no_grad():

@@ -2,7 +2,7 @@
 ask for.
 
 ``bridge.as_numpy`` adapts functions of tensors; a stack takes modules as well. Variants that forget
-what must be replayed (``keeps_memo=False``) are here too, for whoever wants to see the checks
+what must be replayed (``uses_saved=False``) are here too, for whoever wants to see the checks
 refuse them.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reformer_ref.hashing.api import hash_vectors
-from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
+from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
 from reformer_ref.testing import to_numpy
 
 
@@ -29,40 +29,40 @@ class Tanh(nn.Module):
 
 
 class Dropped(nn.Module):
-    """h(x) = dropout(x w). generator: of the masks, kept in the memo if ``keeps_memo``; None:
+    """h(x) = dropout(x w). generator: of the masks, kept in the saved if ``uses_saved``; None:
     PyTorch's dropout.
     """
 
-    def __init__(self, w, rate, generator=None, keeps_memo=False):
+    def __init__(self, w, rate, generator=None, uses_saved=False):
         super().__init__()
         self.w, self.rate = nn.Parameter(torch.from_numpy(np.array(w))), rate
-        self.generator, self.keeps_memo = generator, keeps_memo
+        self.generator, self.uses_saved = generator, uses_saved
 
-    def forward(self, x, memo=None):
+    def forward(self, x, saved=None):
         if self.generator is None:
             return nn.functional.dropout(x @ self.w, self.rate)
-        memo = {} if memo is None else memo
-        if "mask" not in memo:
+        saved = {} if saved is None else saved
+        if "mask" not in saved:
             kept = torch.rand(x.shape, generator=self.generator) >= self.rate
-            memo["mask"] = kept.to(x.dtype) / (1 - self.rate)
-        return memo["mask"] * (x @ self.w)
+            saved["mask"] = kept.to(x.dtype) / (1 - self.rate)
+        return saved["mask"] * (x @ self.w)
 
 
 class Bucketed(nn.Module):
-    """h(x)_i = x_i · table[bucket of x_i]. keeps_memo: backward uses the buckets of forward; else
+    """h(x)_i = x_i · table[bucket of x_i]. uses_saved: backward uses the buckets of forward; else
     it hashes again.
     """
 
-    def __init__(self, table, keeps_memo=True):
+    def __init__(self, table, uses_saved=True):
         super().__init__()
-        self.table, self.keeps_memo = nn.Parameter(torch.from_numpy(np.array(table))), keeps_memo
+        self.table, self.uses_saved = nn.Parameter(torch.from_numpy(np.array(table))), uses_saved
 
-    def forward(self, x, memo=None):
-        memo = {} if memo is None else memo
-        if "buckets" not in memo:
+    def forward(self, x, saved=None):
+        saved = {} if saved is None else saved
+        if "buckets" not in saved:
             d = x.shape[-1]
-            memo["buckets"] = hash_vectors(x, torch.eye(d, dtype=x.dtype)[None], 2 * d)[0]
-        return x * self.table[memo["buckets"]]
+            saved["buckets"] = hash_vectors(x, torch.eye(d, dtype=x.dtype)[None], 2 * d)[0]
+        return x * self.table[saved["buckets"]]
 
 
 def stack_on_arrays(fn):
@@ -93,12 +93,12 @@ def vjp_on_arrays(reversible=True):
     return vjp
 
 
-def dropout_on_arrays(own_generator=False, keeps_memo=False, reversible=True):
+def dropout_on_arrays(own_generator=False, uses_saved=False, reversible=True):
     """Stacks of ``Dropped``, as ``check_dropout_replay`` wants them."""
 
     def fn(x1, x2, weights, rate, d_y1, d_y2, seed):
         generator = torch.Generator().manual_seed(seed) if own_generator else None
-        halves = [Dropped(w, rate, generator, keeps_memo) for w in weights]
+        halves = [Dropped(w, rate, generator, uses_saved) for w in weights]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             results, grads = _gradients(_leaves(x1, x2), [halves], (d_y1, d_y2), reversible)
@@ -107,11 +107,11 @@ def dropout_on_arrays(own_generator=False, keeps_memo=False, reversible=True):
     return fn
 
 
-def buckets_on_arrays(keeps_memo=True, reversible=True):
+def buckets_on_arrays(uses_saved=True, reversible=True):
     """Stacks of ``Bucketed``, as ``check_bucket_replay`` wants them."""
 
     def fn(x1, x2, tables, d_y1, d_y2):
-        halves = [Bucketed(table, keeps_memo) for table in tables]
+        halves = [Bucketed(table, uses_saved) for table in tables]
         results, grads = _gradients(_leaves(x1, x2), [halves], (d_y1, d_y2), reversible)
         return *results, np.stack(grads)
 
