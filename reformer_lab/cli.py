@@ -117,21 +117,21 @@ class MemoryCommand:
         return self.write(report, question, line)
 
     def question(self):
-        """The `Question` that the options describe."""
+        """The `MemoryQuestion` that the options describe."""
         from reformer_ref._arguments import require_int
 
-        from reformer_lab.planner import Question, parse_bytes
+        from reformer_lab.planner import MemoryQuestion, parse_bytes
 
         length = require_int("--length", self.length, 2)
         config = self.model.config(vocab_size=self.vocab_size, max_length=length, reversible=not self.no_reversible)
         optimizer = None if self.optimizer == "none" else self.optimizer
         batch = require_int("--batch", self.batch)
-        return Question(config, length, parse_bytes(self.budget), self.device, batch, optimizer, self.dtype)
+        return MemoryQuestion(config, length, parse_bytes(self.budget), self.device, batch, optimizer, self.dtype)
 
     def write(self, report, question, line):
         """The answer as JSON and as a picture, where asked for."""
         import torch
-        from reformer_ref.memory.measure import NOT_PREDICTED
+        from reformer_ref.memory.predict import NOT_PREDICTED
 
         from reformer_lab import planner
         from reformer_lab.benchmarks import record

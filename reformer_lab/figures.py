@@ -70,14 +70,12 @@ def recorded(curve=None):
 
 def claims():
     """{name: function that draws it} of the pictures of the paper's claims, of those that have been recorded."""
-    from reformer_lab.claims import NAMES, claim
+    from reformer_lab.claims import NAMES
+    from reformer_lab.claims.plots import pictures
     from reformer_lab.claims.table import stored
 
-    pictures = {}
-    for name in NAMES:
-        record = stored(name)
-        pictures |= claim(name).pictures(record) if record else {}
-    return pictures
+    records = [record for name in NAMES if (record := stored(name))]
+    return {name: draw for record in records for name, draw in pictures(record).items()}
 
 
 def draw_all(out, curve=None):

@@ -7,25 +7,19 @@ they say GiB.
 """
 
 import re
+import sys
 import textwrap
+import time
 from dataclasses import dataclass, replace
 
 from reformer_ref._arguments import LARGEST_ARRAY, clear_errors, require_choice, require_int, shown
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-SLICE = 1 << 14  # positions at a time, where slices are proposed
+CHUNK = 1 << 14  # positions at a time, where chunks are proposed
 LONGEST = 1 << 26  # tokens: where the search for the longest sequence ends
 UNITS = {"b": 1, **{f"{p}b": 1000**n for n, p in enumerate("kmgtp", 1)}}
 UNITS |= {f"{p}ib": 1024**n for n, p in enumerate("kmgtp", 1)}
-# Okabe–Ito colours and hatches of the parts of a bar; colour and marker of the ways to go long
-PARTS = {
-    "parameters": ("#000000", ""),
-    "gradients": ("#D55E00", ".."),
-    "optimizer": ("#CC79A7", "xx"),
-    "streams": ("#0072B2", ""),
-    "working set": ("#56B4E9", "//"),
-}
-WAYS = {"reversible": ("#0072B2", "o"), "not reversible": ("#D55E00", "s"), "dense": ("#000000", "^")}
+VARIANTS = ("reversible", "not reversible", "dense")  # compared by length
 
 
 @clear_errors
@@ -53,7 +47,7 @@ def parse_bytes(text):
 
 
 @dataclass(frozen=True)
-class Question:
+class MemoryQuestion:
     """Does a training step of ``config`` at ``length`` fit in ``budget`` bytes? The rest as in
     ``predict_peak``.
 
@@ -71,32 +65,30 @@ class Question:
     def __post_init__(self):
         from reformer_ref.model.config import require_config
 
-        require_config(self.config), require_int("batch", self.batch)
-        (require_int("budget", self.budget, 1, 10**18), require_int("length", self.length, 2, LARGEST_ARRAY))
-        (require_choice("device", self.device, ("cuda", "cpu")), require_choice("dtype", self.dtype, DTYPES))
+        require_config(self.config)
+        require_int("length", self.length, 2, LARGEST_ARRAY)
+        require_int("budget", self.budget, 1, 10**18)
+        require_int("batch", self.batch)
+        require_choice("device", self.device, ("cuda", "cpu"))
         require_choice("optimizer", self.optimizer, ("adam", "sgd", None))
+        require_choice("dtype", self.dtype, DTYPES)
 
     def predict(self, length=None, batch=None, dtype=None, n_hashes=None, **changes):
         """The ``Peak`` of the same step at another length, batch or dtype, or with ``changes`` of
         the configuration.
         """
         import torch
-        from reformer_ref.memory.measure import predict_peak
+        from reformer_ref.memory import predict_peak
 
         length = self.length if length is None else length
-        require_choice("dtype", dtype, (*DTYPES, None))
+        batch = self.batch if batch is None else batch
+        dtype = self.dtype if dtype is None else require_choice("dtype", dtype, DTYPES)
         if n_hashes is not None:
-            require_int("n_hashes", n_hashes, 1, 1 << 20)
             changes["lsh"] = replace(self.config.lsh, n_hashes=n_hashes)
         if self.config.positions == "axial":
             changes |= {"axial_shape": None, "axial_dims": None}
         config = replace(self.config, max_length=length, **changes)
-        dtype = getattr(torch, dtype or self.dtype)
-        run = {
-            "batch": self.batch if batch is None else require_int("batch", batch),
-            "optimizer": self.optimizer,
-            "dtype": dtype,
-        }
+        run = {"batch": batch, "optimizer": self.optimizer, "dtype": getattr(torch, dtype)}
         return predict_peak(config, length, self.device, **run)
 
     def entry(self, name, **changes):
@@ -110,29 +102,37 @@ def answer(question):
     """Yields (name, plain data), what was asked first: "peak", "changes", "longest", "depth",
     "length".
     """
-    if not isinstance(question, Question):
-        raise TypeError(f"question must be a Question, got {type(question).__name__}")
+    if not isinstance(question, MemoryQuestion):
+        raise TypeError(f"question must be a MemoryQuestion, got {type(question).__name__}")
+    start = time.monotonic()
     peak = question.entry("as asked")
     yield "peak", peak
-    if not peak["fits"]:
-        yield "changes", [question.entry(name, **change) for name, change in changes(question)]
-    yield "longest", longest(question, peak["bytes"])
-    yield "depth", by_depth(question)
-    yield "length", by_length(question)
+    parts = {
+        "changes": lambda: [question.entry(name, **change) for name, change in changes(question)],
+        "longest": lambda: longest(question, peak["bytes"]),
+        "depth": lambda: by_depth(question),
+        "length": lambda: by_length(question),
+    }
+    if peak["fits"]:
+        del parts["changes"]
+    for name, predict in parts.items():
+        if time.monotonic() - start > 1:
+            print(f"predicting: {name} …", file=sys.stderr, flush=True)
+        yield name, predict()
 
 
 @clear_errors
 def changes(question):
-    """What to try, as (description, arguments of ``Question.predict``); first what computes the
+    """What to try, as (description, arguments of ``MemoryQuestion.predict``); first what computes the
     same function.
     """
     c, same, other = question.config, [], []
     if not c.reversible:
         same.append(("reversible layers", {"reversible": True}))
-    if min(c.ff_chunk or question.length, question.length) > SLICE:
-        same.append((f"feed-forward and projections in slices of {SLICE}", {"ff_chunk": SLICE}))
-    if min(c.loss_chunk or question.length, question.length) > SLICE:
-        same.append((f"loss in slices of {SLICE}", {"loss_chunk": SLICE}))
+    if min(c.ff_chunk or question.length, question.length) > CHUNK:
+        same.append((f"feed-forward and projections in chunks of {CHUNK}", {"ff_chunk": CHUNK}))
+    if min(c.loss_chunk or question.length, question.length) > CHUNK:
+        same.append((f"loss in chunks of {CHUNK}", {"loss_chunk": CHUNK}))
     if {"dense", "regular"} & set(c.layers):
         pattern = tuple("lsh" if kind in ("dense", "regular") else kind for kind in c.pattern)
         other.append(("LSH attention instead of dense", {"pattern": pattern}))
@@ -155,23 +155,26 @@ def longest(question, peak_bytes):
     """{"length", "bytes"}: the longest sequence that fits as asked, to about 1 %; length 0 if not
     even 2 tokens do.
 
-    peak_bytes: at the length asked for. A bisection that cuts where a straight line between the
-    ends meets the budget, since the peak is nearly one; lengths beyond LONGEST are not looked at.
+    peak_bytes: at the length asked for. The peak is nearly affine in the length, so each guess is where the straight
+    line between two known lengths meets the budget. Lengths beyond LONGEST are not looked at.
     """
     budget, peak_bytes = question.budget, require_int("peak_bytes", peak_bytes, 1, 10**30)
-    low, high = (2, question.predict(2).peak_bytes), (question.length, peak_bytes)
+    low = (2, question.predict(2).peak_bytes)
+    high = (question.length, peak_bytes)
     if low[1] > budget:
         return {"length": 0, "bytes": low[1]}
     while high[1] <= budget and high[0] < LONGEST:
-        further = min(max(high[0] + 1, int(1.1 * high[0] * budget / high[1])), LONGEST)
-        low, high = high, (further, question.predict(further).peak_bytes)
+        slope = (high[1] - low[1]) / (high[0] - low[0]) if high[0] > low[0] else high[1] / high[0]
+        guess = high[0] + int(1.01 * (budget - high[1]) / max(slope, 1)) + 1
+        length = min(guess, 16 * high[0], LONGEST)
+        low, high = high, (length, question.predict(length).peak_bytes)
     if high[1] <= budget:
         return {"length": high[0], "bytes": high[1]}
     while low[1] < 0.99 * budget and high[0] - low[0] > 1:
-        share = (0.997 * budget - low[1]) / (high[1] - low[1])
-        middle = min(max(low[0] + int(share * (high[0] - low[0])), low[0] + 1), high[0] - 1)
-        here = middle, question.predict(middle).peak_bytes
-        low, high = (here, high) if here[1] <= budget else (low, here)
+        ratio = (0.997 * budget - low[1]) / (high[1] - low[1])
+        length = min(max(low[0] + int(ratio * (high[0] - low[0])), low[0] + 1), high[0] - 1)
+        guess = (length, question.predict(length).peak_bytes)
+        low, high = (guess, high) if guess[1] <= budget else (low, guess)
     return {"length": low[0], "bytes": low[1]}
 
 
@@ -191,18 +194,18 @@ def by_depth(question):
 
 @clear_errors
 def by_length(question):
-    """{"length", and per way of WAYS bytes} from an eighth of the length to twice the length.
+    """{"length", and bytes for each of VARIANTS} from an eighth of the length to twice the length.
 
     dense: all scores of some heads at once (one head if long), nearly as attention is usually
     written; reversible.
     """
-    ways = {
+    variants = {
         "reversible": {"reversible": True},
         "not reversible": {"reversible": False},
         "dense": {"reversible": True, "pattern": ("dense",), "dense_block": None},
     }
     lengths = sorted({max(2, question.length * eighths // 8) for eighths in (1, 2, 4, 8, 16)})
-    return [{"length": n, **{w: question.predict(n, **c).peak_bytes for w, c in ways.items()}} for n in lengths]
+    return [{"length": n, **{v: question.predict(n, **c).peak_bytes for v, c in variants.items()}} for n in lengths]
 
 
 @clear_errors
@@ -210,11 +213,11 @@ def headline(question):
     """Two lines: what is asked."""
     c, budget = question.config, question.budget
     lsh = f", {c.lsh.n_hashes} round(s) of hashing, chunks of {c.lsh.chunk_length}" if "lsh" in c.layers else ""
-    slices = " and ".join(f"{n:,}" if n else "everything" for n in dict.fromkeys((c.ff_chunk, c.loss_chunk)))
+    chunks = " and ".join(f"{n:,}" if n else "everything" for n in dict.fromkeys((c.ff_chunk, c.loss_chunk)))
     return (
         f"A training step on {question.batch} × {question.length:,} tokens: {c.n_layers} layers "
         f"({', '.join(dict.fromkeys(c.layers))}{'' if c.reversible else '; not reversible'}), d_model {c.d_model}, "
-        f"{c.n_heads} heads, d_ff {c.d_ff}{lsh}, slices of {slices}, {question.dtype}, "
+        f"{c.n_heads} heads, d_ff {c.d_ff}{lsh}, chunks of {chunks}, {question.dtype}, "
         f"{question.optimizer or 'no optimizer'}, blocks as on {question.device}.\n"
         f"Budget {format_bytes(budget)} = {budget / 2**30:.2f} GiB (1 GB = 10^9 bytes, 1 GiB = 2^30). All figures are "
         "predicted, none is measured."
@@ -246,8 +249,8 @@ def table(name, data, question):
         )
     if name == "depth":
         return "\n".join(["By depth:", *(row(entry["name"], entry["bytes"]) for entry in data)])
-    head = f"  {'tokens':>12}" + "".join(f"{way:>17}" for way in WAYS)
-    rows = [f"  {r['length']:>12,}" + "".join(f"{format_bytes(r[way]):>17}" for way in WAYS) for r in data]
+    head = f"  {'tokens':>12}" + "".join(f"{name:>17}" for name in VARIANTS)
+    rows = [f"  {r['length']:>12,}" + "".join(f"{format_bytes(r[name]):>17}" for name in VARIANTS) for r in data]
     return "\n".join(["By length (dense: reversible, all scores of some heads at once):", head, *rows])
 
 
@@ -269,36 +272,29 @@ def draw(report):
     """A matplotlib Figure of the answer: bars by part, lines by length, the budget in both."""
     from matplotlib.figure import Figure
 
+    from reformer_lab.plots.drawing import OKABE_ITO
+    from reformer_lab.plots.measured import draw_parts
+
     figure = Figure(figsize=(12, 5), layout="constrained")
     bars, lines = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_bars(bars, report)
-    lengths, budget = [row["length"] for row in report["length"]], report["asked"]["budget"]
-    for way, (colour, marker) in WAYS.items():
-        lines.plot(lengths, [row[way] / 1e9 for row in report["length"]], color=colour, marker=marker, label=way)
+    asked = report["asked"]["config"]["n_layers"], report["asked"]["config"]["reversible"]
+    depths = [entry for entry in report["depth"] if (entry["layers"], entry["reversible"]) != asked]
+    entries = [report["peak"], *report.get("changes", []), *depths]
+    widest = draw_parts(bars, {entry["name"]: entry["parts"] for entry in entries})
+    names = ["\n".join(textwrap.wrap(entry["name"], 30)) for entry in entries]
+    budget = report["asked"]["budget"]
+    bars.set(yticks=range(len(names)), yticklabels=names, xlabel="GB (10^9 bytes)", title="Peak memory, predicted")
+    bars.set_xlim(0, 1.15 * max(widest, budget / 1e9))
+    lengths = [row["length"] for row in report["length"]]
+    styles = zip(VARIANTS, (OKABE_ITO[4], OKABE_ITO[5], "black"), "os^", strict=True)
+    for name, colour, marker in styles:
+        lines.plot(lengths, [row[name] / 1e9 for row in report["length"]], color=colour, marker=marker, label=name)
     lines.set(xscale="log", yscale="log", xlabel="tokens", ylabel="GB (10^9 bytes)", title="By length, predicted")
     lines.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=30)
     lines.minorticks_off()
     for axes, line in ((bars, bars.axvline), (lines, lines.axhline)):
-        line(budget / 1e9, color="#009E73", ls="--", lw=2, label=f"budget {format_bytes(budget)}", zorder=3)
+        line(budget / 1e9, color=OKABE_ITO[2], ls="--", lw=2, label=f"budget {format_bytes(budget)}", zorder=3)
         axes.spines[["top", "right"]].set_visible(False)
     bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
     lines.legend(frameon=False)
     return figure
-
-
-def _draw_bars(axes, report):
-    config = report["asked"]["config"]
-    asked = config["n_layers"], config["reversible"]
-    depths = [entry for entry in report["depth"] if (entry["layers"], entry["reversible"]) != asked]
-    entries = [report["peak"], *report.get("changes", []), *depths][::-1]
-    rows, left = range(len(entries)), [0.0] * len(entries)
-    for part, (colour, hatch) in PARTS.items():
-        widths = [entry["parts"][part] / 1e9 for entry in entries]
-        axes.barh(rows, widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=part)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    on_white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for row, total in zip(rows, left, strict=True):
-        axes.text(total, row, f" {format_bytes(total * 1e9)}", va="center", fontsize=9, bbox=on_white, zorder=4)
-    names = ["\n".join(textwrap.wrap(entry["name"], 30)) for entry in entries]
-    axes.set(yticks=rows, yticklabels=names, xlabel="GB (10^9 bytes)", title="Peak memory, predicted")
-    axes.set_xlim(0, 1.15 * max(*left, report["asked"]["budget"] / 1e9))

@@ -16,7 +16,7 @@ from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
-from reformer_ref.memory.measure import count_peak, predict_peak
+from reformer_ref.memory import count_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 from torch import nn

@@ -7,7 +7,17 @@ import sys
 import time
 from pathlib import Path
 
-from reformer_ref._arguments import clear_errors, require_bool, require_int, shown
+import numpy as np
+import torch
+from reformer_ref._arguments import clear_errors, require_bool, require_float, require_int, shown
+from reformer_ref.model.pytorch import ReformerLM
+from tqdm.auto import tqdm
+
+from reformer_lab.benchmarks import record
+from reformer_lab.benchmarks.record import peak_rss
+from reformer_lab.data.text import bits, read_text
+from reformer_lab.options import set_threads
+from reformer_lab.training.loop import step_generator
 
 MILLION, LONGEST = 1 << 20, 1 << 30
 UNFOLLOWED = "embedding and loss"  # what no half of the model does
@@ -15,12 +25,6 @@ UNFOLLOWED = "embedding and loss"  # what no half of the model does
 
 def run(command, line):
     """``million``: the exit code. ValueError, TypeError for options that do not fit."""
-    from reformer_ref._arguments import require_float
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.benchmarks import record
-    from reformer_lab.options import set_threads
-
     require_int("--steps", command.steps)
     require_int("--seed", command.seed, 0)
     if require_float("--learning-rate", command.learning_rate, 0.0) == 0.0:
@@ -60,11 +64,6 @@ def model_config(command):
 
 def read_tokens(path, length, repeat=False):
     """(tokens int64 (1, length), what the record says about the text). ValueError for a text that is too short."""
-    import numpy as np
-    import torch
-
-    from reformer_lab.data.text import read_text
-
     data, length = read_text(path), require_int("length", length, 2, LONGEST)
     if data.size < length and not repeat:
         raise ValueError(
@@ -80,12 +79,6 @@ def read_tokens(path, length, repeat=False):
 
 def train(model, tokens, command):
     """Take the steps: {"steps": [per step: bits_per_byte before it, seconds, parts, peak_rss_bytes], …}."""
-    import torch
-
-    from reformer_lab.benchmarks.record import peak_rss
-    from reformer_lab.data.text import bits
-    from reformer_lab.training.loop import step_generator
-
     optimizer = torch.optim.Adam(model.parameters(), lr=command.learning_rate)
     model.train()
     steps, after = [], {}
@@ -122,8 +115,6 @@ class Clock:
     """
 
     def __init__(self, model, steps, quiet):
-        from tqdm.auto import tqdm
-
         if not hasattr(model, "backbone"):
             raise TypeError(f"model must be a ReformerLM, got {shown(model)}")
         require_int("steps", steps), require_bool("quiet", quiet)

@@ -42,7 +42,7 @@ def main():
 def _first(order, made):
     """Make the inputs, and run once: {"status", "seconds", "above_start_bytes"}. The run goes to ``made``."""
     import torch
-    from reformer_ref.memory.measure import measure_peak
+    from reformer_ref.memory import measure_peak
 
     from reformer_lab.benchmarks.cases import Point
     from reformer_lab.benchmarks.contenders import build, predicted_bytes

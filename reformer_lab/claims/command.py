@@ -204,12 +204,13 @@ class _Work:
 
     def conclude(self):
         """The record, its pictures in the folder of the runs, and its lines of the claims table, printed."""
+        from reformer_lab.claims.plots import pictures
         from reformer_lab.claims.table import as_text
 
         data = self.record()
         if data is None:
             return
-        for name, draw in self.module.pictures(data).items():
+        for name, draw in pictures(data).items():
             (self.folder / f"{name}.png").write_bytes(draw().png())
         print(as_text(self.module.rows(data)))
         self.say(f"written {self.out / self.command.name}.json ({data['minutes']} minutes in all)")

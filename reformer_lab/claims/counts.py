@@ -1,9 +1,11 @@
-"""What the paper says without a figure: close vectors collide, rounds recall attention, layers find inputs again."""
+"""What the paper says without a figure: close vectors collide, rounds recall attention, layers find
+inputs again.
+"""
 
 import math
 
 from reformer_lab.claims import language
-from reformer_lab.claims.table import on_given
+from reformer_lab.claims.given import on_given
 
 
 def sub_runs(config):
@@ -27,8 +29,9 @@ def run(settings, context):
 def collisions(settings):
     """How often two vectors at an angle share a bucket, in one round and in any of several.
 
-    {"angles", "one": {n_buckets: [share]}, "any": {rounds: [share]}, "expected": {rounds: [share]}}: expected is 1 − (1
-    − p)^rounds of the measured p; for two buckets, p is 1 − angle / 180° exactly ("exact").
+    {"angles", "one": {n_buckets: [share]}, "any": {rounds: [share]}, "expected": {rounds:
+    [share]}}: expected is 1 − (1 − p)^rounds of the measured p; for two buckets, p is 1 − angle /
+    180° exactly ("exact").
     """
     import torch
     from reformer_ref.hashing.api import hash_vectors, random_rotations
@@ -57,7 +60,8 @@ def collisions(settings):
 
 
 def recall(settings, context):
-    """The share of full attention's weight on keys that LSH attention shows, by rounds, in a trained model.
+    """The share of full attention's weight on keys that LSH attention shows, by rounds, in a
+    trained model.
 
     {"bits", "mass": {rounds: share}, "pairs": {rounds: share of all causal pairs that are shown}}.
     """
@@ -102,7 +106,9 @@ def queries(model, tokens):
 
 
 def recalled(q, config, rounds, generator):
-    """(share of full attention's weight, share of the causal pairs) that so many rounds show; q (1, heads, L, d)."""
+    """(share of full attention's weight, share of the causal pairs) that so many rounds show; q (1,
+    heads, L, d).
+    """
     from dataclasses import replace
 
     import torch
@@ -126,8 +132,9 @@ def recalled(q, config, rounds, generator):
 def reconstruction(settings, context):
     """Errors of a reversible model by depth and number format, weights as initialised.
 
-    {"depths", "inputs": {dtype: [relative error of the streams found again]}, "gradients": {dtype: [relative difference
-    of the gradient from that of stored activations]}, "rounding": {dtype: unit roundoff}}.
+    {"depths", "inputs": {dtype: [relative error of the streams found again]}, "gradients": {dtype:
+    [relative difference of the gradient from that of stored activations]}, "rounding": {dtype: unit
+    roundoff}}.
     """
     import torch
 
@@ -163,7 +170,9 @@ def _tokens(settings):
 
 
 def _inputs_again(settings, depth, dtype):
-    """Relative error of both streams; dense attention, since LSH would hash again from what was found."""
+    """Relative error of both streams; dense attention, since LSH would hash again from what was
+    found.
+    """
     import torch
     from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
 
@@ -176,7 +185,9 @@ def _inputs_again(settings, depth, dtype):
 
 
 def gradients_again(settings, depth, dtype):
-    """Relative difference of the gradient of all weights, LSH attention, from one that stored its activations."""
+    """Relative difference of the gradient of all weights, LSH attention, from one that stored its
+    activations.
+    """
     import torch
 
     grads = []

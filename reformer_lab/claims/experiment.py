@@ -1,12 +1,11 @@
 """How a claim is run: its configuration, its sub-runs one after the other or side by side, and its record.
 
-A claim is a module with five functions and a file ``configs/NAME.json``::
+A claim is a module with four functions, a file ``configs/NAME.json`` and an entry in `plots.PICTURES`::
 
-    sub_runs(config)            {name: settings}: what must be run; settings are all that determines
-    a sub-run run(settings, context)      runs one of them, in ``context.folder``; a dict of JSON
-    values summarise(config, results)  what the record says beside the results {name: dict} that are
-    there so far rows(record)                the lines of the claims table, see `table`
-    pictures(record)            {name: function that draws it}
+    sub_runs(config)            {name: settings}: what must be run; settings are all that determines a sub-run
+    run(settings, context)      runs one of them, in ``context.folder``; a dict of JSON values
+    summarise(config, results)  what the record says beside the results {name: dict} that are there so far
+    rows(record)                the lines of the claims table, see `table`
 
 A sub-run that is finished leaves ``result.json`` in its folder and is never run again; one that was interrupted goes on
 from its checkpoint. So a claim can be stopped or killed at any moment and started again with the same command.

@@ -51,10 +51,3 @@ def rows(record):
             what = what.replace(":", f"{on_given(record)}:")
             found.append({"claim": what, "paper": paper, "ours": ours, "how": "measured"})
     return found
-
-
-def pictures(record):
-    """The learning curves, both comparisons side by side."""
-    from reformer_lab.claims import plots
-
-    return {"claim_figure3": lambda: plots.figure3(record)}

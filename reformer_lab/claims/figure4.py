@@ -41,10 +41,3 @@ def rows(record):
     what = f"Figure 4{on_given(record)}: held-out bits per byte, trained and evaluated with {', '.join(variants)}"
     paper = "more rounds, lower loss; 8 rounds almost as full attention"
     return [{"claim": what, "paper": paper, "ours": ours, "how": "measured"}]
-
-
-def pictures(record):
-    """Learning curves, and the loss against the rounds of evaluation."""
-    from reformer_lab.claims import plots
-
-    return {"claim_figure4": lambda: plots.figure4(record)}

@@ -1,5 +1,9 @@
 """Figure 5, left: the loss by the number of layers of a Reformer, on real text; memory stays the same."""
 
+from dataclasses import replace
+
+from reformer_ref.memory import predict_peak
+
 from reformer_lab.claims import language
 from reformer_lab.claims.full_size import activations
 from reformer_lab.claims.table import on_given, spread
@@ -16,10 +20,6 @@ def sub_runs(config):
 
 def run(settings, context):
     """Train; beside the bits per byte, the predicted peak of a step with and without reversible layers."""
-    from dataclasses import replace
-
-    from reformer_ref.memory.measure import predict_peak
-
     _, config, _, result = language.train(settings, context)
     data = settings["data"]
     peaks = {
@@ -58,10 +58,3 @@ def rows(record):
         {"claim": "Memory of activations by depth, reversible against stored", "how": "predicted",
          "paper": "independent of the number of layers (table 3)", "ours": memory},
     ]  # fmt: skip
-
-
-def pictures(record):
-    """Learning curves by depth, and the memory of activations."""
-    from reformer_lab.claims import plots
-
-    return {"claim_figure5_depth": lambda: plots.figure5_depth(record)}

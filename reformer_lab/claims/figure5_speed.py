@@ -5,10 +5,20 @@ Memory is counted; for full attention with the matrix of weights, as the paper w
 (table 3) is predicted, and fitted by powers of the length and of the number of layers.
 """
 
+import json
 import time
 from statistics import median
 
-from reformer_lab.claims.full_size import activations
+import torch
+from reformer_ref.attention.pytorch import shared_qk_attention
+from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.memory import count_peak, predict_peak
+from reformer_ref.model.config import ReformerConfig
+
+from reformer_lab.claims.full_size import activations, operations
+from reformer_lab.plots.measured import exponent
 
 MODELS = {  # table 3: attention, reversible, in slices
     "Transformer": ("separate", False, False),
@@ -38,8 +48,6 @@ def run(settings, context):
 
 def attention(settings, context):
     """{"seconds": {name: [every repeat]}, "bytes": {name: counted peak above the inputs}}."""
-    from reformer_ref.memory.measure import count_peak
-
     runs = {name: _run(settings, name, "cpu") for name in settings["attention"]}
     seconds = {name: [] for name in runs}
     for repeat in range(settings["repeats"] + 1):
@@ -55,12 +63,6 @@ def attention(settings, context):
 
 def _run(settings, name, device):
     """A function that does attention ``name`` once, forward and backward; hash and rotations included."""
-    import torch
-    from reformer_ref.attention.api import shared_qk_attention
-    from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.lsh_attention.api import lsh_attention
-
     length = settings["length"]
     shape = (settings["tokens"] // length, settings["heads"], length, settings["d_head"])
     generator = torch.Generator().manual_seed(0)
@@ -94,8 +96,6 @@ def table3(settings, context):
 
     Bytes of activations are predicted, operations of a training step counted.
     """
-    from reformer_ref.memory.measure import predict_peak
-
     found = {}
     for name in MODELS:
         found[name] = {what: {"lengths": [], "layers": []} for what in ("bytes", "operations")}
@@ -111,9 +111,6 @@ def table3(settings, context):
 
 
 def _config(settings, name, length, layers):
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.model.config import ReformerConfig
-
     attention, reversible, sliced = MODELS[name]
     return ReformerConfig(
         n_layers=layers, pattern=("regular" if attention == "separate" else "lsh",), reversible=reversible,
@@ -123,17 +120,11 @@ def _config(settings, name, length, layers):
 
 
 def _operations(config, length):
-    import json
-
-    from reformer_lab.claims.full_size import operations
-
     return operations({"model": json.loads(config.to_json()), "length": length, "batch": 1})
 
 
 def summarise(config, results):
     """ "points": medians and bytes per length; "exponents": of seconds and bytes against the length, per sequence."""
-    from reformer_lab.plots.measured import exponent
-
     points = [r for name, r in results.items() if name.startswith("length")]
     names, found = config["attention"], {"points": [], "exponents": {}}
     for point in points:
@@ -189,10 +180,3 @@ def rows(record):
             ours = f"l^{fit[what]['lengths']:.2f}, layers^{fit[what]['layers']:.2f}"
             found.append({"claim": f"Table 3: {what} of a {name}", "paper": paper, "ours": ours, "how": how})
     return found
-
-
-def pictures(record):
-    """Seconds and bytes against the length, once there is a length."""
-    from reformer_lab.claims import plots
-
-    return {"claim_figure5_speed": lambda: plots.figure5_speed(record)} if record["points"] else {}

@@ -4,7 +4,15 @@ Operations of a training step are counted, by PyTorch's own formulas, on tensors
 days are predicted: so many operations at the pace that a small model of the same attention is measured at.
 """
 
+import json
+import time
 from statistics import median
+
+import torch
+from reformer_ref.memory.count import Operations
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
+from reformer_ref.model.pytorch import ReformerLM
 
 SECONDS_PER_DAY = 86400
 
@@ -28,8 +36,6 @@ def run(settings, context):
 
 
 def _bytes(shape):
-    import torch
-
     return torch.empty(shape, dtype=torch.float32, device="meta").nbytes
 
 
@@ -38,8 +44,6 @@ def operations(settings):
 
     settings: "model" (fields of ReformerConfig), "length", "batch", "encoder_decoder" (optional).
     """
-    from reformer_ref.memory.count import Operations
-
     loss = _step(settings, "meta")
     with Operations() as counter:
         loss().backward()
@@ -53,12 +57,6 @@ def activations(peak):
 
 def _step(settings, device):
     """A function that gives the loss of one sequence of tokens; built on a device, its weights are drawn on the CPU."""
-    import json
-
-    import torch
-    from reformer_ref.model.config import ReformerConfig
-    from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
-    from reformer_ref.model.pytorch import ReformerLM
 
     def config(**more):
         return ReformerConfig.from_json(json.dumps({"max_length": settings["length"], **settings["model"], **more}))
@@ -74,8 +72,6 @@ def _step(settings, device):
 
 def _seconds(settings, context):
     """Seconds of so many training steps, after one that does not count."""
-    import time
-
     loss, found = _step(settings, "cpu"), []
     for _ in range(settings["repeats"] + 1):
         context.check_stop()
@@ -118,10 +114,3 @@ def rows(record):
         claim = f"The paper's size: {size['what']}"
         found.append({"claim": claim, "paper": size.get("paper", ""), "ours": ours, "how": "predicted"})
     return found
-
-
-def pictures(record):
-    """The days of every size."""
-    from reformer_lab.claims import plots
-
-    return {"claim_full_size": lambda: plots.full_size(record)}

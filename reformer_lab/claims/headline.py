@@ -4,11 +4,20 @@ Measured on a CPU by ``reformer-ref million`` (the record reformer_lab/records/m
 same model and for a larger one, and measured there where a GPU is at hand.
 """
 
+import time
+
+import torch
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.memory import measure_peak, predict_peak
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.pytorch import ReformerLM
+
+from reformer_lab.plots.measured import read
+from reformer_lab.training.loop import step_generator
+
 
 def sub_runs(config):
     """The recorded run, a prediction for every model, and a measurement if there is a GPU."""
-    from reformer_lab.plots.measured import read
-
     runs = {"recorded": {"record": config["record"], "date": read(config["record"])["date"]}}
     runs |= {f"predicted-{name}": {"length": config["length"], **model} for name, model in config["models"].items()}
     if _has_gpu():
@@ -17,8 +26,6 @@ def sub_runs(config):
 
 
 def _has_gpu():
-    import torch
-
     return torch.cuda.is_available()
 
 
@@ -31,8 +38,6 @@ def run(settings, context):
 
 def recorded(name):
     """What ``reformer-ref million`` measured on a CPU."""
-    from reformer_lab.plots.measured import read
-
     data = read(name)
     return {
         "peak_bytes": data["peak_rss_bytes"], "seconds": data["steps"][-1]["seconds"],
@@ -42,30 +47,18 @@ def recorded(name):
 
 
 def _config(settings):
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.model.config import ReformerConfig
-
     lsh = LSHOptions(**settings["lsh"])
     return ReformerConfig(vocab_size=256, max_length=settings["length"], lsh=lsh, **settings["model"])
 
 
 def predicted(settings):
     """The predicted peak of a training step with Adam on CUDA."""
-    from reformer_ref.memory.measure import predict_peak
-
     peak = predict_peak(_config(settings), settings["length"])
     return {"peak_bytes": peak.above_start_bytes, "parts": dict(peak.parts), "kind": peak.kind}
 
 
 def measured(settings, context):
     """One training step with Adam on the GPU."""
-    import time
-
-    import torch
-    from reformer_ref.memory.measure import measure_peak
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.training.loop import step_generator
 
     def step():
         model = ReformerLM(_config(settings)).cuda()
@@ -111,10 +104,3 @@ def rows(record):
             )
             found.append({"claim": what, "paper": paper, "ours": gb, "how": "predicted"})
     return found
-
-
-def pictures(record):
-    """Peaks against the budget."""
-    from reformer_lab.claims import plots
-
-    return {"claim_headline": lambda: plots.headline(record)}

@@ -14,10 +14,18 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from reformer_ref._arguments import UNCLEAR, require_int, shown
+from reformer_ref._tensors import evaluating
+from reformer_ref.generation.options import check_sampling
+from reformer_ref.generation.pytorch import MOST_ROWS, Decoder, Recomputer, sample_token, why_not
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.claims.experiment import options_of, thinned
 from reformer_lab.claims.table import data_name, spread
+from reformer_lab.data import images
+from reformer_lab.data.text import bits
 
 BASELINE = "table of 10 neighbours"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -34,8 +42,6 @@ class Data:
     """Images of a sub-run in their levels of grey: batches, held-out ones, and those that the baseline counts."""
 
     def __init__(self, settings, path=None):
-        from reformer_lab.data import images
-
         self.seed, self.batch, how = (settings["seed"], settings["training"]["batch"], settings["data"])
         self.levels, self.letters = how["levels"], path is None and how["kind"] == "letters"
         if self.letters:
@@ -50,10 +56,6 @@ class Data:
 
     def batch_at(self, step):
         """(tokens, targets), int64 (batch, height · width) each; a pure function of the step."""
-        import torch
-
-        from reformer_lab.data import images
-
         if self.letters:
             chosen = images.letters(self.batch, self.seed, step)
         else:
@@ -63,8 +65,6 @@ class Data:
 
 
 def _read(path):
-    from reformer_lab.data import images
-
     if path.is_dir():
         return images.read_folder(path)
     if not path.exists():
@@ -77,8 +77,6 @@ def _read(path):
 
 def model_config(settings, size):
     """The ReformerConfig for images of this size (height, width), one token per pixel."""
-    from reformer_ref.model.config import ReformerConfig
-
     height, width = size
     values = {"vocab_size": settings["data"]["levels"], "max_length": height * width, "axial_shape": (height, width)}
     values |= {"seed": settings["seed"], "local": {"chunk_length": width}, **settings["model"]}
@@ -87,11 +85,6 @@ def model_config(settings, size):
 
 def run(settings, context):
     """Train, evaluate, complete: {"steps", "curve", "bits": {who: [whole images, lower halves]}, "gallery", …}."""
-    import torch
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.data import images
-
     data = Data(settings, context.data)
     config = model_config(settings, data.size)
     model = ReformerLM(config)
@@ -115,12 +108,6 @@ def run(settings, context):
 
 def bits_of(model, held_out, context, batch=16):
     """(bits per pixel of whole images, of their lower halves given the upper ones), with the stored rotations."""
-    import torch
-    from reformer_ref._tensors import evaluating
-
-    from reformer_lab.data import images
-    from reformer_lab.data.text import bits
-
     nats = []
     with evaluating(model):
         for start in range(0, len(held_out), batch):
@@ -138,13 +125,6 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
     given: uint8 (n, height, width), in as many levels as the model has tokens; generator: a CPU `torch.Generator`.
     Decodes from a cache where the model has an exact one.
     """
-    import torch
-    from reformer_ref.generation.options import check_sampling
-    from reformer_ref.generation.pytorch import MOST_ROWS, Decoder, Recomputer, sample_token, why_not
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.data import images
-
     tokens, targets = map(torch.from_numpy, images.to_tokens(given, "given"))
     samples = require_int("samples", samples, 1, MOST_ROWS // len(given))
     (n, height, width), half = given.shape, given.shape[1] // 2 * given.shape[2]
@@ -166,8 +146,6 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
 
 def gallery(model, neighbours, held_out, settings, context):
     """Held-out images, evenly chosen, with completions: {"originals", "completions", "by_table"}, each one `packed`."""
-    import torch
-
     how = settings["gallery"]
     originals = held_out[np.linspace(0, len(held_out) - 1, how["images"]).astype(int)]
     generator = torch.Generator().manual_seed(settings["seed"])
@@ -200,14 +178,6 @@ def rows(record):
         claim = f"Images: {data_name(record)}, {config['data']['levels']} levels of grey, {what}: bits per pixel"
         found.append({"claim": claim, "paper": config["paper"], "ours": ours, "how": "measured"})
     return found
-
-
-def pictures(record):
-    """The gallery of the first seed; bits per pixel of everybody, and the learning curves."""
-    from reformer_lab.claims import image_plots
-
-    name = f"claim_{record['claim']}"
-    return {f"{name}_gallery": lambda: image_plots.gallery(record), f"{name}_bits": lambda: image_plots.bits(record)}
 
 
 # How the records hold images

@@ -6,20 +6,22 @@ The text is Shakespeare's plays, or a file of the user's; its last tenth is held
 import re
 from dataclasses import replace
 
+import torch
 from reformer_ref._arguments import shown
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.model.config import ReformerConfig, require_config
+from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.claims.experiment import options_of
+from reformer_lab.data import text
+from reformer_lab.data.text import VOCAB_SIZE
+from reformer_lab.training.loop import held_out_bits
 
 KINDS = {"full": "dense", "scaled": "dense", "separate": "regular", "ordinary": "regular"}
 
 
 def model_config(settings):
     """The ReformerConfig of a sub-run's settings: "model" (fields), "attention" (a name), "seed", "data"."""
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.model.config import ReformerConfig
-
-    from reformer_lab.data.text import VOCAB_SIZE
-
     model = dict(settings["model"])
     lsh = LSHOptions(**model.pop("lsh", {}))
     config = ReformerConfig(
@@ -33,11 +35,6 @@ def train(settings, context):
 
     windows: held-out text, int64 (n, L); result: JSON values for the record.
     """
-    import torch
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.data import text
-
     data, seed = settings["data"], settings["seed"]
     train_part, held_out = text.split(text.read_text(context.data) if context.data else text.shakespeare())
     windows = torch.from_numpy(text.held_out_windows(held_out, data["length"], data["held_out_windows"]))
@@ -60,8 +57,6 @@ def train(settings, context):
 
 def bits_with(model, config, name, windows, context):
     """Held-out bits per byte of the model with attention ``name`` in place of its own."""
-    from reformer_lab.training.loop import held_out_bits
-
     context.check_stop()
     return held_out_bits(carried_over(model, config, name), windows)
 
@@ -96,8 +91,6 @@ def with_attention(config, name):
     "lsh-N": N rounds; "separate": ordinary attention with keys of its own; "ordinary": ordinary attention whose keys
     are the queries as they are, not normalised, the token itself visible, logits divided by √d. ValueError for others.
     """
-    from reformer_ref.model.config import require_config
-
     require_config(config)
     if not isinstance(name, str):
         raise TypeError(f"name must be that of an attention, got {shown(name)}")
@@ -113,8 +106,6 @@ def with_attention(config, name):
 
 def carried_over(model, config, name):
     """A model of the same weights with other attention, in eval mode. "ordinary" takes its keys from the queries."""
-    from reformer_ref.model.pytorch import ReformerLM
-
     if not isinstance(model, ReformerLM):
         raise TypeError(f"model must be a ReformerLM, got {type(model).__name__}")
     other = ReformerLM(with_attention(config, name)).to(next(model.parameters()).dtype).eval()

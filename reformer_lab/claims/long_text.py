@@ -5,7 +5,19 @@ begun at another byte each time and going round, so that no position belongs to 
 predicted with contexts of growing length, up to all that stands before it.
 """
 
+import numpy as np
+import torch
+from reformer_ref._tensors import evaluating
+from reformer_ref.generation.pytorch import generate
+from reformer_ref.local_attention.options import LocalOptions
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.pytorch import ReformerLM
+
 from reformer_lab.claims.table import data_name, spread
+from reformer_lab.data import text
+from reformer_lab.data.text import VOCAB_SIZE, bits
+from reformer_lab.training.schedule import TrainingOptions
 
 SAMPLE_PROMPT = 2000  # bytes of context of the sample that sees little
 
@@ -18,12 +30,6 @@ def sub_runs(config):
 
 def model_config(settings, length):
     """The ReformerConfig for sequences of ``length`` bytes: local and strict LSH layers in turn."""
-    from reformer_ref.local_attention.options import LocalOptions
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.model.config import ReformerConfig
-
-    from reformer_lab.data.text import VOCAB_SIZE
-
     model = dict(settings["model"])
     lsh, local, fast = (LSHOptions(**model.pop("lsh")), LocalOptions(**model.pop("local")), model.pop("fast_axis"))
     width = model["d_model"]
@@ -35,10 +41,6 @@ def model_config(settings, length):
 
 def read(settings, context):
     """(train part, held-out end), uint8: the user's text, or as much of Shakespeare's plays as the settings say."""
-    import numpy as np
-
-    from reformer_lab.data import text
-
     if context.data:
         content = text.read_text(context.data)
     else:
@@ -48,12 +50,6 @@ def read(settings, context):
 
 def run(settings, context):
     """Train, evaluate with every context, write samples."""
-    import torch
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.data import text
-    from reformer_lab.training.schedule import TrainingOptions
-
     data, seed = settings["data"], settings["seed"]
     train_part, end = read(settings, context)
     model = ReformerLM(model_config(settings, len(train_part) + len(end)))
@@ -82,8 +78,6 @@ def run(settings, context):
 
 def whole_text(data, seed, step):
     """The whole of ``data`` as one sequence, int64 (n,), from a byte that (seed, step) decide, going round."""
-    import numpy as np
-
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
     return np.roll(data, -int(rng.integers(len(data)))).astype(np.int64)
 
@@ -94,12 +88,6 @@ def bits_with_context(model, before, end, context_length, context):
     ``end`` is predicted in pieces as long as the context (at least 256 bytes), each behind its context; the bytes that
     are predicted are the same for every context.
     """
-    import numpy as np
-    import torch
-    from reformer_ref._tensors import evaluating
-
-    from reformer_lab.data.text import bits
-
     both, first, nats = np.concatenate([before, end]), len(before), 0.0
     piece = min(max(context_length, 256), len(end))
     with evaluating(model):
@@ -116,9 +104,6 @@ def bits_with_context(model, before, end, context_length, context):
 
 def samples(model, before, settings, context):
     """Continuations of the train part with little context and with all of it: [{"context", "text"}]."""
-    import torch
-    from reformer_ref.generation.pytorch import generate
-
     how, found = settings["sample"], []
     room = model.config.max_length - how["bytes"]
     for length in (min(SAMPLE_PROMPT, room, len(before)), min(len(before), room)):
@@ -135,8 +120,8 @@ def summarise(config, results):
     """ "contexts": [context, bits of every seed, …] by context."""
     by_context = {}
     for result in results.values():
-        for length, bits in result["bits_by_context"]:
-            by_context.setdefault(length, []).append(bits)
+        for length, value in result["bits_by_context"]:
+            by_context.setdefault(length, []).append(value)
     return {"contexts": [{"context": n, "bits": bits} for n, bits in sorted(by_context.items())]}
 
 
@@ -153,10 +138,3 @@ def rows(record):
     paper = "a whole novel in one context (announcement); enwik8, 12 layers: 1.05 bits"
     ours += f"; zlib -9 {result['zlib']:.3f}, frequencies of bytes {result['unigram']:.3f}"
     return [{"claim": what, "paper": paper, "ours": ours, "how": "measured"}]
-
-
-def pictures(record):
-    """Bits per byte against the context."""
-    from reformer_lab.claims import plots
-
-    return {"claim_long_text": lambda: plots.long_text(record)}

@@ -1,7 +1,12 @@
 """Pictures of the claims, from their records; nothing is computed here but means."""
 
+import textwrap
+from functools import partial
+
 import numpy as np
 
+from reformer_lab.claims.images import BASELINE, unpacked
+from reformer_lab.claims.table import data_name
 from reformer_lab.data.duplication import chance
 from reformer_lab.plots.drawing import OKABE_ITO, Picture, readable_on, styled
 from reformer_lab.plots.measured import source
@@ -328,3 +333,190 @@ def full_size(record):
         "from counted operations and a pace. The pace: " + source(record),
         **numbers,
     )
+
+
+# Images
+
+PAPER_BLUE = "#DCE6F2"  # where nothing was given
+IMAGE_LOOKS = {"model": ("Reformer", OKABE_ITO[4], ""), BASELINE: (BASELINE, OKABE_ITO[1], "//")}
+
+
+@styled
+def images_gallery(record):
+    """Rows of held-out images: original, what was given, completions by the model, one by the table of neighbours."""
+    result = record["runs"][0]["result"]
+    kept, levels = result["gallery"], result["levels"]
+    originals, samples, others = (unpacked(kept[name]) for name in ("originals", "completions", "by_table"))
+    n, count = samples.shape[:2]
+    blocks = 2 if n > 4 else 1
+    lines, wide = -(-n // blocks), count + 3
+    picture = Picture(blocks * (0.62 * wide + 0.3), 0.62 * lines + 0.45)
+    grids = picture.add_gridspec(1, blocks, wspace=0.08)
+    for block in range(blocks):
+        inner = grids[block].subgridspec(lines, wide, wspace=0.05, hspace=0.05)
+        for line in range(min(lines, n - block * lines)):
+            i = block * lines + line
+            cells = [originals[i], originals[i], *samples[i], others[i]]
+            for column, pixels in enumerate(cells):
+                ax = picture.add_subplot(inner[line, column])
+                _draw_image(ax, pixels, levels, given_only=column == 1)
+                if line == 0:
+                    ax.set_title(_image_heading(column, count), fontsize=7, loc="center")
+    return picture.tell(
+        f"A grid of images of {' × '.join(map(str, originals.shape[1:]))} pixels in {levels} levels of grey, from the "
+        f"held-out part of {data_name(record)}: beside each original its upper half, which is all "
+        f"that is given, {count} lower halves drawn by the Reformer, and one drawn from a table of the frequencies of "
+        f"10 neighbouring pixels. The Reformer's go on with the strokes that are given, often to something that was "
+        f"meant. " + source(record),
+        **{"images": n, "samples of each": count, "temperature": kept["temperature"]},
+    )
+
+
+def _image_heading(column, count):
+    return ["original", "given", *[f"sample {k + 1}" for k in range(count)], "table"][column]
+
+
+def _draw_image(ax, pixels, levels, given_only):
+    """One image, white on black; where nothing is given, a hatched field."""
+    height, width = pixels.shape
+    ax.imshow(pixels, cmap="gray", vmin=0, vmax=levels - 1, interpolation="nearest")
+    if given_only:
+        half = height // 2
+        ax.fill_between(
+            [-0.5, width - 0.5], half - 0.5, height - 0.5, facecolor=PAPER_BLUE, hatch="///", edgecolor="#8899AA", lw=0
+        )
+    ax.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    ax.spines[:].set_visible(False)
+
+
+@styled
+def images_bits(record):
+    """Bits per pixel of everybody, whole images and lower halves; beside it the loss of the training batches."""
+    picture = Picture(9, 3.6)
+    left, right = picture.subplots(1, 2, width_ratios=(3, 2))
+    numbers, names = {}, list(record["bits"])
+    for y, who in enumerate(names):
+        label, colour, hatch = IMAGE_LOOKS.get(who, (who, OKABE_ITO[7], ".."))
+        entry = record["bits"][who]
+        for part, offset, alpha in (("whole", -0.2, 1.0), ("lower", 0.2, 0.55)):
+            if entry[part]:
+                value = float(np.mean(entry[part]))
+                left.barh(y + offset, value, 0.36, color=colour, hatch=hatch, alpha=alpha, edgecolor="white")
+                left.text(value, y + offset, f" {value:.3f} {part}", va="center", fontsize=8)
+                numbers[f"{label}, {part}"] = value
+    left.set(
+        yticks=range(len(names)),
+        yticklabels=[IMAGE_LOOKS.get(who, (who,))[0] for who in names],
+        xlabel="bits per pixel",
+    )
+    left.set_xlim(0, 1.3 * max(max(entry["whole"]) for entry in record["bits"].values()))
+    left.invert_yaxis()
+    for k, run in enumerate(record["runs"]):
+        x, y = zip(*run["result"]["curve"], strict=True)
+        label = f"Reformer, training batches, {run['name']}"
+        right.plot(x, y, marker="", lw=1.2, label=label, ls=("-", "--", "-.", ":")[k % 4])
+    held_out = np.mean(record["bits"][BASELINE]["whole"])
+    right.axhline(held_out, color="black", ls=(0, (1, 3)), marker="", label=f"{BASELINE}, held out")
+    right.set(xlabel="steps", ylabel="bits per pixel, training", ylim=(0, None))
+    right.legend(fontsize=8)
+    return picture.tell(
+        f"Bar chart: bits per pixel (x) of held-out images of {data_name(record)}, of whole images and of "
+        "lower halves whose upper halves are given, for the Reformer, a table counted from many images, and "
+        "compressors of the held-out images alone; line chart: the Reformer's loss (y) against steps (x). "
+        + source(record),
+        **numbers,
+    )
+
+
+# Translation
+
+TRANSLATION_LOOKS = {"reversible": (OKABE_ITO[4], "-", ""), "ordinary": (OKABE_ITO[5], "--", "//")}
+
+
+@styled
+def translation(record):
+    """Held-out bits per predicted token against steps, reversible and ordinary; BLEU of both and of the baselines."""
+    picture, numbers, told = Picture(9.5, 3.8), {}, set()
+    left, right = picture.subplots(1, 2)
+    for run in record["runs"]:
+        kind = run["name"].partition("-")[0]
+        colour, dashes, _ = TRANSLATION_LOOKS[kind]
+        looks = {"color": colour, "marker": "o" if kind == "reversible" else "s", "lw": 1.3}
+        x, y = zip(*run["result"]["held_out_curve"], strict=True)
+        left.plot(x[:-1], y[:-1], ls=dashes, ms=4, label=None if kind in told else kind, **looks)
+        left.plot(x[-1:], y[-1:], ls="", ms=6, fillstyle="none", **looks)
+        told.add(kind)
+        numbers[f"bits per predicted token, {run['name']}"] = run["result"]["bits"]
+    left.set(xlabel="steps", ylabel="bits per predicted token, held out", yscale="log", title="Learning")
+    left.legend(fontsize=8)
+    for y, (who, values) in enumerate(record["bleu"].items()):
+        colour, _, hatch = TRANSLATION_LOOKS.get(who.partition(",")[0], (OKABE_ITO[7], "", ".."))
+        value = float(np.mean(values))
+        right.barh(y, value, 0.7, color=colour, hatch=hatch, edgecolor="white")
+        right.text(value, y, f" {value:.1f}", va="center", fontsize=9)
+        numbers[f"BLEU, {who}"] = value
+    most = 1.25 * max(numbers[f"BLEU, {who}"] for who in record["bleu"]) or 1.0  # room for the figure after a bar
+    right.set(yticks=range(len(record["bleu"])), yticklabels=list(record["bleu"]), xlabel="BLEU", xlim=(0, most))
+    right.set_title("Translating")
+    right.invert_yaxis()
+    return picture.tell(
+        f"Line chart, logarithmic in height: bits per predicted token, mean of held-out sentences (y), against steps "
+        f"(x), reversible and ordinary models of equal parameters, {data_name(record)}; bar chart: BLEU of "
+        f"their translations, and of a learned dictionary and of copying the nearest sentence. "
+        + HOLLOW
+        + source(record),
+        **numbers,
+    )
+
+
+@styled
+def translation_examples(record):
+    """A few held-out sentences: source, reference, the reversible model's translation, a word-by-word one."""
+    result, model = record["runs"][0]["result"], record["runs"][0]["name"].partition("-")[0]
+    who = (("source",) * 2, ("reference",) * 2, (result["beams"], model), ("word by word",) * 2)
+    shown, right = result["examples"], 0
+    picture = Picture(10, 0.3 + 0.98 * len(shown))
+    ax = picture.add_subplot()
+    for i, example in enumerate(shown):
+        right += example[result["beams"]] == example["reference"]
+        for k, (key, label) in enumerate(who):
+            y = i + 0.14 + 0.21 * k
+            text = textwrap.shorten(_writable(example[key]), 118, placeholder=" …").replace("$", r"\$")
+            ax.text(0.0, y, label, fontsize=7.5, color="#555555", va="center")
+            ax.text(0.11, y, text, fontsize=9, va="center", weight="bold" if k == 2 else "normal")
+        ax.axhline(i + 0.92, color="#CCCCCC", lw=0.8, marker="")
+    for text in ax.texts:
+        text.set_in_layout(False)
+    ax.set(xlim=(0, 1), ylim=(len(shown), 0), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return picture.tell(
+        "A table of texts: held-out sentences, their right translations, the model's (bold), and those of a dictionary "
+        "that was learned from the same pairs. " + source(record),
+        **{"examples": len(shown), "of them translated without a fault": right},
+    )
+
+
+def _writable(text):
+    """The text with a dot for every character that the picture's font lacks."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "·" for c in text)
+
+
+PICTURES = {
+    "table2": {"table2": table2, "table2_curves": table2_curves}, "counts": {"counts": counts},
+    "figure3": {"figure3": figure3}, "figure4": {"figure4": figure4}, "figure5_depth": {"figure5_depth": figure5_depth},
+    "figure5_speed": {"figure5_speed": figure5_speed}, "headline": {"headline": headline},
+    "full_size": {"full_size": full_size}, "long_text": {"long_text": long_text},
+    "images": {"images_gallery": images_gallery, "images_bits": images_bits},
+    "fashion": {"fashion_gallery": images_gallery, "fashion_bits": images_bits},
+    "translation": {"translation": translation, "translation_examples": translation_examples},
+}  # fmt: skip
+
+
+def pictures(record):
+    """{name: function that draws it} of all pictures of a record, by the name of its claim."""
+    if record["claim"] == "figure5_speed" and not record["points"]:
+        return {}
+    return {f"claim_{name}": partial(draw, record) for name, draw in PICTURES[record["claim"]].items()}

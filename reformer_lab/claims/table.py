@@ -97,14 +97,15 @@ def show(name, number=0, folder=DATA):
 
     number: which of its pictures. Meant as the last value of a notebook's cell.
     """
-    require_int("number", number, minimum=0)
+    from reformer_lab.claims.plots import pictures
+
     record = stored(name, folder)
     if record is None:
         config = read_config(name)
         told = f"Not recorded here yet: {config['about']}. About {config['minutes']} minutes:"
         return Html(f"<p>{html.escape(told)} <code>reformer-ref reproduce {name}</code></p>")
-    pictures = list(claim(name).pictures(record).values())
-    picture = pictures[require_int("number", number, 0, len(pictures) - 1)]()
+    drawings = list(pictures(record).values())
+    picture = drawings[require_int("number", number, 0, len(drawings) - 1)]()
     picture.colours, picture.shown_dpi = 64, 85  # a notebook of a dozen pictures must stay small
     return picture
 

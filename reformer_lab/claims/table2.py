@@ -8,9 +8,17 @@ for every step and for every evaluated batch.
 from dataclasses import replace
 from statistics import fmean
 
+import torch
+from reformer_ref._tensors import evaluating
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.pytorch import ReformerLM
+
 from reformer_lab.claims.experiment import options_of, thinned
 from reformer_lab.claims.language import carried_over, with_attention
 from reformer_lab.claims.table import spread
+from reformer_lab.data import duplication
+from reformer_lab.training.loop import step_generator
 
 FRESH = 10**6  # the evaluated sequences are those of this seed and beyond, which no training uses
 
@@ -37,9 +45,6 @@ def _settings(config, attention, seed, change=None):
 
 def model_config(settings):
     """The ReformerConfig of a sub-run."""
-    from reformer_ref.lsh_attention.options import LSHOptions
-    from reformer_ref.model.config import ReformerConfig
-
     data, model = settings["data"], dict(settings["model"])
     lsh = LSHOptions(**model.pop("lsh"))
     config = ReformerConfig(
@@ -51,11 +56,6 @@ def model_config(settings):
 
 def run(settings, context):
     """Train, then evaluate with every attention: {"steps", "curve", "accuracy": {attention: share}, …}."""
-    import torch
-    from reformer_ref.model.pytorch import ReformerLM
-
-    from reformer_lab.data import duplication
-
     data, seed, batch = settings["data"], settings["seed"], settings["training"]["batch"]
 
     def batch_at(step, batch=batch, seed=seed):
@@ -79,12 +79,6 @@ def run(settings, context):
 
 def evaluate(model, config, name, settings, context):
     """The accuracy of the model with attention ``name`` on fresh sequences: the share of symbols of the second w."""
-    import torch
-    from reformer_ref._tensors import evaluating
-
-    from reformer_lab.data import duplication
-    from reformer_lab.training.loop import step_generator
-
     data, how = settings["data"], settings["evaluation"]
     other, shares = carried_over(model, config, name), []
     with evaluating(other):
@@ -145,10 +139,3 @@ def rows(record):
 
 def _percent(shares):
     return spread([100 * share for share in shares])
-
-
-def pictures(record):
-    """The table as coloured cells beside the paper's; the learning curves."""
-    from reformer_lab.claims import plots
-
-    return {"claim_table2": lambda: plots.table2(record), "claim_table2_curves": lambda: plots.table2_curves(record)}

@@ -7,8 +7,15 @@ file. Both models begin with the same weights and see the same batches; one has 
 
 import json
 
+import torch
+from reformer_ref.generation.beam import beam_search
+from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
+
 from reformer_lab.claims.experiment import options_of, thinned
 from reformer_lab.claims.table import data_name, spread
+from reformer_lab.data import english_german, translation
+from reformer_lab.data.translation import VOCAB_SIZE
 
 STREAMS = {"reversible": {}, "ordinary": {"streams": 1, "reversible": False}}
 BASELINES = ("word by word", "nearest sentence")
@@ -41,11 +48,6 @@ def data(how, path=None):
 
 def build(settings):
     """The `ReformerEncoderDecoder` of a sub-run."""
-    from reformer_ref.model.config import ReformerConfig
-    from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
-
-    from reformer_lab.data.translation import VOCAB_SIZE
-
     length = settings["data"]["max_length"]
     shared = {"vocab_size": VOCAB_SIZE, "max_length": length, "seed": settings["seed"], **settings["model"]}
     configs = [
@@ -59,10 +61,6 @@ def build(settings):
 
 def run(settings, context):
     """Train, translate: {"steps", "curve", "bits", "bleu": {who: percent}, "exact": {who: share}, "examples", …}."""
-    import torch
-
-    from reformer_lab.data import translation
-
     translation.sacrebleu_module()  # or say now that it is missing, not after the training
     train, held_out = data(settings["data"], context.data)
     model = build(settings)
@@ -100,11 +98,6 @@ def predicted(source, target, source_mask, target_mask):
 
 def translate(model, pairs, settings, context, beams, together=50):
     """The sources of pairs, translated: texts. Sentences of similar length are searched together."""
-    import torch
-    from reformer_ref.generation.beam import beam_search
-
-    from reformer_lab.data import translation
-
     how, found = settings["search"], [""] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0].encode()))
     penalty = how["length_penalty"] if beams > 1 else 0.0
@@ -160,13 +153,3 @@ def rows(record):
         (f"Translation: {name}: bits per predicted token, mean of sentences", "", told("bits", "{:.4f}")),
     )
     return [{"claim": claim, "paper": paper, "ours": ours, "how": "measured"} for claim, paper, ours in what]
-
-
-def pictures(record):
-    """The learning curves and BLEU; examples as a table."""
-    from reformer_lab.claims import translation_plots
-
-    return {
-        "claim_translation": lambda: translation_plots.curves_and_scores(record),
-        "claim_translation_examples": lambda: translation_plots.examples(record),
-    }

@@ -14,7 +14,7 @@ import numpy as np
 from reformer_ref._arguments import as_array, clear_errors, shown
 
 from reformer_lab import records
-from reformer_lab.planner import PARTS, format_bytes
+from reformer_lab.planner import format_bytes
 from reformer_lab.plots.drawing import OKABE_ITO, Picture, number, styled
 
 DATA = records.FOLDER
@@ -36,6 +36,13 @@ WORK = {  # parts of a training step, as ``million`` times them: colour and hatc
     "forward, feed-forward": (OKABE_ITO[5], ""),
     "backward, feed-forward": (OKABE_ITO[0], "xx"),
     "embedding, loss, optimiser": (OKABE_ITO[7], ".."),
+}
+PART_STYLES = {  # the parts of a predicted peak: colour and hatch
+    "parameters": ("black", ""),
+    "gradients": (OKABE_ITO[5], ".."),
+    "optimizer": (OKABE_ITO[6], "xx"),
+    "streams": (OKABE_ITO[4], ""),
+    "working set": (OKABE_ITO[1], "//"),
 }
 MIB, GIB = 2**20, 2**30
 
@@ -276,36 +283,51 @@ def million_steps(records):
     )
 
 
+def draw_parts(ax, rows):
+    """Draw a stacked bar for each of ``rows`` {name: {part: bytes}} from top to bottom, its sum beside it; returns the
+    widest sum in GB.
+    """
+    at, left = np.arange(len(rows)), np.zeros(len(rows))
+    for part, (colour, hatch) in PART_STYLES.items():
+        widths = np.array([parts[part] for parts in rows.values()]) / 1e9
+        ax.barh(at, widths, 0.7, left, color=colour, hatch=hatch, edgecolor="white", label=part)
+        left += widths
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the line of a budget may run through
+    for y, gigabytes in zip(at, left, strict=True):
+        ax.text(
+            gigabytes + 0.005 * left.max(),
+            y,
+            format_bytes(gigabytes * 1e9),
+            va="center",
+            fontsize=9,
+            zorder=4,
+            bbox=box,
+        )
+    ax.invert_yaxis()
+    return left.max()
+
+
 @styled
 def memory_parts(rows, budget=None, kind="predicted"):
-    """Stacked bars of bytes: rows {name: {part: bytes}}, parts as in ``planner.PARTS``; budget: a
+    """Stacked bars of bytes: rows {name: {part: bytes}}, parts as in ``memory.predict.PARTS``; budget: a
     line, in bytes.
 
     kind: how the figures were found, for title and caption. A budget far beyond all bars is named,
     not drawn.
     """
-    if not rows or any(set(parts) != set(PARTS) for parts in rows.values()):
-        raise ValueError(f"rows must map names to bytes for each of {', '.join(PARTS)}, got {rows!r:.200}")
+    if not rows or any(set(parts) != set(PART_STYLES) for parts in rows.values()):
+        raise ValueError(f"rows must map names to bytes for each of {', '.join(PART_STYLES)}, got {rows!r:.200}")
     picture = Picture(9, 1.6 + 0.5 * len(rows))
-    ax, left, at = picture.add_subplot(), np.zeros(len(rows)), np.arange(len(rows))
-    for part, (colour, hatch) in PARTS.items():
-        widths = np.array([parts[part] for parts in rows.values()]) / 1e9
-        ax.barh(at, widths, 0.7, left, color=colour, hatch=hatch, edgecolor="white", label=part)
-        left += widths
-    widest, title = left.max(), f"Peak memory, {kind}"
-    label = {"va": "center", "fontsize": 9, "zorder": 4}
-    label["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the budget's line may run through
-    for y, total in zip(at, left, strict=True):
-        ax.text(total + 0.005 * widest, y, format_bytes(total * 1e9), **label)
+    ax, at = picture.add_subplot(), np.arange(len(rows))
+    widest, title = draw_parts(ax, rows), f"Peak memory, {kind}"
     if budget is not None and budget / 1e9 <= 8 * widest:
         ax.axvline(budget / 1e9, color=OKABE_ITO[2], ls="--", lw=2, label=f"budget {format_bytes(budget)}")
         widest = max(widest, budget / 1e9)
     elif budget is not None:
         title += f"; the budget of {format_bytes(budget)} lies far to the right"
     ax.set(yticks=at, yticklabels=rows, xlabel="GB (10⁹ bytes)", title=title, xlim=(0, 1.14 * widest))
-    ax.invert_yaxis()
     picture.legend(loc="outside lower center", ncols=6, fontsize=9)
-    shown = {name: format_bytes(total * 1e9) for name, total in zip(rows, left, strict=True)}
+    shown = {name: format_bytes(sum(parts.values())) for name, parts in rows.items()}
     line = "" if budget is None else f" against a budget of {format_bytes(budget)}"
     return picture.tell(
         f"Stacked bars: peak memory of a training step (x, GB), {kind}, by part, one bar for each way{line}.", **shown

@@ -14,11 +14,12 @@ from itertools import product
 
 from reformer_ref._arguments import clear_errors, require_int
 from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.memory.predict import NOT_PREDICTED, PARTS, predict_peak
 from reformer_ref.model.config import ReformerConfig
 
 from reformer_lab import records
 from reformer_lab.benchmarks import record
-from reformer_lab.planner import PARTS, SLICE, format_bytes
+from reformer_lab.planner import CHUNK, format_bytes
 from reformer_lab.plots.drawing import controls
 from reformer_lab.plots.measured import memory_parts
 
@@ -35,7 +36,7 @@ def config_of(length, layers, heads, rounds, reversible):
     """
     return ReformerConfig(
         vocab_size=256, d_model=256, n_heads=heads, n_layers=layers, pattern=("lsh",), max_length=length,
-        reversible=reversible, ff_chunk=SLICE, loss_chunk=SLICE, lsh=LSHOptions.preset("trax", n_hashes=rounds),
+        reversible=reversible, ff_chunk=CHUNK, loss_chunk=CHUNK, lsh=LSHOptions.preset("trax", n_hashes=rounds),
     )  # fmt: skip
 
 
@@ -109,7 +110,6 @@ def train_steps(config, length, steps=2):
 
 def write_points(path=POINTS, lengths=LENGTHS, heads=HEADS, rounds=ROUNDS):
     """Predict every point and write the record: minutes."""
-    from reformer_ref.memory.measure import NOT_PREDICTED, predict_peak
     from tqdm import tqdm
 
     entries = []

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from reformer_ref._blocks import block_starts
 from reformer_ref._replay import Replay
 from reformer_ref.feed_forward import pytorch as plain
 
@@ -65,10 +66,8 @@ def chunked(fn, xs, params=(), chunk_length=None, dim=-2, add=False, rng=True):
 
 def chunk_slices(length, chunk_length):
     """The chunks of ``length`` positions as slices; the last may be shorter. None: a single one."""
-    if chunk_length is None:
-        return [slice(0, length)]
-    starts = range(0, length, chunk_length)
-    return [slice(start, min(start + chunk_length, length)) for start in starts]
+    step = chunk_length or length
+    return [slice(start, min(start + step, length)) for start in block_starts(length, step)]
 
 
 def _cut(x, dim, chunk):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from reformer_ref._blocks import block_starts
 from reformer_ref.hashing.spec import factors_of
 
 SCORES_AT_A_TIME = 1 << 20  # numbers: 4 MiB of float32
@@ -18,7 +19,7 @@ def hash_vectors(x, rotations, n_buckets):
     columns = rotations.to(x).transpose(-2, -1).flatten(-3, -2)  # (…, n_hashes·width, d)
     buckets = torch.empty(*batch, n_hashes, length, dtype=torch.int64, device=x.device)
     block = max(1, SCORES_AT_A_TIME // (batch.numel() * n_hashes * width))
-    for start in range(0, length, block):
+    for start in block_starts(length, block):
         rows = x[..., start : start + block, :]
         # einsum, unlike matmul, repeats neither x for every round nor R for every sequence
         scores = torch.einsum("...wd,...ld->...wl", columns, rows)  # (…, n_hashes·width, block)

@@ -13,6 +13,7 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
+from reformer_ref._blocks import block_device, block_starts
 from reformer_ref._tensors import Scratch, autocast_off
 from reformer_ref.lsh_attention.windows import Windows, pick
 
@@ -33,7 +34,7 @@ def stream_attention(q, k, v, windows, scale, norm_eps=0.0, block_size=None):
     normalised with ``norm_eps`` and a token that sees nothing else sees itself. block_size: scores
     computed at a time.
     """
-    block_size = block_size or SCORES_AT_A_TIME.get(q.device.type, 1 << 22)
+    block_size = block_size or SCORES_AT_A_TIME.get(block_device(q.device), 1 << 22)
     inverse = None if k is not None else inverse_length(q, norm_eps)
     tensors = [t for t in (q, k, v) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -109,13 +110,10 @@ def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
     wide = total.dtype
     d_q, d_v = (x.new_zeros(len(x) + 1, x.shape[1], dtype=wide) for x in (q, v))
     d_k = None if k is None else torch.zeros_like(d_q)
-    delta = torch.cat(
-        [
-            (a * b).sum(-1, dtype=wide)
-            for a, b in zip(d_out.split(1 << 13), out.split(1 << 13), strict=True)
-        ]
-    )
-    delta = torch.nn.functional.pad(delta, (0, 1))  # Σ_j w_ij d_w_ij, and 0 for nobody
+    delta = out.new_zeros(len(out) + 1, dtype=wide)  # Σ_j w_ij d_w_ij, and 0 for nobody
+    for start in block_starts(len(out), 1 << 13):
+        rows = slice(start, min(start + (1 << 13), len(out)))
+        torch.sum(d_out[rows] * out[rows], -1, dtype=wide, out=delta[rows])
     shift = torch.nn.functional.pad(
         total.masked_fill(total == -math.inf, math.inf), (0, 1), value=math.inf
     )

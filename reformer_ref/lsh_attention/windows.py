@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from reformer_ref._arguments import require_room
+from reformer_ref._blocks import block_starts
 from reformer_ref.chunking.pytorch import sort_by_bucket, split_chunks, undo_sort
 
 EXACT_FLOAT32 = 1 << 22  # places up to here, and their halves, are exact in float32
@@ -117,11 +118,9 @@ class Windows:
         step = max(1, scores_at_a_time // per_chunk)
         sequences = max(1, step // n)
         run = -(-n // -(-n // min(step, n)))  # runs of about equal length
-        for b in range(
-            0, self.batch, sequences
-        ):  # outside: what one sequence needs may stay in a cache
+        for b in block_starts(self.batch, sequences):  # outside: one sequence may stay in a cache
             for h in range(self.options.n_hashes):
-                for first in range(0, n, run):
+                for first in block_starts(n, run):
                     yield self.block(
                         h, slice(b, min(b + sequences, self.batch)), first, min(first + run, n)
                     )

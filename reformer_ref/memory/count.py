@@ -1,5 +1,4 @@
-"""Which tensors are alive, operation by operation: the counters behind ``memory.count_peak`` and
-``predict_peak``.
+"""Counted memory: which tensors are alive, operation by operation.
 
 PyTorch names the class to build on in its notes on extending it, though its module begins with an
 underscore.
@@ -8,15 +7,56 @@ underscore.
 import gc
 import math
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
+from typing import ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from reformer_ref._arguments import shown
+from reformer_ref.memory.measure import Peak, as_device, require_callable
 
 BLOCK = 512  # bytes: the CUDA allocator gives memory out in these
+NOT_COUNTED = (
+    "work space inside kernels (sorting, matrix products); what the allocator loses to fragments"
+)
+
+
+def count_peak(fn: Callable[[], object], *, on: str | torch.device | None = None) -> Peak:
+    """Run ``fn()`` and add up live tensors as they come and go: exact bytes, the same on every
+    machine.
+
+    Every storage counts once, however many tensors view it, in whole blocks of 512 bytes, from the
+    operation that makes it until its last owner lets go: a variable, a graph of autograd, a
+    gradient. What was alive before belongs to start_bytes; where ``fn`` frees some of it, the count
+    falls. Not seen: memory that a kernel takes and returns within one operation, memory that
+    PyTorch did not allocate (NumPy's, mapped files, Python's), other threads, the inside of
+    compiled functions.
+
+    Args:
+        fn: a function without arguments.
+        on: count this device alone ("cpu", "cuda", "cuda:1"); None: all.
+
+    Returns:
+        A Peak whose parts are what was alive at the peak, by the operation that made it, largest
+        first.
+
+    Raises:
+        TypeError: ``fn`` cannot be called, or makes sparse tensors.
+    """
+    require_callable(fn)
+    with Counter(on) as counter:
+        result = fn()
+    sizes = {}
+    for storage in counter.at_peak():
+        sizes[str(storage.label)] = sizes.get(str(storage.label), 0) + storage.bytes
+    parts = sorted(sizes.items(), key=lambda part: -part[1])
+    if freed := sum(sizes.values()) - counter.peak:
+        parts.append(("there before, let go", -freed))
+    return Peak(
+        "counted (tensor bytes)", counter.start, counter.peak, result, tuple(parts), NOT_COUNTED
+    )
 
 
 class Storage(weakref.ref):
@@ -25,6 +65,11 @@ class Storage(weakref.ref):
     """
 
     __slots__ = ("born", "bytes", "died", "key", "label")
+
+
+def storage_bytes(storage):
+    """Return the bytes of a storage in whole blocks; 0 for memory that is not PyTorch's."""
+    return -(-storage.nbytes() // BLOCK) * BLOCK if storage.resizable() else 0
 
 
 class Counter(TorchDispatchMode):
@@ -80,23 +125,22 @@ class Counter(TorchDispatchMode):
         if self.on is not None and self.on not in (tensor.device, torch.device(tensor.device.type)):
             return
         storage = tensor.untyped_storage()
-        size = (
-            -(-storage.nbytes() // BLOCK) * BLOCK if storage.resizable() else 0
-        )  # 0: not PyTorch's, NumPy's perhaps
+        size = storage_bytes(storage)
         known = self.alive.get(storage._cdata)
         if known is not None:
             if known.bytes == size:
                 return
             label = known.label if label is None else label  # resized in place
             self._gone(known)
+        self._watch(storage, size, label)
+
+    def _watch(self, storage, size, label):
         watch = Storage(storage, self._gone)
-        watch.bytes, watch.label, watch.key, watch.born, watch.died = (
-            size,
-            label,
-            storage._cdata,
-            0,
-            math.inf,
-        )
+        watch.bytes = size
+        watch.label = label
+        watch.key = storage._cdata
+        watch.born = 0
+        watch.died = math.inf
         self.alive[watch.key] = watch
         if label is None:
             self.start += size
@@ -126,6 +170,20 @@ class Counter(TorchDispatchMode):
             if watch is not None:
                 watch.label = label
 
+    def alive_at_peak(self, start, end):
+        """The storages that were alive at the peak between two times of the clock."""
+        changes = [(watch.born, watch.bytes) for watch in self.seen]
+        changes += [(watch.died, -watch.bytes) for watch in self.seen if watch.died <= end]
+        live = 0
+        peak, peak_at = -1, start
+        for clock, change in sorted(changes):
+            if clock > end:
+                break
+            live += change
+            if clock <= start or live > peak:  # until start: what is alive there
+                peak, peak_at = live, max(clock, start)
+        return [watch for watch in self.seen if watch.born <= peak_at < watch.died]
+
     def at_peak(self):
         """The storages that came after the start and were alive at the peak."""
         return [watch for watch in self.seen if watch.born <= self.peak_at < watch.died]
@@ -151,58 +209,55 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def as_device(name, device):
-    """``device`` as a torch.device; TypeError or ValueError for what is none."""
-    if not isinstance(device, (str, torch.device)):
-        raise TypeError(f'{name} must be a device such as "cpu" or "cuda:1", got {shown(device)}')
-    try:
-        return torch.device(device)
-    except (RuntimeError, ValueError):
-        raise ValueError(
-            f'{name} must be a device such as "cpu" or "cuda:1", got {shown(device)}'
-        ) from None
-
-
 class MetaCounter(Counter):
-    """The same for meta tensors, where nothing is computed: what an operation returns is worked out
-    once.
+    """Count meta tensors, of which nothing is computed: the shapes that an operation returns are
+    worked out once and remembered.
 
-    PyTorch takes up to a millisecond to find the shape of a result, and a long sequence is 100,000
-    equal operations.
+    PyTorch takes up to a millisecond to find the shape of a result, and a model repeats the same
+    operations in every layer, head and block.
     """
+
+    _remembered: ClassVar = {}  # (operation, shapes and values of its arguments) -> what it returns
+    _MOST_REMEMBERED = 1 << 18
 
     def __init__(self):
         super().__init__("meta")
-        self.returns = {}  # (operation, shapes and values of its arguments) -> what it returns
 
     def __enter__(self):
-        return TorchDispatchMode.__enter__(
-            self
-        )  # all that it counts is made inside: no search for what was there
+        return TorchDispatchMode.__enter__(self)  # nothing was there before: no search for it
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # else PyTorch would load its compiler and pass every operation through it
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func.is_view:  # no new storage
             return func(*args, **kwargs)
-        key = None if torch.Tag.inplace_view in func.tags else _signature((func, args, kwargs))
-        made = self.returns.get(key)
-        if made is None:
+        key = _signature(func, args, kwargs)
+        returns = None if key is None else self._remembered.get(key)
+        if returns is None:
             result = super().__torch_dispatch__(func, types, args, kwargs)
-            if key is not None:
-                self.returns[key] = _made(
-                    result, args[0] if args else None, func._schema.is_mutable
-                )
+            if key is not None and key == _signature(func, args, kwargs):  # nothing was resized
+                if len(self._remembered) >= self._MOST_REMEMBERED:
+                    self._remembered.clear()
+                target = kwargs.get("out", args[0] if args else None)
+                self._remembered[key] = _returns(result, target, func._schema.is_mutable)
             return result
-        kind, made = made
-        results = [
-            args[0]
-            if m is ...
-            else m and torch.empty_strided(m[0], m[1], dtype=m[2], device="meta")
-            for m in made
-        ]
-        for tensor in tensors_in(results):
-            self.see(tensor, func)
+        kind, made = returns
+        results = [self._make(entry, func, args, kwargs) for entry in made]
         return kind(results) if kind else results[0]
+
+    def _make(self, entry, func, args, kwargs):
+        """Make a result again: for … the argument that was written to, else a new tensor."""
+        if entry is None:
+            return None
+        if entry is ...:
+            return kwargs.get("out", args[0] if args else None)
+        shape, stride, dtype, size = entry
+        tensor = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        self._watch(tensor.untyped_storage(), size, func)
+        return tensor
 
 
 def tensors_in(value):
@@ -216,30 +271,38 @@ def tensors_in(value):
         yield from tensors_in(tuple(value.values()))
 
 
-def _signature(value):
-    """What the shapes of an operation's results depend on, hashable; None if a tensor in it is no
-    meta tensor.
+def _signature(func, args, kwargs):
+    """Return what the shapes of an operation's results depend on, hashable; None if a tensor in it
+    is no meta tensor or if the operation may change the shape of its arguments.
     """
-    if isinstance(value, torch.Tensor):
-        return (value.shape, value.stride(), value.dtype) if value.is_meta else None
-    if isinstance(value, dict):
-        value = tuple(value.items())
-    if isinstance(value, (tuple, list)):
-        items = tuple(map(_signature, value))
-        return None if None in items else items
-    return type(value), value
+    if torch.Tag.inplace_view in func.tags:
+        return None
+    key = [func]
+    values = [*args, *kwargs, *kwargs.values()]
+    while values:
+        value = values.pop()
+        if isinstance(value, torch.Tensor):
+            if not value.is_meta:
+                return None
+            key += (value.shape, value.stride(), value.dtype)
+        elif isinstance(value, (tuple, list)):
+            key.append(len(value))
+            values += value
+        else:
+            key += (value.__class__, value)  # the class: 1 and True are equal
+    return tuple(key)
 
 
-def _made(result, first, is_mutable):
-    """(tuple, list or None for a single result; per result its shape, … for the first argument, or
-    None for None).
+def _returns(result, target, is_mutable):
+    """Return (tuple, list or None for a single result; for each result its shape, strides, dtype
+    and bytes, … for the argument written to, or None for None); None for what cannot be made again.
     """
     made, kind = [], type(result) if isinstance(result, (tuple, list)) else None
     for r in result if kind else (result,):
-        if r is None or r is first:
+        if r is None or r is target:
             made.append(r if r is None else ...)
         elif isinstance(r, torch.Tensor) and r.is_meta and not is_mutable:
-            made.append((r.shape, r.stride(), r.dtype))
+            made.append((r.shape, r.stride(), r.dtype, storage_bytes(r.untyped_storage())))
         else:
             return None
     return kind, made

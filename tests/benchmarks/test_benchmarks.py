@@ -23,7 +23,7 @@ from reformer_lab.benchmarks.contenders import (
     predicted_bytes,
 )
 from reformer_lab.benchmarks.run import measure, ratios, table
-from reformer_ref.memory.measure import count_peak
+from reformer_ref.memory import count_peak
 
 SETTINGS = {"device": "cpu", "threads": 1, "repeats": 1, "limit": 300.0, "memory_limit": None}
 needs_peers = pytest.mark.skipif(

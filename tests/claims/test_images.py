@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from reformer_lab.claims import claim, image_plots, images
+from reformer_lab.claims import claim, images, plots
 from reformer_lab.claims.experiment import Context, Interrupted, make_record, planned, read_config, run_here
 from reformer_lab.data import images as data
 from reformer_ref.generation import pytorch as generation
@@ -157,8 +157,8 @@ def test_the_claim_on_a_users_folder(folder, tmp_path):
     originals, completions = (images.unpacked(result["gallery"][name]) for name in ("originals", "completions"))
     np.testing.assert_array_equal(completions[:, :, :3], np.repeat(originals[:, None, :3], 2, 1))
     assert all(folder.name in row["claim"] for row in images.rows(record))
-    assert drawn(image_plots.gallery(record))["images"] == 2
-    assert drawn(image_plots.bits(record))["Reformer, whole"] == pytest.approx(result["bits"]["model"][0], rel=1e-3)
+    assert drawn(plots.images_gallery(record))["images"] == 2
+    assert drawn(plots.images_bits(record))["Reformer, whole"] == pytest.approx(result["bits"]["model"][0], rel=1e-3)
 
 
 def test_a_stop_is_heard_while_completing():

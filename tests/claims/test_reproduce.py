@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reformer_lab.claims import NAMES, claim, command, experiment, table
+from reformer_lab.claims import NAMES, claim, command, experiment, plots, table
 from reformer_lab.claims.command import LOG, PAGE, RECORDS
 from reformer_lab.claims.experiment import (
     CONFIGS,
@@ -53,7 +53,7 @@ def test_smoke_version_runs_records_and_draws(name, tmp_path, monkeypatch):
     rows = module.rows(record)
     assert rows
     assert all(row.keys() == {"claim", "paper", "ours", "how"} and row["how"] in table.HOW for row in rows)
-    pictures = module.pictures(record)
+    pictures = plots.pictures(record)
     assert pictures
     for what, draw in pictures.items():
         assert what.startswith("claim_")
@@ -75,7 +75,7 @@ def test_each_sub_run_alone_makes_a_record_with_rows_and_pictures(name, tmp_path
         (tmp_path / f"{name}.json").write_text(json.dumps({**record, "runs": [run], **summary}))
         assert table.table_rows(tmp_path, (name,))
         assert "| " in table.claims_markdown(tmp_path, (name,))
-        for draw in module.pictures(table.stored(name, tmp_path)).values():
+        for draw in plots.pictures(table.stored(name, tmp_path)).values():
             assert draw().png()
 
 

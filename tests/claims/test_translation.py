@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from reformer_lab.claims import translation, translation_plots
+from reformer_lab.claims import plots, translation
 from reformer_lab.claims.experiment import Context, Interrupted, make_record, planned, read_config, run_here
 from reformer_lab.data import translation as pairs
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
@@ -102,8 +102,8 @@ def test_the_claim_on_a_users_file(tmp_path):
     parameters = {run["result"]["parameters"] for run in record["runs"]}
     assert parameters == {sum(p.numel() for p in translation.build(SETTINGS["reversible-seed0"]).parameters())}
     assert all("own.tsv" in row["claim"] for row in translation.rows(record))
-    assert "BLEU, word by word" in drawn(translation_plots.curves_and_scores(record))
-    page = translation_plots.examples(record)
+    assert "BLEU, word by word" in drawn(plots.translation(record))
+    page = plots.translation_examples(record)
     assert drawn(page)["examples"] == 2
     assert any("·" in text for text in texts(page))  # no glyph for 水, and no warning
 

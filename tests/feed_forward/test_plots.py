@@ -7,7 +7,7 @@ import pytest
 from reformer_lab.plots import feed_forward as plots
 from reformer_lab.plots.drawing import Picture
 from reformer_lab.widgets.slices import count_without_data, feed_forward_ways, loss_ways, slice_sizes
-from reformer_ref.memory.measure import count_peak
+from reformer_ref.memory import count_peak
 
 COUNTED = {"whole": 48_000_000, "sliced": 3_000_000}
 

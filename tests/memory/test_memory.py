@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reformer_ref._blocks import block_device, block_starts, predicting
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
-from reformer_ref.memory import measure as memory
-from reformer_ref.memory.count import Counter
-from reformer_ref.memory.measure import count_peak, measure_peak, predict_peak
+from reformer_ref.memory import count_peak, measure, measure_peak, predict, predict_peak
+from reformer_ref.memory.count import Counter, MetaCounter
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
@@ -53,7 +52,7 @@ def test_without_a_mark_to_set_back_the_figure_is_a_lower_bound(monkeypatch):
     def no_status(name):
         raise OSError
 
-    monkeypatch.setattr(memory, "_status", no_status)
+    monkeypatch.setattr(measure, "_process_status", no_status)
     peak = measure_peak(lambda: None, "cpu")
     assert "lower bound" in peak.kind
     assert peak.start_bytes > 10 * MB
@@ -162,17 +161,28 @@ def test_parts_are_what_they_are_called():
 def test_remembering_shapes_changes_nothing(monkeypatch):
     config = small(pattern=("local", "lsh", "dense", "regular"), n_layers=4, dense_block=700)
     fast = predict_peak(config, 2500)
-    memory._predict.cache_clear()
-    monkeypatch.setattr(memory, "MetaCounter", lambda: Counter("meta"))
+    predict._predict.cache_clear()
+    monkeypatch.setattr(predict, "MetaCounter", lambda: Counter("meta"))
     assert predict_peak(config, 2500).parts == fast.parts
-    memory._predict.cache_clear()
+    predict._predict.cache_clear()
 
 
-def test_block_sizes_are_put_back():
-    before = dict(SCORES_AT_A_TIME)
+def test_blocks_are_those_of_the_device_and_put_back():
     small_blocks, large_blocks = (predict_peak(small(), 4000, device).peak_bytes for device in ("cpu", "cuda"))
     assert small_blocks < large_blocks
-    assert before == SCORES_AT_A_TIME
+    assert block_device(torch.device("meta")) == "meta"
+    assert list(block_starts(100, 10)) == list(range(0, 100, 10))
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.parametrize("pattern", [("lsh",), ("local", "lsh")], ids=",".join)
+def test_shortened_loops_change_nothing(pattern, reversible, monkeypatch):
+    config = small(pattern=pattern, ff_chunk=300, loss_chunk=400, reversible=reversible)
+    fast = [predict_peak(config, n, "cpu").parts for n in (4096, 3001)]
+    predict._predict.cache_clear()
+    monkeypatch.setattr(predict, "predicting", lambda device: predicting(device, shorten=False))
+    assert [predict_peak(config, n, "cpu").parts for n in (4096, 3001)] == fast
+    predict._predict.cache_clear()
 
 
 def test_a_model_that_is_not_causal_and_lengths_beyond_the_longest():
@@ -184,12 +194,27 @@ def test_a_model_that_is_not_causal_and_lengths_beyond_the_longest():
     assert predict_peak(three, 5000).result.max_length == 5000
 
 
-def test_extrapolation_is_within_one_percent():
-    config = small(n_layers=1, n_heads=1, pattern=("lsh",), ff_chunk=16384, loss_chunk=16384, max_length=300000)
-    short, exact = (predict_peak(config, 300000, "cpu", exact=exact) for exact in (False, True))
-    assert "extrapolated" in short.kind
-    assert "extrapolated" not in exact.kind
-    assert short.peak_bytes == pytest.approx(exact.peak_bytes, rel=0.01)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pattern": ("lsh",)},
+        {"pattern": ("lsh",), "reversible": False},
+        {"n_layers": 9},
+        {"n_layers": 9, "reversible": False},
+        {"dropout": 0.1},
+        {"d_model": 512, "n_heads": 8, "d_ff": 2048},
+        {"pattern": ("dense",), "dense_block": 1000},
+    ],
+    ids=["lsh", "lsh, not reversible", "local and lsh", "not reversible", "dropout", "wide", "dense"],
+)
+@pytest.mark.parametrize("length", [2000, 20000])
+def test_depth_is_extrapolated_within_one_percent(changes, length):
+    config = small(**{"n_layers": 8, "max_length": length, **changes})
+    for device in ("cpu", "cuda"):
+        scaled, exact = (predict_peak(config, length, device, exact=exact) for exact in (False, True))
+        assert "extrapolated" in scaled.kind
+        assert "extrapolated" not in exact.kind
+        assert scaled.peak_bytes == pytest.approx(exact.peak_bytes, rel=0.01)
 
 
 # what the figures say about the model: linear in the length, flat in the depth
@@ -276,7 +301,7 @@ def test_bad_devices():
 def test_a_prediction_allocates_nothing():
     """A hundred gigabytes, predicted in a process of its own that stays below two."""
     code = (
-        "from reformer_ref.memory.measure import *; from reformer_ref.model.config import ReformerConfig;"
+        "from reformer_ref.memory import *; from reformer_ref.model.config import ReformerConfig;"
         "c = ReformerConfig(n_layers=2, d_model=64, n_heads=1, pattern=('dense',));"
         "p = measure_peak(lambda: predict_peak(c, 1 << 18).peak_bytes, 'cpu'); print(p.result, p.peak_bytes)"
     )

@@ -7,11 +7,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from reformer_lab.planner import PARTS, format_bytes
+from reformer_lab.planner import format_bytes
 from reformer_lab.plots import measured as plots
 from reformer_lab.plots.drawing import Picture
 from reformer_lab.widgets import memory as explorer
-from reformer_ref.memory.measure import predict_peak
+from reformer_ref.memory.predict import PARTS, predict_peak
 
 MACHINE = {"cpu": "A processor", "cores": 2, "threads": 1, "memory_bytes": 8, "system": "Linux x86_64"}
 HEAD = {
