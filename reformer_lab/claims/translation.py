@@ -14,7 +14,7 @@ from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 
 from reformer_lab.claims.experiment import options_of, thinned
 from reformer_lab.claims.table import data_name, spread
-from reformer_lab.data import english_german, translation
+from reformer_lab.data import translation
 from reformer_lab.data.translation import VOCAB_SIZE
 
 STREAMS = {"reversible": {}, "ordinary": {"streams": 1, "reversible": False}}
