@@ -66,20 +66,11 @@ def inputs(name, number, variant):
     return mapped(task.hand_out, tried[number - 1][0])
 
 
-def visible_cases(name, variant):
-    """The visible cases of an exercise, to draw or to print: a list of (arguments, expected results), all copies."""
-    return [mapped(_copy, case) for case in cases.visible(name, variant)]
-
-
 def _tried(name, variant):
     """The visible cases; where the answers are, others like them too, so that knowing results by heart is no use."""
     further = cases.answers_installed() and exercise(name).graded
     again = cases.compute(name, variant, hidden=False, draw="second") if further else []
     return [*cases.visible(name, variant), *again]
-
-
-def _copy(value):
-    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def explain(task, result, yours, expected, args=None):
@@ -123,18 +114,15 @@ def _run(task, fn, args, where, number):
     try:
         return task.run(fn, args)
     except NotImplementedError:
-        raise AssertionError(
-            f"{task.name}: this part is not written yet. Replace `raise NotImplementedError()` by your code."
-        ) from None
+        hint = "Replace `raise NotImplementedError()` by your code."
+        raise AssertionError(f"{task.name}: this part is not written yet. {hint}") from None
     except AssertionError as error:
         raise AssertionError(f"{error}\n\n{_called_with(task, args, number)}") from None
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not LIBRARY.search(f.filename)]
         lines = "".join(f"\n  in {f.name}, line {f.lineno}:  {f.line}" for f in frames)
-        raise AssertionError(
-            f"{where}: your function raised {type(error).__name__}: {error}{lines}\n\n"
-            f"{_called_with(task, args, number)}"
-        ) from None
+        message = f"{where}: your function raised {type(error).__name__}: {error}{lines}"
+        raise AssertionError(f"{message}\n\n{_called_with(task, args, number)}") from None
 
 
 def _called_with(task, args, number):
@@ -165,8 +153,7 @@ def _show(task, yours, expected):
             if get_ipython() is not None:
                 from reformer_lab.classroom.pictures import differences
 
-                picture = task.picture or (lambda a, b: differences(a, b, task.wrong(a, b)))
-                display(picture(yours, expected))
+                display(differences(yours, expected, task.wrong(yours, expected)))
 
 
 def _component_check(name, fn, variant):

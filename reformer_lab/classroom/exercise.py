@@ -14,6 +14,17 @@ def holds(condition, sentence):
         raise AssertionError(sentence)
 
 
+def equal(got, want, sentence, tolerance=0.0):
+    """AssertionError with the sentence unless two arrays have one shape and entries that differ by at most this."""
+    got, want = np.asarray(got), np.asarray(want)
+    holds(got.shape == want.shape and np.all(np.abs(got - want) <= tolerance), sentence)
+
+
+def by_name(*exercises):
+    """{name: exercise}, in this order."""
+    return {exercise.name: exercise for exercise in exercises}
+
+
 class NotYet(AssertionError):
     """What a check raises: a notebook shows its sentences alone, not the way through this package."""
 
@@ -26,23 +37,20 @@ class Exercise:
     """One exercise.
 
     name: "A1.hash". arguments: names of the recorded arguments: arrays, ints, floats, texts, booleans, None, or tuples
-    of them. results: names of what comes back; with more than one, the function returns a tuple. exact: whether results
-    must be equal, or close to ``rtol`` times the largest expected number. call(fn, args): how to call the function; as
+    of them. results: names of the results; with more than one, the function returns a tuple. rtol: the largest error as
+    a fraction of the largest expected number; 0 if results must be equal. call(fn, args): how to call the function; as
     ``fn(*args)`` if None. identities(fn, variant, rng): what holds for every right answer; AssertionError with a
-    sentence if not. torch: whether arrays become tensors. picture(yours, expected): where large results differ.
-    tell(args, at): what the entry at an index stands for, in words. graded: False for recorded data that the notebook
-    only shows.
+    sentence if not. torch: whether arrays become tensors. tell(args, at): what the entry at an index means, in words.
+    graded: False for recorded data that the notebook only shows.
     """
 
     name: str
     arguments: tuple[str, ...]
     results: tuple[str, ...] = ("result",)
-    exact: bool = True
-    rtol: float = 1e-9
+    rtol: float = 0.0
     call: Callable | None = None
     identities: Callable | None = None
     torch: bool = False
-    picture: Callable | None = None
     tell: Callable | None = None
     graded: bool = True
 
@@ -76,7 +84,7 @@ class Exercise:
     def wrong(self, yours, expected):
         """Where two arrays of one shape differ by more than is allowed: booleans."""
         yours, expected = np.asarray(yours), np.asarray(expected)
-        if self.exact or expected.dtype.kind != "f":
+        if not self.rtol or expected.dtype.kind != "f":
             return yours != expected
         finite = np.abs(expected[np.isfinite(expected)])
         scale = float(finite.max(initial=0.0)) or 1.0

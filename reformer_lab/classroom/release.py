@@ -56,7 +56,7 @@ def assignments(sources=SOURCES):
     """The names of all assignments, such as "A1_hashing", in order."""
     names = sorted(path.stem for path in Path(sources).glob("*/*.ipynb") if path.stem == path.parent.name)
     if not names:
-        raise FileNotFoundError(f"no assignments in {sources}: work in a checkout of the repository")
+        raise FileNotFoundError(f"no assignments in {sources}")
     return names
 
 

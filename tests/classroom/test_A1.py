@@ -2,62 +2,21 @@
 
 import contextlib
 import io
-import json
 import math
 
 import numpy as np
 import pytest
-from reformer_lab.classroom import cases, material, release
+from reformer_lab.classroom import cases
 from reformer_lab.classroom.answers import answer
 from reformer_lab.classroom.checks import check
 from reformer_lab.classroom.exercises.hashing_pictures import wedges
 from reformer_lab.classroom.grading import grade
-from reformer_lab.classroom.policy import broken_rules
 from reformer_lab.classroom.variants import CHOICES, Variant
 from reformer_ref.hashing import spec
+from tests.classroom.harness import cells, variants
 
-NAME = "A1_hashing"
-SOURCE = {cell["id"]: cell for cell in release.source(NAME).cells}
-GRADED = [i for i in SOURCE if i.endswith(("-check", "-hidden"))]
-WRONG = json.loads((material.FOLDER / "wrong" / f"{NAME}.json").read_text(encoding="utf-8"))
-VARIANTS = sorted({Variant(), *(Variant.draw(seed).only("A1") for seed in range(12))}, key=repr)
-
-
-def lost(answers, variant):
-    """The graded cells that raise when these cells stand in for the reference."""
-    failed, namespace = [], {}
-    exec(SOURCE["setup"].source, namespace)
-    namespace["VARIANT"] = variant
-    for i, cell in SOURCE.items():
-        told = cell.metadata.get("nbgrader", {})
-        if told.get("solution"):
-            exec(answers.get(i, cell.source), namespace)
-        elif told.get("grade"):
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    exec(cell.source, namespace)
-            except AssertionError:
-                failed.append(i)
-    return failed
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.literal())
-def test_the_solutions_of_the_notebook_lose_nothing(variant):
-    assert lost({}, variant) == []
-
-
-def test_the_solutions_obey_the_rules_for_students():
-    for cell in SOURCE.values():
-        if cell.metadata.get("nbgrader", {}).get("solution"):
-            assert broken_rules(cell.source) == []
-
-
-@pytest.mark.filterwarnings("ignore:invalid value encountered in arccos")
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong["name"])
-def test_wrong_solutions_lose_exactly_what_they_should(wrong):
-    assert not any(map(broken_rules, wrong["cells"].values()))
-    for variant in VARIANTS:
-        assert lost(wrong["cells"], variant) == wrong["loses"]
+VARIANTS = variants("A1_hashing")
+CELLS = cells("A1_hashing")
 
 
 def angle_of_unit_vectors(x, y):
@@ -88,10 +47,6 @@ def test_wedges_count_rounds_from_0_and_say_where_the_columns_point():
     assert {ax.get_ylabel() for ax in picture.axes} >= {"bucket, round 0", "bucket, round 1"}
 
 
-def test_every_graded_cell_is_lost_by_some_wrong_solution():
-    assert {i for wrong in WRONG for i in wrong["loses"]} == set(GRADED)
-
-
 def test_ties_are_in_one_visible_case_and_in_many_hidden_ones():
     for variant in VARIANTS:
         for hidden in (False, True):
@@ -106,13 +61,13 @@ def test_ties_are_in_one_visible_case_and_in_many_hidden_ones():
 def test_answers_are_what_the_definitions_say_one_number_at_a_time(variant):
     for (scores, factors), (buckets,) in cases.compute("A1.factors", variant, hidden=True):
         for row, bucket in zip(scores.tolist(), buckets.tolist(), strict=True):
-            parts, expected, n = [], 0, len(factors)
+            digits, expected, n = [], 0, len(factors)
             for f in factors:
-                parts.append(max(range(f), key=lambda k, row=row: row[k]))
+                digits.append(max(range(f), key=lambda k, row=row: row[k]))
                 row = row[f:]
-            for i, part in enumerate(parts):
+            for i, digit in enumerate(digits):
                 others = factors[:i] if variant.factor_order == "first_fastest" else factors[i + 1 : n]
-                expected += part * math.prod(others)
+                expected += digit * math.prod(others)
             assert bucket == expected
     for (buckets,), (first,) in cases.compute("A1.meeting", variant, hidden=True):
         for i, j in np.ndindex(first.shape):
@@ -125,9 +80,9 @@ def test_answers_are_what_the_definitions_say_one_number_at_a_time(variant):
 def test_the_experiment_of_the_notebook_comes_out():
     namespace = {}
     for i in ("setup", "A1-hash", "A1-angle", "A1-measure"):
-        exec(SOURCE[i].source, namespace)
+        exec(CELLS[i], namespace)
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(SOURCE["experiment"].source, namespace)
+        exec(CELLS["experiment"], namespace)
     errors = namespace["distance"]
     assert np.abs(errors).max() < 3
     assert (np.abs(errors) < 1).sum() > len(errors) / 2

@@ -1,52 +1,23 @@
 """A4, the reversible block: its answers against autograd and the room's spec, its notebook, its wrong solutions."""
 
-import json
-
-import nbformat
 import numpy as np
 import pytest
 import torch
-from reformer_lab.classroom import material
 from reformer_lab.classroom.answers import answer
-from reformer_lab.classroom.checks import check
-from reformer_lab.classroom.exercises import exercise, names
+from reformer_lab.classroom.exercises import exercise
 from reformer_lab.classroom.exercises.reversible import branch
 from reformer_lab.classroom.exercises.reversible_texts import block_picture
-from reformer_lab.classroom.grading import grade
-from reformer_lab.classroom.policy import broken_rules
 from reformer_lab.classroom.variants import Variant
 from reformer_ref.testing import autograd_vjp, relative_error
+from tests.classroom.harness import NOTEBOOKS, cells, lost_cells, variants
 
-FOLDER = material.FOLDER
-VARIANTS = [Variant(), *(Variant.draw(seed).only("A4") for seed in range(4))]
-WRONG = json.loads((FOLDER / "wrong" / "A4_reversible.json").read_text(encoding="utf-8"))
-NOTEBOOK = nbformat.read(FOLDER / "source" / "A4_reversible" / "A4_reversible.ipynb", as_version=4)
-CELLS = {cell.id: cell.source for cell in NOTEBOOK.cells}
-FUNCTIONS = {"forward": "forward", "inverse": "inverse", "backward": "backward"}
-FUNCTIONS |= {"dropout": "with_dropout", "torch": "stack_backward"}
+NAME = "A4_reversible"
+VARIANTS = variants(NAME)
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda v: f"{v.coupling} {v.sign:+} {v.carry:g} {v.keep}")
 def variant(request):
     return request.param
-
-
-def written(part, source, variant):
-    """The function that an answer cell defines."""
-    names_there = {"np": np, "torch": torch, "VARIANT": variant}
-    exec(source, names_there)
-    return names_there[FUNCTIONS[part]]
-
-
-def lost(part, fn, variant):
-    """The graded cells that fail with this function."""
-    cells = set()
-    for kind, test in (("check", check), ("hidden", grade)):
-        try:
-            test(f"A4.{part}", fn, variant)
-        except AssertionError:
-            cells.add(f"A4-{part}-{kind}")
-    return cells
 
 
 def definition(variant, x1, x2, f, g):
@@ -80,64 +51,20 @@ def test_answers_are_the_definition_and_its_gradients(variant):
     assert relative_error(inverse(a, b, blocks), (x1, x2)) < 1e-12
 
 
-def test_solutions_of_the_notebook_lose_nothing(variant):
-    for part in FUNCTIONS:
-        fn = written(part, CELLS[f"A4-{part}"], variant)
-        assert lost(part, fn, variant) == set()
-
-
-@pytest.mark.parametrize("part", ["forward", "inverse", "backward", "torch"])
-def test_the_conventions_of_the_package_do_not_do_in_drawn_variants(part):
-    packages_own = answer(f"A4.{part}").reference(Variant())
-    for variant in (Variant.draw(seed).only("A4") for seed in range(12)):
-        assert lost(part, packages_own, variant) == {f"A4-{part}-check", f"A4-{part}-hidden"}
-
-
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong["name"])
-def test_wrong_solutions_lose_exactly_what_they_should(wrong):
-    ((cell, source),) = wrong["cells"].items()
-    assert broken_rules(source) == []
-    part = cell.removeprefix("A4-")
-    for variant in VARIANTS:
-        assert lost(part, written(part, source, variant), variant) == set(wrong["loses"]), variant
-
-
-def test_wrong_solutions_are_enough():
-    assert len(WRONG) >= 6
-    assert any(len(wrong["loses"]) == 1 for wrong in WRONG)
-    assert {next(iter(wrong["cells"])) for wrong in WRONG} == {f"A4-{part}" for part in FUNCTIONS}
-
-
-def test_reference_cells_obey_the_rules_for_students():
-    for part in FUNCTIONS:
-        assert broken_rules(CELLS[f"A4-{part}"]) == []
-
-
 def test_lists_are_handed_out_as_lists():
-    source = (
-        CELLS["A4-torch"].replace("[z, *params]", "[z] + params").replace("reversed(blocks)", "blocks.copy()[::-1]")
-    )
-    assert source != CELLS["A4-torch"]
-    assert lost("torch", written("torch", source, Variant()), Variant()) == set()
+    solution = cells(NAME)["A4-torch"]
+    source = solution.replace("[z, *params]", "[z] + params").replace("reversed(blocks)", "blocks.copy()[::-1]")
+    assert source != solution
+    assert lost_cells(NAME, {"A4-torch": source}, Variant()) == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS[::2], ids=lambda v: v.literal())
 def test_the_notebook_runs_from_top_to_bottom(variant):
     there = {}
-    for cell in NOTEBOOK.cells:
+    for cell in NOTEBOOKS[NAME].cells:
         if cell.cell_type == "code":
             exec(cell.source.replace("VARIANT = Variant()", f"VARIANT = {variant.literal()}"), there)
     assert there["VARIANT"] == variant
-
-
-def test_points_and_definitions_of_the_notebook():
-    graded = {c.id: c.metadata.nbgrader for c in NOTEBOOK.cells if c.metadata.get("nbgrader", {}).get("grade")}
-    assert sum(cell["points"] for cell in graded.values()) == 100
-    assert set(graded) == {
-        f"A4-{name.removeprefix('A4.')}-{kind}" for name in names("A4") for kind in ("check", "hidden")
-    }
-    described = {c.metadata.reformer_ref.describe: c.source for c in NOTEBOOK.cells if "reformer_ref" in c.metadata}
-    assert described == {key: Variant().describe(key) for key in ("A4.block", "A4.backward", "A4.dropout")}
 
 
 def test_definitions_say_what_the_answers_do(variant):

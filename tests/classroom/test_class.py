@@ -19,22 +19,22 @@ SEEDS = tuple(map(int, os.environ.get("GRADING_SEEDS", "1 2").split()))
 ASSIGNMENTS = os.environ.get("GRADING_ASSIGNMENTS", "").split() or release.assignments()
 CELL_SECONDS = 8
 ALL = [(seed, name) for seed in SEEDS for name in ASSIGNMENTS]
-SLOW = [one for one in rehearsal.cheats() if one.get("slow")]
-QUICK = [one for one in rehearsal.cheats() if not one.get("slow")]
-ANSWERS = [one for one in QUICK if "answer" in one]
-WHOLE = [one for one in QUICK if "answer" not in one]
+SLOW = [cheat for cheat in rehearsal.cheats() if cheat.get("slow")]
+QUICK = [cheat for cheat in rehearsal.cheats() if not cheat.get("slow")]
+ANSWERS = [cheat for cheat in QUICK if "answer" in cheat]
+WHOLE = [cheat for cheat in QUICK if "answer" not in cheat]
 
 
 def packed(mistakes):
     """Wrong solutions in few groups, of which no two touch the same answer or lose the same part."""
     groups = []
-    for one in mistakes:
-        touched = set(one["cells"]) | set(one["loses"])
+    for mistake in mistakes:
+        touched = set(mistake["cells"]) | set(mistake["loses"])
         group = next((group for group, used in groups if not used & touched), None)
         if group is None:
             groups.append(([], set()))
             group = groups[-1][0]
-        group.append(one)
+        group.append(mistake)
         next(used for other, used in groups if other is group).update(touched)
     return [group for group, _ in groups]
 
@@ -50,8 +50,8 @@ def graded(tmp_path_factory):
         for name in ASSIGNMENTS:
             hand_in(where, name, seed, due)
         workers = int(os.environ.get("GRADING_WORKERS", "2"))
-        for one in course.grade_class(where, workers=workers, seconds=CELL_SECONDS, feedback=False):
-            everything[seed, one.assignment, one.student] = due[one.assignment, one.student], one
+        for result in course.grade_class(where, workers=workers, seconds=CELL_SECONDS, feedback=False):
+            everything[seed, result.assignment, result.student] = due[result.assignment, result.student], result
     return everything, courses
 
 
@@ -63,9 +63,9 @@ def hand_in(where, name, seed, due):
     due[name, "reference"], due[name, "blank"] = full, dict.fromkeys(full, 0)
     for k, group in enumerate(packed(rehearsal.wrong_solutions(name))):
         answers, lost = dict(references), {}
-        for one in group:
-            answers |= one["cells"]
-            lost |= dict.fromkeys(one["loses"], 0)
+        for mistake in group:
+            answers |= mistake["cells"]
+            lost |= dict.fromkeys(mistake["loses"], 0)
         rehearsal.write(where, f"mistakes-{k}", name, answers)
         due[name, f"mistakes-{k}"] = full | lost
 
@@ -78,27 +78,27 @@ def hand_in(where, name, seed, due):
     attacked = exercises[:-1]  # the last exercise is solved honestly
     for k in range(0, len(ANSWERS), len(attacked)):
         attack(f"cheats-{k}", dict(zip(attacked, (ANSWERS * 2)[k:], strict=False)))
-    for k, one in enumerate(SLOW):
+    for k, cheat in enumerate(SLOW):
         if first or (k + turn) % len(SLOW) == 0:
-            attack(f"slow-{k}", {exercises[k]: one})
-    for k, one in enumerate(ANSWERS):
+            attack(f"slow-{k}", {exercises[k]: cheat})
+    for k, cheat in enumerate(ANSWERS):
         if first and (k + turn) % 2:
-            attack(f"alone-{k}", {exercises[k % len(exercises)]: one})
-    for k, one in enumerate(WHOLE):
+            attack(f"alone-{k}", {exercises[k % len(exercises)]: cheat})
+    for k, cheat in enumerate(WHOLE):
         if first or (k + turn) % len(ASSIGNMENTS) == 0:
-            attack(f"whole-{k}", dict.fromkeys(exercises if "text" in one or turn % 2 else attacked, one))
+            attack(f"whole-{k}", dict.fromkeys(exercises if "text" in cheat or turn % 2 else attacked, cheat))
 
 
 def marks_of(graded, seed, name, kind):
     """(student, due, got, remarks) of the submissions of one kind."""
     everything, _ = graded
-    found = [
-        (student, due, {question: one.marks.get(question, (None,))[0] for question in due}, one.remarks)
-        for (s, n, student), (due, one) in everything.items()
+    submissions = [
+        (student, due, {question: result.marks.get(question, (None,))[0] for question in due}, result.remarks)
+        for (s, n, student), (due, result) in everything.items()
         if (s, n) == (seed, name) and student.startswith(kind)
     ]
-    assert found
-    return found
+    assert submissions
+    return submissions
 
 
 @pytest.mark.parametrize(("seed", "name"), ALL)
@@ -106,9 +106,9 @@ def test_the_reference_gets_full_marks(graded, seed, name):
     [(_, due, got, remarks)] = marks_of(graded, seed, name, "reference")
     assert got == due
     assert remarks == ()
-    _, one = graded[0][seed, name, "reference"]
-    assert one.points == 100
-    assert one.total == 100 - sum(one.marks[question][1] for question in one.by_hand)
+    _, result = graded[0][seed, name, "reference"]
+    assert result.points == 100
+    assert result.total == 100 - sum(result.marks[question][1] for question in result.by_hand)
 
 
 @pytest.mark.parametrize(("seed", "name"), ALL)
@@ -116,18 +116,18 @@ def test_the_blank_release_gets_nothing(graded, seed, name):
     [(_, due, got, remarks)] = marks_of(graded, seed, name, "blank")
     assert set(got.values()) == {0} == set(due.values())
     assert remarks == ()
-    _, one = graded[0][seed, name, "blank"]
-    assert (one.total, one.by_hand) == (0, ())
+    _, result = graded[0][seed, name, "blank"]
+    assert (result.total, result.by_hand) == (0, ())
 
 
 @pytest.mark.parametrize(("seed", "name"), ALL)
 def test_wrong_solutions_lose_exactly_what_they_should(graded, seed, name):
     mistakes = rehearsal.wrong_solutions(name)
     assert len(mistakes) >= 6
-    assert any(all(question.endswith("-hidden") for question in one["loses"]) for one in mistakes)
-    assert all(one["loses"] for one in mistakes)
+    assert any(all(cell.endswith("-hidden") for cell in mistake["loses"]) for mistake in mistakes)
+    assert all(mistake["loses"] for mistake in mistakes)
     for student, due, got, _ in marks_of(graded, seed, name, "mistakes"):
-        names = [one["name"] for one in packed(mistakes)[int(student.partition("-")[2])]]
+        names = [mistake["name"] for mistake in packed(mistakes)[int(student.partition("-")[2])]]
         assert got == due, names
 
 
@@ -152,15 +152,15 @@ def test_the_csv_files_hold_the_marks(graded, seed):
     with (courses[seed] / "marks.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
     assert {student for s, _, student in everything if s == seed} == set(rows)
-    for (s, name, student), (_, one) in everything.items():
+    for (s, name, student), (_, result) in everything.items():
         if s == seed:
-            assert float(rows[student][name]) == one.total
+            assert float(rows[student][name]) == result.total
     assert float(rows["reference"]["total"]) == sum(float(rows["reference"][name]) for name in ASSIGNMENTS)
     with (courses[seed] / "marks_by_part.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            one = everything[seed, row["assignment"], row["student"]][1]
-            assert one.marks[row["part"]] == (float(row["marks"]), float(row["points"]))
-            assert (row["marked by hand"] == "to do") == (row["part"] in one.by_hand)
+            result = everything[seed, row["assignment"], row["student"]][1]
+            assert result.marks[row["part"]] == (float(row["marks"]), float(row["points"]))
+            assert (row["marked by hand"] == "to do") == (row["part"] in result.by_hand)
 
 
 def test_feedback_tells_what_was_not_run_and_runs_no_script(graded):
@@ -209,6 +209,6 @@ def test_cells_that_end_or_block_python_cost_their_own_marks_alone(tmp_path):
         cells=[nbformat.v4.new_code_cell(source, metadata=json.loads(json.dumps(marks))) for source, marks in cells]
     )
     SturdyExecute(timeout=4).preprocess(notebook, {"metadata": {"path": str(tmp_path)}})
-    failed = [any(output.output_type == "error" for output in one.outputs) for one in notebook.cells]
+    failed = [any(output.output_type == "error" for output in cell.outputs) for cell in notebook.cells]
     assert failed == [False, False, True, False, False, True, True, True, False, True, True, False]
     assert "did not end" in notebook.cells[6].outputs[0].evalue

@@ -51,7 +51,7 @@ def scribble(x, rotations):
     return buckets
 
 
-def one_name(name, value):
+def named(name, value):
     def fn(x, rotations):
         return value(reference()(x, rotations))
 
@@ -63,15 +63,15 @@ ODD = [
     leave,
     stop,
     scribble,
-    one_name("nothing", lambda right: None),
-    one_name("a_list", lambda right: right.tolist()),
-    one_name("equal_to_everything", lambda right: np.zeros(right.shape, dtype=int).view(Yes)),
-    one_name("objects", lambda right: np.full(right.shape, None)),
-    one_name("floats", lambda right: right.astype(float)),
-    one_name("another_shape", lambda right: right[None]),
-    one_name("off_by_one", lambda right: right + 1),
-    one_name("a_matrix", lambda right: np.asmatrix(right)),
-    one_name("a_masked_array", lambda right: np.ma.masked_all(right.shape, dtype=int)),
+    named("nothing", lambda right: None),
+    named("a_list", lambda right: right.tolist()),
+    named("equal_to_everything", lambda right: np.zeros(right.shape, dtype=int).view(Yes)),
+    named("objects", lambda right: np.full(right.shape, None)),
+    named("floats", lambda right: right.astype(float)),
+    named("another_shape", lambda right: right[None]),
+    named("off_by_one", lambda right: right + 1),
+    named("a_matrix", lambda right: np.asmatrix(right)),
+    named("a_masked_array", lambda right: np.ma.masked_all(right.shape, dtype=int)),
 ]
 
 
@@ -91,7 +91,7 @@ def test_what_is_no_function_gets_no_marks():
 
 def test_messages_keep_hidden_values_to_themselves():
     with pytest.raises(AssertionError) as error:
-        grade(NAME, one_name("wrong", lambda right: right * 0 - 7), VARIANT)
+        grade(NAME, named("wrong", lambda right: right * 0 - 7), VARIANT)
     assert "hidden case 1 of" in str(error.value)
     assert "entries" in str(error.value)
     assert "[" not in str(error.value), "no array is shown"
@@ -120,8 +120,7 @@ def test_an_interrupt_goes_through():
         grade(NAME, fn, VARIANT)
 
 
-# -- submissions
-# ------------------------------------------------------------------------------------------------------
+# Submissions
 
 
 def cell(kind, name, source, **marks):
@@ -134,9 +133,9 @@ def cell(kind, name, source, **marks):
         "schema_version": 3,
         "task": False,
     } | marks
-    one = make(source, metadata={"nbgrader": marks})
-    one["id"] = name
-    return one
+    entry = make(source, metadata={"nbgrader": marks})
+    entry["id"] = name
+    return entry
 
 
 STUB = "def f(x):\n    raise NotImplementedError()"
@@ -172,12 +171,12 @@ def handed_in(tmp_path, change):
     nbformat.validate(made)
     first = made.cells[0]
     remarks = first.source if first.id == REMARKS else ""
-    kept = [one.metadata.nbgrader.grade_id for one in made.cells if "nbgrader" in one.metadata]
-    assert kept == [one.metadata.nbgrader.grade_id for one in release().cells if "nbgrader" in one.metadata]
-    return [one.source for one in made.cells if one.id != REMARKS], remarks
+    kept = [entry.metadata.nbgrader.grade_id for entry in made.cells if "nbgrader" in entry.metadata]
+    assert kept == [entry.metadata.nbgrader.grade_id for entry in release().cells if "nbgrader" in entry.metadata]
+    return [entry.source for entry in made.cells if entry.id != REMARKS], remarks
 
 
-SOURCES = [one.source for one in release().cells]
+SOURCES = [entry.source for entry in release().cells]
 RIGHT = "def f(x):\n    return x"
 
 
@@ -229,8 +228,8 @@ def test_deleted_cells_come_back(tmp_path, place):
 def test_lost_or_changed_marks_are_found_again_by_the_cells_ids(tmp_path):
     def change(notebook):
         notebook.cells[2].source = RIGHT
-        for one in notebook.cells:
-            one.metadata = {}
+        for entry in notebook.cells:
+            entry.metadata = {}
         notebook.cells[4].metadata = {"nbgrader": {"grade_id": "mine", "grade": True, "points": 1000}}
 
     sources, _ = handed_in(tmp_path, change)
@@ -240,8 +239,8 @@ def test_lost_or_changed_marks_are_found_again_by_the_cells_ids(tmp_path):
 def test_without_any_ids_cells_are_found_by_what_they_define(tmp_path):
     def change(notebook):
         notebook.cells[2].source = RIGHT
-        for place, one in enumerate(notebook.cells):
-            one.metadata, one["id"] = {}, f"new-{place}"
+        for place, entry in enumerate(notebook.cells):
+            entry.metadata, entry["id"] = {}, f"new-{place}"
 
     sources, _ = handed_in(tmp_path, change)
     assert sources[:7] == [*SOURCES[:2], RIGHT, *SOURCES[3:7]]
@@ -298,7 +297,7 @@ BROKEN = {
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
 def test_broken_files_become_a_blank_notebook_with_a_remark(tmp_path, text):
     sources, remarks = handed_in(tmp_path, lambda notebook: text)
-    assert [one for one in sources if one in SOURCES] == SOURCES
+    assert [entry for entry in sources if entry in SOURCES] == SOURCES
     assert "could not be read" in remarks or "was missing" in remarks
 
 
@@ -339,6 +338,7 @@ def test_collect_takes_notebooks_alone_and_says_what_it_leaves(tmp_path):
     (inbox / "di" / "A1_hashing").mkdir(parents=True)
     (inbox / "di" / "A1_hashing" / "A1_hashing.ipynb").symlink_to(inbox / "ada" / "A1_hashing" / "A1_hashing.ipynb")
     notes = course.collect(inbox, where)
-    taken = sorted(path.relative_to(where / "submitted") for path in (where / "submitted").rglob("*") if path.is_file())
-    assert [path.as_posix() for path in taken] == ["ada/A1_hashing/A1_hashing.ipynb", "bo/A1_hashing/A1_hashing.ipynb"]
+    submitted = where / "submitted"
+    copied = sorted(path.relative_to(submitted).as_posix() for path in submitted.rglob("*") if path.is_file())
+    assert copied == ["ada/A1_hashing/A1_hashing.ipynb", "bo/A1_hashing/A1_hashing.ipynb"]
     assert len(notes) == 4, notes

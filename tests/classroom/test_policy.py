@@ -126,7 +126,9 @@ def test_honest_code_runs(source):
     assert broken_rules(source) == []
 
 
-@pytest.mark.parametrize(("kind", "source"), [(kind, one) for kind, ones in REFUSED.items() for one in ones])
+@pytest.mark.parametrize(
+    ("kind", "source"), [(kind, source) for kind, sources in REFUSED.items() for source in sources]
+)
 def test_tricks_are_refused_with_a_reason(kind, source):
     reasons = broken_rules(source)
     assert reasons, f"{kind}: {source!r} may run"
@@ -164,10 +166,10 @@ def test_any_text_is_judged_without_an_error(source):
 
 def test_cheats_are_well_formed():
     cheats = json.loads(CHEATS.read_text(encoding="utf-8"))
-    assert len({one["name"] for one in cheats}) == len(cheats) >= 30
-    for one in cheats:
-        assert one["why"]
-        assert {"name", "why"} < set(one) <= {
+    assert len({cheat["name"] for cheat in cheats}) == len(cheats) >= 30
+    for cheat in cheats:
+        assert cheat["why"]
+        assert {"name", "why"} < set(cheat) <= {
             "name", "why", "slow", "answer", "first", "tests", "delete", "metadata", "text", "files"
         }  # fmt: skip
 

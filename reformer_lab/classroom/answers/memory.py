@@ -90,8 +90,7 @@ def _study(variant):
     return study
 
 
-# --- cases
-# -----------------------------------------------------------------------------------------------------------
+# Cases
 
 
 def _cases_of_peak(variant, rng, hidden):

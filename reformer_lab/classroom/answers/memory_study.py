@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 import torch
 from reformer_ref.attention.api import shared_qk_attention
-from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.api import lsh_attention
+from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
 from reformer_ref.memory.count import MetaCounter
 from reformer_ref.model.config import ReformerConfig
@@ -47,7 +47,13 @@ def count_attention(variant):
     dtype = DTYPES[variant.number_bytes]
     qk, v = (torch.empty(*shape, variant.d_model // HEADS, dtype=dtype, device="meta") for _ in "qv")
     buckets = torch.empty(1, HEADS, variant.n_hashes, variant.length, dtype=torch.int64, device="meta")
-    lsh = partial(lsh_attention, buckets=buckets, options=_options(variant), block_size=variant.scores_at_a_time)
+    lsh = partial(
+        lsh_attention,
+        buckets=buckets,
+        options=_options(variant),
+        block_size=variant.scores_at_a_time,
+        backend="streaming",
+    )
     for name, attend in {"dense": shared_qk_attention, "LSH": lsh}.items():
         with MetaCounter() as counter:
             attend(qk, v)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reformer_lab.classroom.exercise import Exercise, holds
+from reformer_lab.classroom.exercise import Exercise, by_name, holds
 
 
 def sees_later(variant):
@@ -119,7 +119,7 @@ def _undo_identities(fn, variant, rng):
     holds(np.asarray(fn(v.astype("f4")[chunks], chunks)).dtype == "f4", "The result must have the dtype of the rows.")
 
 
-def _describe_pair(args, at):
+def _name_pair(args, at):
     buckets, chunks, windows = args
 
     def name(i):
@@ -128,12 +128,12 @@ def _describe_pair(args, at):
     return f"query {name(chunks[at[0], at[1]])}, key {name(windows[at[0], at[2]])}"
 
 
-EXERCISES = {
-    "A2.sort": Exercise("A2.sort", ("buckets",), ("order",), identities=_sort_identities),
-    "A2.chunk": Exercise("A2.chunk", ("order", "chunk_length"), ("chunks",), identities=_chunk_identities),
-    "A2.look": Exercise("A2.look", ("chunks",), ("windows",), identities=_look_identities),
-    "A2.visible": Exercise(
-        "A2.visible", ("buckets", "chunks", "windows"), ("seen",), identities=_visible_identities, tell=_describe_pair
+EXERCISES = by_name(
+    Exercise("A2.sort", ("buckets",), ("order",), identities=_sort_identities),
+    Exercise("A2.chunk", ("order", "chunk_length"), ("chunks",), identities=_chunk_identities),
+    Exercise("A2.look", ("chunks",), ("windows",), identities=_look_identities),
+    Exercise(
+        "A2.visible", ("buckets", "chunks", "windows"), ("seen",), identities=_visible_identities, tell=_name_pair
     ),
-    "A2.undo": Exercise("A2.undo", ("rows", "chunks"), ("out",), identities=_undo_identities),
-}
+    Exercise("A2.undo", ("rows", "chunks"), ("out",), identities=_undo_identities),
+)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reformer_lab.classroom.exercise import Exercise
+from reformer_lab.classroom.exercise import Exercise, by_name, equal, holds
 
 HASH = {
     "positive_first": (
@@ -92,33 +92,29 @@ def hash_identities(fn, variant, rng):
     """Only directions matter; vectors and rounds are hashed independently; opposite vectors never share a bucket."""
     x, rotations = rng.standard_normal((23, 6)), rng.standard_normal((3, 6, 5))
     buckets = fn(x.copy(), rotations.copy())
-    _expect(buckets, fn(x * 2.0 ** rng.integers(-9, 10, (23, 1)), rotations.copy()), "Only the direction of x matters.")
+    equal(buckets, fn(x * 2.0 ** rng.integers(-9, 10, (23, 1)), rotations.copy()), "Only the direction of x matters.")
     shuffled = rng.permutation(23)
-    _expect(buckets[:, shuffled], fn(x[shuffled], rotations.copy()), "Each vector is hashed by itself.")
-    _expect(buckets[::-1], fn(x.copy(), rotations[::-1].copy()), "Each round is hashed by itself.")
-    if (buckets == fn(-x, rotations.copy())).any():
-        raise AssertionError("x and −x never share a bucket.")
+    equal(buckets[:, shuffled], fn(x[shuffled], rotations.copy()), "Each vector is hashed by itself.")
+    equal(buckets[::-1], fn(x.copy(), rotations[::-1].copy()), "Each round is hashed by itself.")
+    holds((buckets != fn(-x, rotations.copy())).all(), "x and −x never share a bucket.")
 
 
 def angle_identities(fn, variant, rng):
     """Symmetric, blind to length, 0 for a vector with itself, π for opposite vectors."""
     x, y = rng.standard_normal((2, 200, 7))
-    _expect(fn(x.copy(), y.copy()), fn(y.copy(), x.copy()), "The angle from x to y is that from y to x.", 1e-12)
-    _expect(fn(x.copy(), y.copy()), fn(3 * x, y / 7), "Only the directions matter.", 1e-12)
-    _expect(fn(x.copy(), 5 * x), np.zeros(200), "A vector has the angle 0 with itself, never NaN.", 1e-6)
-    _expect(fn(x.copy(), -x), np.full(200, np.pi), "Opposite vectors are π apart, never NaN.", 1e-6)
+    equal(fn(x.copy(), y.copy()), fn(y.copy(), x.copy()), "The angle from x to y is that from y to x.", 1e-12)
+    equal(fn(x.copy(), y.copy()), fn(3 * x, y / 7), "Only the directions matter.", 1e-12)
+    equal(fn(x.copy(), 5 * x), np.zeros(200), "A vector has the angle 0 with itself, never NaN.", 1e-6)
+    equal(fn(x.copy(), -x), np.full(200, np.pi), "Opposite vectors are π apart, never NaN.", 1e-6)
 
 
 def measure_identities(fn, variant, rng):
     """The order of the rounds and which of two vectors comes first do not matter."""
     theta, (bx, by) = rng.uniform(0.3, 2.8, 9), rng.integers(0, 2, (2, 50, 9))
-    for name, result, swapped in zip(
-        ("fraction", "distance"),
-        fn(theta.copy(), bx.copy(), by.copy()),
-        fn(theta.copy(), by[::-1].copy(), bx[::-1].copy()),
-        strict=True,
-    ):
-        _expect(result, swapped, f"`{name}` changed with the order of the rounds or of the two vectors.", 1e-12)
+    results = fn(theta.copy(), bx.copy(), by.copy())
+    swapped = fn(theta.copy(), by[::-1].copy(), bx[::-1].copy())
+    for name, got, want in zip(("fraction", "distance"), results, swapped, strict=True):
+        equal(got, want, f"`{name}` changed with the order of the rounds or of the two vectors.", 1e-12)
 
 
 def rounds_identities(fn, variant, rng):
@@ -133,9 +129,9 @@ def meeting_identities(fn, variant, rng):
     """Symmetric; a token meets itself in round 0; later rounds change nothing for pairs that have met."""
     buckets = rng.integers(0, 5, (4, 17))
     first, fewer = np.asarray(fn(buckets.copy())), np.asarray(fn(buckets[:2].copy()))
-    _expect(first, first.T, "If i meets j, then j meets i, in the same round.")
-    _expect(np.diagonal(first), np.zeros(17, int), "A token meets itself in the first round.")
-    _expect(first[fewer >= 0], fewer[fewer >= 0], "Later rounds do not change who met before.")
+    equal(first, first.T, "If i meets j, then j meets i, in the same round.")
+    equal(np.diagonal(first), np.zeros(17, int), "A token meets itself in the first round.")
+    equal(first[fewer >= 0], fewer[fewer >= 0], "Later rounds do not change who met before.")
 
 
 def factors_identities(fn, variant, rng):
@@ -143,14 +139,10 @@ def factors_identities(fn, variant, rng):
     factors = (4, 2, 6)
     digits = np.stack(np.meshgrid(*(np.arange(f) for f in factors), indexing="ij"), axis=-1).reshape(-1, 3)  # (48, 3)
     scores = np.concatenate([np.eye(f)[digit] for f, digit in zip(factors, digits.T, strict=True)], axis=1)  # (48, 12)
-    _expect(
-        np.sort(fn(scores, factors)),
-        np.arange(48),
-        "48 combinations of digits must give the buckets 0 to 47, once each.",
-    )
+    equal(np.sort(fn(scores, factors)), np.arange(48), "48 combinations of digits must give the buckets 0 to 47.")
 
 
-def describe_factor_row(args, at):
+def name_scores(args, at):
     """The scores of a row, cut where one factor ends and the next begins."""
     scores, factors = args
     ends = np.cumsum(factors)
@@ -158,29 +150,11 @@ def describe_factor_row(args, at):
     return "scores " + " | ".join(" ".join(f"{score:g}" for score in group) for group in groups)
 
 
-def _expect(got, want, sentence, tolerance=0.0):
-    got, want = np.asarray(got), np.asarray(want)
-    if got.shape != want.shape or not np.all(np.abs(got - want) <= tolerance):
-        raise AssertionError(sentence)
-
-
-EXERCISES = {
-    task.name: task
-    for task in (
-        Exercise("A1.hash", ("x", "rotations"), ("buckets",), identities=hash_identities),
-        Exercise("A1.angle", ("x", "y"), ("theta",), exact=False, rtol=1e-7, identities=angle_identities),
-        Exercise(
-            "A1.measure",
-            ("theta", "bx", "by"),
-            ("fraction", "distance"),
-            exact=False,
-            rtol=1e-9,
-            identities=measure_identities,
-        ),
-        Exercise("A1.rounds", ("theta", "miss"), ("n",), identities=rounds_identities),
-        Exercise("A1.meeting", ("buckets",), ("first",), identities=meeting_identities),
-        Exercise(
-            "A1.factors", ("scores", "factors"), ("buckets",), identities=factors_identities, tell=describe_factor_row
-        ),
-    )
-}
+EXERCISES = by_name(
+    Exercise("A1.hash", ("x", "rotations"), ("buckets",), identities=hash_identities),
+    Exercise("A1.angle", ("x", "y"), ("theta",), rtol=1e-7, identities=angle_identities),
+    Exercise("A1.measure", ("theta", "bx", "by"), ("fraction", "distance"), rtol=1e-9, identities=measure_identities),
+    Exercise("A1.rounds", ("theta", "miss"), ("n",), identities=rounds_identities),
+    Exercise("A1.meeting", ("buckets",), ("first",), identities=meeting_identities),
+    Exercise("A1.factors", ("scores", "factors"), ("buckets",), identities=factors_identities, tell=name_scores),
+)

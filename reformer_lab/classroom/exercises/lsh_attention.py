@@ -3,15 +3,13 @@
 import numpy as np
 import torch
 
-from reformer_lab.classroom.exercise import Exercise, holds
+from reformer_lab.classroom.exercise import Exercise, by_name, holds
 from reformer_lab.classroom.exercises.chunking import sees_later
 from reformer_lab.classroom.exercises.lsh_attention_texts import DESCRIBE, PICTURES, illustrate
 
 __all__ = ["DESCRIBE", "EXERCISES", "PICTURES", "draw_rounds", "illustrate"]
 
 SMALL, LONG, MOST_CALLS = (256, 2048, 6000)  # lengths at which calls to PyTorch are counted; more calls end the test
-
-
 PORT = ("q", "k", "v", "order", "buckets", "chunk_length")
 
 
@@ -134,14 +132,12 @@ def draw_rounds(rng, shape, n_buckets, sort_ties):
     return np.argsort(buckets * shape[-1] + sign * np.arange(shape[-1]), axis=-1), buckets
 
 
-EXERCISES = {
-    "A3.logits": Exercise("A3.logits", ("q",), ("logits",), exact=False, identities=_logits_identities),
-    "A3.seen": Exercise("A3.seen", ("order", "buckets", "chunk_length"), ("seen",), identities=_seen_identities),
-    "A3.attend": Exercise("A3.attend", ("logits", "seen", "v"), ("out",), exact=False, identities=_attend_identities),
-    "A3.merge": Exercise("A3.merge", ("o", "z", "v"), ("out",), exact=False, identities=_merge_identities, torch=True),
-    "A3.port": Exercise("A3.port", PORT, ("o", "z"), exact=False, identities=_port_identities, torch=True),
-    "A3.gradient": Exercise(
-        "A3.gradient", (*PORT, "d_o", "d_z"), ("d_q", "d_k", "d_v"), exact=False, call=_call_gradient, torch=True
-    ),
-    "A3.scale": Exercise("A3.scale", ("sort_ties", "seed"), ("o", "z"), exact=False, call=_call_scale, torch=True),
-}
+EXERCISES = by_name(
+    Exercise("A3.logits", ("q",), ("logits",), rtol=1e-9, identities=_logits_identities),
+    Exercise("A3.seen", ("order", "buckets", "chunk_length"), ("seen",), identities=_seen_identities),
+    Exercise("A3.attend", ("logits", "seen", "v"), ("out",), rtol=1e-9, identities=_attend_identities),
+    Exercise("A3.merge", ("o", "z", "v"), ("out",), rtol=1e-9, identities=_merge_identities, torch=True),
+    Exercise("A3.port", PORT, ("o", "z"), rtol=1e-9, identities=_port_identities, torch=True),
+    Exercise("A3.gradient", (*PORT, "d_o", "d_z"), ("d_q", "d_k", "d_v"), rtol=1e-9, call=_call_gradient, torch=True),
+    Exercise("A3.scale", ("sort_ties", "seed"), ("o", "z"), rtol=1e-9, call=_call_scale, torch=True),
+)

@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from reformer_lab.classroom import cases
-from reformer_lab.classroom.exercise import Exercise
+from reformer_lab.classroom.exercise import Exercise, by_name
 from reformer_lab.classroom.exercises.memory_texts import DESCRIBE as DESCRIBE
 from reformer_lab.plots.drawing import number
 from reformer_lab.plots.measured import medians
@@ -154,24 +154,13 @@ def _crossover_holds(fn, variant, rng):
 
 SIZES = ("length", "n_layers", "d_model", "d_ff", "vocab_size", "reversible")
 COSTS = ("square", "lsh_square", "line", "level", "chunk_length", "longest")
-EXERCISES = {
-    exercise.name: exercise
-    for exercise in (
-        Exercise("A5.peak", ("storage", "n_bytes", "born", "died"), ("peak", "moment"), identities=_peak_holds),
-        Exercise(
-            "A5.scores",
-            ("length", "n_heads", "n_hashes", "chunk_length"),
-            ("dense", "chunked", "streamed"),
-            identities=_scores_hold,
-        ),
-        Exercise("A5.step", SIZES, ("weights", "kept", "work"), identities=_step_holds),
-        Exercise(
-            "A5.operations",
-            ("length", "d_head", "n_hashes", "chunk_length", "n_look"),
-            ("dense", "lsh"),
-            identities=_operations_hold,
-        ),
-        Exercise("A5.crossover", COSTS, call=_find, identities=_crossover_holds),
-        Exercise("A5.study", (), graded=False),
-    )
-}
+LAYOUT = ("length", "n_heads", "n_hashes", "chunk_length")
+PRICED = ("length", "d_head", "n_hashes", "chunk_length", "n_look")
+EXERCISES = by_name(
+    Exercise("A5.peak", ("storage", "n_bytes", "born", "died"), ("peak", "moment"), identities=_peak_holds),
+    Exercise("A5.scores", LAYOUT, ("dense", "chunked", "streamed"), identities=_scores_hold),
+    Exercise("A5.step", SIZES, ("weights", "kept", "work"), identities=_step_holds),
+    Exercise("A5.operations", PRICED, ("dense", "lsh"), identities=_operations_hold),
+    Exercise("A5.crossover", COSTS, call=_find, identities=_crossover_holds),
+    Exercise("A5.study", (), graded=False),
+)

@@ -7,10 +7,10 @@ PRODUCTS = {"training": (6, 7), "forward": (2, 2)}  # matrix products: dense, LS
 def _peak(v):
     block = v.block_bytes
     return rf"""**Alive.** Tensor $i$ lies in storage $s_i$ of $b_i$ bytes. It exists from moment
-$\text{{born}}_i \ge 0$ until just before moment $\text{{died}}_i$; $-1$ means to the end. Several tensors may view one storage, with equal
-$b_i$ then: the storage exists from the first birth to the last death of its tensors. Let $A(t)$ be the storages alive at
-moment $t$ that were born **after moment 0**; those born at 0 existed before and do not count. Memory is allocated in
-blocks of **{block} bytes**:
+$\text{{born}}_i \ge 0$ until just before moment $\text{{died}}_i$; $-1$ means to the end. Several tensors may view one
+storage, with equal $b_i$ then: the storage exists from the first birth to the last death of its tensors. Let $A(t)$ be
+the storages alive at moment $t$ that were born **after moment 0**; those born at 0 existed before and do not count.
+Memory is allocated in blocks of **{block} bytes**:
 
 $$M = \max_t \sum_{{s \in A(t)}} {block} \cdot \lceil b_s / {block} \rceil$$"""
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from reformer_ref.testing import expect_close, expect_equal
 
-from reformer_lab.classroom.exercise import Exercise
+from reformer_lab.classroom.exercise import Exercise, by_name
 from reformer_lab.classroom.exercises.reversible_texts import DESCRIBE as DESCRIBE
 
 
@@ -145,46 +145,33 @@ def _torch_identities(fn, variant, rng):
         expect_close(f"branches that add nothing, {name}", got.numpy(), variant.carry**2 * d_y.numpy(), 1e-9)
 
 
-EXERCISES = {
-    "A4.forward": Exercise(
-        "A4.forward",
-        arguments=("x1", "x2", "weights", "kind"),
-        results=("y1", "y2"),
-        exact=False,
-        call=_call_stack,
-        identities=_stack_identities(1),
-    ),
-    "A4.inverse": Exercise(
-        "A4.inverse",
-        arguments=("y1", "y2", "weights", "kind"),
-        results=("x1", "x2"),
-        exact=False,
-        call=_call_stack,
-        identities=_stack_identities(-1),
-    ),
-    "A4.backward": Exercise(
+BACKWARD = ("y1", "y2", "d_y1", "d_y2")
+EXERCISES = by_name(
+    Exercise("A4.forward", ("x1", "x2", "weights", "kind"), ("y1", "y2"), 1e-9, _call_stack, _stack_identities(1)),
+    Exercise("A4.inverse", ("y1", "y2", "weights", "kind"), ("x1", "x2"), 1e-9, _call_stack, _stack_identities(-1)),
+    Exercise(
         "A4.backward",
-        arguments=("y1", "y2", "d_y1", "d_y2", "w_f", "w_g", "kind"),
+        arguments=(*BACKWARD, "w_f", "w_g", "kind"),
         results=("x1", "x2", "d_x1", "d_x2", "d_wf", "d_wg"),
-        exact=False,
+        rtol=1e-9,
         call=_call_backward,
         identities=_backward_identities,
     ),
-    "A4.dropout": Exercise(
+    Exercise(
         "A4.dropout",
         arguments=("x", "d_out", "w", "kind", "rate", "seed"),
         results=("dropped(x)", "dropped(x), called again", "d_x", "d_w"),
-        exact=False,
+        rtol=1e-9,
         call=_call_dropout,
         identities=_dropout_identities,
     ),
-    "A4.torch": Exercise(
+    Exercise(
         "A4.torch",
-        arguments=("y1", "y2", "d_y1", "d_y2", "weights", "order"),
+        arguments=(*BACKWARD, "weights", "order"),
         results=("d_x1", "d_x2", "d_params"),
-        exact=False,
+        rtol=1e-9,
         call=_call_torch,
         identities=_torch_identities,
         torch=True,
     ),
-}
+)
