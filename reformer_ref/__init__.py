@@ -9,20 +9,19 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from reformer_ref.attention import regular_attention, shared_qk_attention
-from reformer_ref.chunking.pytorch import look_adjacent, sort_by_bucket, split_chunks, undo_sort
-from reformer_ref.feed_forward.pytorch import FeedForward, cross_entropy
+from reformer_ref.chunking import look_adjacent, sort_by_bucket, split_chunks, undo_sort
+from reformer_ref.feed_forward import FeedForward, cross_entropy
 from reformer_ref.generation.beam import beam_search
 from reformer_ref.generation.pytorch import Decoder, generate, sample_token, token_probabilities
 from reformer_ref.hashing import default_n_buckets, hash_vectors, random_rotations
 from reformer_ref.huggingface.weights import to_huggingface
 from reformer_ref.local_attention import LocalOptions, local_attention
 from reformer_ref.lsh_attention import AttentionRecord, LSHOptions, lsh_attention
-from reformer_ref.memory.measure import Peak, count_peak, measure_peak, predict_peak
-from reformer_ref.model.config import ReformerConfig
-from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
-from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.memory import Peak, count_peak, measure_peak, predict_peak
+from reformer_ref.model import ReformerConfig, ReformerEncoderDecoder, ReformerLM
 from reformer_ref.positions import AxialPositions, LearnedPositions, SinusoidalPositions
-from reformer_ref.reversible.pytorch import (
+from reformer_ref.reversible import (
+    InPlaceLayer,
     ReversibleBlock,
     ReversibleStack,
     reversible_stack,
@@ -36,6 +35,7 @@ __all__ = [
     "AxialPositions",
     "Decoder",
     "FeedForward",
+    "InPlaceLayer",
     "LSHOptions",
     "LearnedPositions",
     "LocalOptions",

@@ -8,6 +8,8 @@ does not depend on the length.
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 _prediction = ContextVar("prediction", default=(None, False))  # type of device, shortened loops
 
 
@@ -16,13 +18,17 @@ def block_starts(length, step):
     the first, the second and the last. For loops whose iterations leave no tensor behind.
     """
     starts = range(0, length, step)
+    if (
+        torch.compiler.is_compiling()
+    ):  # which cannot follow a context variable, and predicts nothing
+        return starts
     shorten = _prediction.get()[1] and len(starts) > 3
     return (starts[0], starts[1], starts[-1]) if shorten else starts
 
 
 def block_device(device):
     """Return the type of the device whose block sizes hold: the predicted one, else ``device``."""
-    return _prediction.get()[0] or device.type
+    return device.type if torch.compiler.is_compiling() else _prediction.get()[0] or device.type
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Hostile calls of the lab where its users call it: training, data, the memory planner, claims, widgets."""
 
+import inspect
 import json
 import tempfile
 from pathlib import Path
@@ -8,14 +9,14 @@ import numpy as np
 import pytest
 import reformer_lab
 import torch
-from reformer_lab import planner
+from reformer_lab import claims, planner
 from reformer_lab.benchmarks import cases, million
-from reformer_lab.claims import attention_names, claims, experiment, table
+from reformer_lab.claims import experiment, language, table
 from reformer_lab.data import duplication, images, text, translation
 from reformer_lab.training import checkpoint, processes, schedule
 from reformer_lab.training import loop as training
 from reformer_lab.training.schedule import TrainingOptions
-from reformer_lab.widgets import axial, buckets, causality, chunks, circle, pattern, reconstruction, rings, slices
+from reformer_lab.widgets import axial, buckets, causality, chunks, circle, feed_forward, pattern, reconstruction, rings
 from reformer_lab.widgets import memory as memory_widget
 from reformer_lab.widgets import model as model_widget
 from reformer_ref import LSHOptions, ReformerConfig, ReformerLM
@@ -35,7 +36,7 @@ FILE = (" cannot be read", " does not exist", " must ", " is no ", " is damaged 
 
 
 def add(function, /, words=(), constant=(), also=(), call=None, **arguments):
-    """A target and a valid call of it; constant: arguments that stay as they are. Lambdas among the arguments make a new value for every call."""
+    """A target and a valid call of it. constant: arguments that stay as they are; a lambda makes a value each time."""
     name = f"{function.__module__}.{function.__qualname__}".removeprefix("reformer_lab.")
     values = {key: value if callable(value) else lambda value=value: value for key, value in arguments.items()}
     LAB.add(name, call or function, tensors=False, words=words, keep=constant, also=also)(
@@ -105,7 +106,7 @@ add(cases.chosen, name="attention", only=["ours"])
 # Claims
 CLAIM = experiment.read_config("figure5_depth", smoke=True)
 add(claims.claim, name="table2")
-add(attention_names.with_attention, words=("attention",), config=CONFIG, name="lsh-2")
+add(language.with_attention, words=("attention",), config=CONFIG, name="lsh-2")
 add(experiment.Context, folder=FOLDER / "run", threads=1, data=None, progress=False)
 add(experiment.read_config, name="figure5_depth", smoke=True, seeds=[0, 1])
 add(experiment.checksum, words=("--data",), path=FOLDER / "pairs.tsv")
@@ -119,9 +120,9 @@ add(table.show, name="table2", number=0, folder=FOLDER)
 for picture in (
     axial.axial, buckets.spelling, causality.causality, chunks.chunks, circle.circle, memory_widget.memory,
     model_widget.parameters, model_widget.next_letter, pattern.pattern, pattern.dense_pattern,
-    reconstruction.reconstruction, rings.rings, slices.slices,
+    reconstruction.reconstruction, rings.rings, feed_forward.feed_forward_chunks,
 ):  # fmt: skip
-    add(picture, **{name: control.first for name, control in picture.controls.items()})
+    add(picture, **{name: p.default for name, p in inspect.signature(picture).parameters.items()})
 
 
 @pytest.mark.parametrize("target", LAB.targets, ids=str)
