@@ -49,8 +49,8 @@ class GenerateCommand:
     def run(self, line: str) -> int:
         """Write the prompt and its continuation to stdout."""
         import torch
-        from reformer_ref.generation.options import check_sampling
-        from reformer_ref.generation.pytorch import generate
+        from reformer_ref.generation import generate
+        from reformer_ref.generation.api import check_sampling
 
         from reformer_lab.training import checkpoint
 

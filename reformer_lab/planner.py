@@ -155,25 +155,27 @@ def longest(question, peak_bytes):
     """{"length", "bytes"}: the longest sequence that fits as asked, to about 1 %; length 0 if not
     even 2 tokens do.
 
-    peak_bytes: at the length asked for. The peak is nearly affine in the length, so each guess is where the straight
-    line between two known lengths meets the budget. Lengths beyond LONGEST are not looked at.
+    peak_bytes: at the length asked for. Doubling or halving it brackets the budget; then each guess is where the
+    straight line between the ends meets it, since the peak is nearly affine in the length. Lengths beyond LONGEST are
+    not looked at.
     """
     budget, peak_bytes = question.budget, require_int("peak_bytes", peak_bytes, 1, 10**30)
-    low = (2, question.predict(2).peak_bytes)
-    high = (question.length, peak_bytes)
-    if low[1] > budget:
-        return {"length": 0, "bytes": low[1]}
+
+    def point(length):
+        return length, question.predict(length).peak_bytes
+
+    low = high = (question.length, peak_bytes)
     while high[1] <= budget and high[0] < LONGEST:
-        slope = (high[1] - low[1]) / (high[0] - low[0]) if high[0] > low[0] else high[1] / high[0]
-        guess = high[0] + int(1.01 * (budget - high[1]) / max(slope, 1)) + 1
-        length = min(guess, 16 * high[0], LONGEST)
-        low, high = high, (length, question.predict(length).peak_bytes)
+        low, high = high, point(min(2 * high[0], LONGEST))
+    while low[1] > budget:
+        if low[0] == 2:
+            return {"length": 0, "bytes": low[1]}
+        low, high = point(max(low[0] // 2, 2)), low
     if high[1] <= budget:
         return {"length": high[0], "bytes": high[1]}
     while low[1] < 0.99 * budget and high[0] - low[0] > 1:
         ratio = (0.997 * budget - low[1]) / (high[1] - low[1])
-        length = min(max(low[0] + int(ratio * (high[0] - low[0])), low[0] + 1), high[0] - 1)
-        guess = (length, question.predict(length).peak_bytes)
+        guess = point(min(max(low[0] + int(ratio * (high[0] - low[0])), low[0] + 1), high[0] - 1))
         low, high = (guess, high) if guess[1] <= budget else (low, guess)
     return {"length": low[0], "bytes": low[1]}
 

@@ -18,7 +18,7 @@ from reformer_lab.training import loop as training
 from reformer_lab.training import run as training_run
 from reformer_lab.training.loop import NonFiniteLoss, train
 from reformer_lab.training.schedule import PRESETS, TIMED_STEPS, TrainingOptions, learning_rate_at
-from reformer_ref.generation.pytorch import generate, sample_token, token_probabilities
+from reformer_ref.generation import generate, sample_token, token_probabilities
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from reformer_ref._arguments import UNCLEAR, require_int, shown
 from reformer_ref._tensors import evaluating
-from reformer_ref.generation.options import check_sampling
-from reformer_ref.generation.pytorch import MOST_ROWS, Decoder, Recomputer, sample_token, why_not
+from reformer_ref.generation import Decoder, Recomputer, cache_unsupported_reason, sample_token
+from reformer_ref.generation.api import check_sampling
+from reformer_ref.generation.decoder import MOST_ROWS
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
@@ -133,7 +134,7 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
         raise TypeError("model must be a ReformerLM of at most 256 levels of grey")
     if height * width > model.config.max_length:
         raise ValueError(f"given must be images of at most max_length = {model.config.max_length} pixels")
-    decoder = Recomputer(model) if why_not(model.config) else Decoder(model, capacity=height * width)
+    decoder = Recomputer(model) if cache_unsupported_reason(model.config) else Decoder(model, capacity=height * width)
     out = targets.repeat_interleave(samples, 0)  # (n · samples, height · width)
     logits = decoder.prefill(tokens[:, : half + 1]).repeat_interleave(samples, 0)
     decoder.repeat(samples)

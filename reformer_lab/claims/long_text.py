@@ -8,7 +8,7 @@ predicted with contexts of growing length, up to all that stands before it.
 import numpy as np
 import torch
 from reformer_ref._tensors import evaluating
-from reformer_ref.generation.pytorch import generate
+from reformer_ref.generation import generate
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig

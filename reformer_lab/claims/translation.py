@@ -8,7 +8,7 @@ file. Both models begin with the same weights and see the same batches; one has 
 import json
 
 import torch
-from reformer_ref.generation.beam import beam_search
+from reformer_ref.generation import beam_search
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 

@@ -1,1 +1,25 @@
-"""From a trained model to new tokens."""
+"""From a trained model to new tokens: decoding with and without a cache, sampling, beam search."""
+
+from reformer_ref.generation.api import (
+    Decoder,
+    Recomputer,
+    beam_search,
+    cache_unsupported_reason,
+    generate,
+    local_decode,
+    lsh_decode,
+    sample_token,
+    token_probabilities,
+)
+
+__all__ = [
+    "Decoder",
+    "Recomputer",
+    "beam_search",
+    "cache_unsupported_reason",
+    "generate",
+    "local_decode",
+    "lsh_decode",
+    "sample_token",
+    "token_probabilities",
+]

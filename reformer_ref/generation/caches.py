@@ -1,276 +1,247 @@
-"""What a decoder keeps of the past, layer by layer: enough for the next token, and no more than
-fits in fixed memory.
+"""What a decoder keeps of the past, layer by layer: enough for the next token, in fixed memory.
 
 A *row* is one sequence of the batch; rows may have different lengths. Every cache keeps keys and
-values in a table of fixed size and knows at which position of its row each entry stands. Tables are
-made once; nothing grows.
+values in a table of fixed size. Not checked.
 """
 
 import torch
 
-from reformer_ref.attention.pytorch import attend
+from reformer_ref.attention.pytorch import attend, normalize_keys
 from reformer_ref.chunking.pytorch import sort_by_bucket
-from reformer_ref.lsh_attention.streaming import inverse_length
 
 
-class _Table:
-    """Keys (rows, heads, size, d) and values (rows, heads, size, d_v) of a layer."""
+class Cache:
+    """A table of keys k (rows, heads, size, d) and values v (rows, heads, size, d_v)."""
 
     def __init__(self, rows, heads, size, d, d_v, like):
-        self.k, self.v = (
-            like.new_zeros(rows, heads, size, d),
-            like.new_zeros(rows, heads, size, d_v),
-        )
-
-    def _write(self, at, k, v):
-        """k (rows, heads, d), v (rows, heads, d_v) into the entries ``at`` (rows, heads or 1, n),
-        each of them.
-        """
-        shape = (*k.shape[:2], at.shape[-1])
-        for table, new in ((self.k, k), (self.v, v)):
-            index = at.expand(shape)[..., None].expand(*shape, new.shape[-1])
-            table.scatter_(2, index, new[:, :, None].expand_as(index))
-
-    def _read_all(self, wanted, token_at, k, v):
-        """Fill the table: entry i gets what stands at position wanted[…, i] (rows, heads or 1,
-        size), if ≥ 0.
-
-        k (rows, heads, L, d), v (rows, heads, L, d_v); token_at (rows, positions): which of the L
-        stands there.
-        """
-        shape = (*k.shape[:2], wanted.shape[-1])
-        index = (
-            token_at.gather(1, wanted.clamp(min=0).flatten(1))
-            .view(wanted.shape)
-            .expand(shape)[..., None]
-        )
-        for table, x in ((self.k, k), (self.v, v)):
-            table[:, :, : shape[-1]] = x.gather(2, index.expand(*shape, x.shape[-1]))
+        self.k = like.new_zeros(rows, heads, size, d)
+        self.v = like.new_zeros(rows, heads, size, d_v)
 
     def tensors(self):
         """Names and tensors of everything that is kept."""
         return {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
 
     def repeat(self, n):
-        """Every row n times, one copy after the other."""
+        """Repeat every row n times, one copy after the other."""
         for name, x in self.tensors().items():
             setattr(self, name, x.repeat_interleave(n, 0))
 
+    def _write(self, entries, k, v):
+        """Write one token of each row, k (rows, heads, d) and v (rows, heads, d_v), into all of
+        ``entries`` (rows, heads or 1, n).
+        """
+        entries = entries.expand(*k.shape[:2], -1)  # (rows, heads, n)
+        for table, token in ((self.k, k), (self.v, v)):
+            index = entries[..., None].expand(*entries.shape, token.shape[-1])
+            table.scatter_(2, index, token[:, :, None].expand_as(index))
 
-class StrictCache(_Table):
-    """LSH attention in the strict window: per row, head and round, the last ``chunk_length``
-    members of every bucket.
+    def _fill(self, positions, token_index, k, v):
+        """Write a prompt, k (rows, heads, L, d) and v (rows, heads, L, d_v): entry i is the token
+        at ``positions[…, i]`` (rows, heads or 1, n), anything where that is negative.
 
-    Rings hold positions. Keys and values stand once per position, in ``capacity`` entries, or,
-    where that is less, in the rings themselves, once per round.
+        token_index (rows, L): which token of the prompt is at a position.
+        """
+        tokens = token_index.gather(1, positions.clamp(min=0).flatten(1)).view(positions.shape)
+        tokens = tokens.expand(*k.shape[:2], -1)  # (rows, heads, n)
+        n = tokens.shape[-1]
+        self.k[:, :, :n] = gather_entries(k, tokens)
+        self.v[:, :, :n] = gather_entries(v, tokens)
+
+
+class StrictCache(Cache):
+    """LSH attention in the strict window: per row, head and round a ring for each bucket, of its
+    last ``chunk_length`` members.
+
+    Rings hold positions. Keys and values are stored once per position, in ``capacity`` entries, or,
+    where that is less, once per round, in the order of the rings.
     """
 
     def __init__(self, rows, heads, options, n_buckets, d, d_v, capacity, like):
-        self.options, self.n_rings = options, n_buckets
-        ring = n_buckets * options.chunk_length
-        self.by_position = capacity <= options.n_hashes * ring
-        super().__init__(
-            rows, heads, capacity if self.by_position else options.n_hashes * ring, d, d_v, like
-        )
+        self.options = options
+        ring_size = n_buckets * options.chunk_length
+        self.by_position = capacity <= options.n_hashes * ring_size
+        size = capacity if self.by_position else options.n_hashes * ring_size
+        super().__init__(rows, heads, size, d, d_v, like)
         shape = (rows, heads, options.n_hashes)
-        self.members = like.new_full(
-            (*shape, ring), -1, dtype=torch.int32
-        )  # positions; −1: nobody yet
+        self.members = like.new_full((*shape, ring_size), -1, dtype=torch.int32)  # −1: empty
         self.counts = like.new_zeros((*shape, n_buckets), dtype=torch.int32)
 
     def append(self, q, v, buckets, positions):
-        """One token more in each row: q (rows, heads, d), v, buckets (rows, heads, n_hashes),
-        positions (rows,).
+        """Add one token to each row: q (rows, heads, d), v (rows, heads, d_v), buckets (rows,
+        heads, n_hashes), positions (rows,).
         """
-        bucket = buckets.long()[..., None]
+        chunk_length = self.options.chunk_length
+        bucket = buckets.long()[..., None]  # (rows, heads, n_hashes, 1)
         count = self.counts.gather(-1, bucket)
-        place = (
-            bucket * self.options.chunk_length + count % self.options.chunk_length
-        )  # the oldest member gives way
-        self.members.scatter_(-1, place, positions.int().view(-1, 1, 1, 1).expand_as(place))
+        ring_index = bucket * chunk_length + count % chunk_length  # replaces the oldest member
+        self.members.scatter_(-1, ring_index, positions.int().view(-1, 1, 1, 1).expand_as(count))
         self.counts.scatter_add_(-1, bucket, torch.ones_like(count))
-        self._write(
-            positions.view(-1, 1, 1) if self.by_position else self._entries(place).flatten(2),
-            unit_keys(q, self.options.norm_eps),
-            v,
-        )
+        entries = positions.view(-1, 1, 1) if self.by_position else self._round_entries(ring_index)
+        self._write(entries, normalize_keys(q, self.options.norm_eps), v)
 
     def attend(self, q, v, buckets):
-        """What the next token of each row sees: (rows, heads, d_v). q (rows, heads, d), v and
-        buckets are its own.
-        """
+        """Attention of the next token of each row, (rows, heads, d_v), from its q, v and buckets."""
         o = self.options
+        # 1. The rings of its buckets, one per round.
         ring = torch.arange(o.chunk_length, device=q.device)
-        place = (
-            buckets.long()[..., None] * o.chunk_length + ring
-        )  # (rows, heads, n_hashes, chunk_length)
-        members = self.members.gather(-1, place)
+        ring_index = buckets.long()[..., None] * o.chunk_length + ring
+        members = self.members.gather(-1, ring_index)  # (rows, heads, n_hashes, chunk_length)
         visible = members >= 0
+        # 2. With count_once, a key counts in the first round that shows it.
         if o.count_once:
-            for h in range(1, o.n_hashes):  # a key counts in the first round that shows it
-                before = members[:, :, :h].flatten(2)[:, :, None]
-                visible[:, :, h] &= ~(members[:, :, h, :, None] == before).any(-1)
-        entries = (
-            members.clamp(min=0).long() if self.by_position else self._entries(place)
-        ).flatten(2)
-        return attend_one(q, self, entries, visible.flatten(2), o.scale_for(q.shape[-1]), alone=v)
+            for r in range(1, o.n_hashes):
+                earlier = members[:, :, :r].flatten(2)  # (rows, heads, r·chunk_length)
+                seen = members[:, :, r, :, None] == earlier[:, :, None]
+                visible[:, :, r] &= ~seen.any(-1)
+        # 3. Attention over all rounds at once; a token sees itself only if it sees nothing else.
+        by_position = members.clamp(min=0).long().flatten(2)
+        entries = by_position if self.by_position else self._round_entries(ring_index)
+        keys = gather_entries(self.k, entries)
+        values = gather_entries(self.v, entries)
+        visible = visible.flatten(2)  # (rows, heads, n_hashes·chunk_length)
+        return attend_one(q, keys, values, visible, o.scale_for(q.shape[-1]), only_self=v)
 
     def fill(self, q, k, v, buckets, positions, mask):
-        """Everything of the prompt: q (rows, heads, L, d), buckets (rows, heads, n_hashes, L),
-        positions (rows, L).
+        """Add a whole prompt: q (rows, heads, L, d), v (rows, heads, L, d_v), buckets (rows, heads,
+        n_hashes, L), positions and mask (rows, L).
         """
-        o, real = self.options, mask[:, None, None].expand(buckets.shape)
-        rank, total = _ranks(buckets.long(), mask, self.n_rings)
-        self.counts.copy_(total)
-        latest = real & (rank >= total.gather(-1, buckets.long()) - o.chunk_length)
-        nowhere = self.members.shape[-1]
-        place = torch.where(
-            latest, buckets.long() * o.chunk_length + rank % o.chunk_length, nowhere
-        )
-        members = self.members.new_full((*self.members.shape[:3], nowhere + 1), -1)
-        members.scatter_(-1, place, positions[:, None, None].expand(place.shape).int())
+        chunk_length, ring_size = self.options.chunk_length, self.members.shape[-1]
+        buckets = buckets.long()
+        rank, counts = bucket_ranks(buckets, mask, self.counts.shape[-1])
+        self.counts.copy_(counts)
+        # The last members of every bucket go into its ring, all others into an extra entry.
+        is_recent = rank >= counts.gather(-1, buckets) - chunk_length
+        ring_index = buckets * chunk_length + rank % chunk_length
+        ring_index = torch.where(is_recent & mask[:, None, None], ring_index, ring_size)
+        members = self.members.new_full((*self.members.shape[:3], ring_size + 1), -1)
+        members.scatter_(-1, ring_index, positions[:, None, None].expand_as(ring_index).int())
         self.members.copy_(members[..., :-1])
-        token_at = _token_at(positions, mask)
-        wanted = (
-            _all_positions(token_at, self) if self.by_position else self.members.flatten(2).long()
-        )
-        self._read_all(wanted, token_at, unit_keys(q, o.norm_eps), v)
+        token_index = index_by_position(positions, mask)
+        wanted = self.members.flatten(2).long()
+        if self.by_position:
+            wanted = all_positions(token_index, self.k.shape[2])
+        self._fill(wanted, token_index, normalize_keys(q, self.options.norm_eps), v)
 
-    def _entries(self, place):
-        """Entries of the table for places in the rings (rows, heads, n_hashes, n), one run of rings
-        per round.
+    def _round_entries(self, ring_index):
+        """Entries of the table, (rows, heads, n_hashes·n), for ring_index (rows, heads, n_hashes,
+        n).
         """
-        rounds = torch.arange(self.options.n_hashes, device=place.device)
-        return place + (rounds * self.members.shape[-1])[:, None]
+        rounds = torch.arange(self.options.n_hashes, device=ring_index.device)
+        return (ring_index + (rounds * self.members.shape[-1])[:, None]).flatten(2)
 
 
-class LocalCache(_Table):
-    """Local attention: the last ``chunks_before`` + 1 chunks of every row."""
+class LocalCache(Cache):
+    """Local attention: a ring of the last ``chunks_before`` + 1 chunks of every row."""
 
     def __init__(self, rows, heads, options, d, d_v, capacity, like):
         self.options = options
-        super().__init__(
-            rows,
-            heads,
-            min(options.chunk_length * (options.chunks_before + 1), capacity),
-            d,
-            d_v,
-            like,
-        )
+        size = min(options.chunk_length * (options.chunks_before + 1), capacity)
+        super().__init__(rows, heads, size, d, d_v, like)
 
     def append(self, k, v, positions):
-        """One token more in each row: k (rows, heads, d), v (rows, heads, d_v), positions (rows,)."""
-        self._write((positions % self.k.shape[2]).view(-1, 1, 1), k, v)
+        """Add one token to each row: k (rows, heads, d), v (rows, heads, d_v), positions (rows,)."""
+        ring_index = positions % self.k.shape[2]
+        self._write(ring_index.view(-1, 1, 1), k, v)
 
     def attend(self, q, positions):
-        """What the token at ``positions`` (rows,), appended before, sees: (rows, heads, d_v)."""
+        """Attention of the tokens at ``positions``, which were appended before: (rows, heads, d_v)."""
         o = self.options
-        stands, first = (
-            self._stands(positions),
-            (positions // o.chunk_length - o.chunks_before) * o.chunk_length,
-        )
-        visible = (stands >= 0) & (stands >= first[:, None])
-        return attend_one(
-            q, self, None, visible[:, None].expand(*q.shape[:2], -1), o.scale_for(q.shape[-1])
-        )
+        key_position = self._positions(positions)  # (rows, size)
+        first = (positions // o.chunk_length - o.chunks_before) * o.chunk_length
+        visible = (key_position >= 0) & (key_position >= first[:, None])
+        return attend_one(q, self.k, self.v, visible[:, None], o.scale_for(q.shape[-1]))
 
     def fill(self, q, k, v, buckets, positions, mask):
-        """Everything of the prompt: k (rows, heads, L, d), v (rows, heads, L, d_v), positions
-        (rows, L).
-        """
-        self._read_all(self._stands(mask.sum(1) - 1)[:, None], _token_at(positions, mask), k, v)
+        """Add a whole prompt: k (rows, heads, L, d), v (rows, heads, L, d_v)."""
+        wanted = self._positions(mask.sum(1) - 1)[:, None]  # (rows, 1, size)
+        self._fill(wanted, index_by_position(positions, mask), k, v)
 
-    def _stands(self, last):
-        """Position of every entry, (rows, size), when ``last`` (rows,) is the latest; negative:
-        nothing yet.
+    def _positions(self, last):
+        """Position of every entry, (rows, size), if ``last`` (rows,) is the latest; negative:
+        empty.
         """
         size = self.k.shape[2]
         entry = torch.arange(size, device=last.device)
         return last[:, None] - (last[:, None] - entry) % size
 
 
-class DenseCache(_Table):
-    """Dense attention: everything. The only cache whose work grows with the length."""
+class DenseCache(Cache):
+    """Dense attention: all positions. The only cache whose work grows with the length."""
 
     def __init__(self, rows, heads, scale, norm_eps, shared, d, d_v, capacity, like):
         self.scale, self.norm_eps, self.shared = scale, norm_eps, shared
         super().__init__(rows, heads, capacity, d, d_v, like)
 
     def append(self, k, v, positions):
-        """One token more in each row; k is q where queries are keys."""
+        """Add one token to each row; k is q where queries are keys."""
         self._write(positions.view(-1, 1, 1), self._keys(k), v)
 
-    def attend(self, q, v, positions):
-        """What the token at ``positions`` (rows,), appended before, sees: (rows, heads, d_v)."""
-        longest = int(positions.max()) + 1
-        stands = torch.arange(longest, device=q.device)
-        visible = (stands < positions[:, None]) if self.shared else (stands <= positions[:, None])
-        visible = visible[:, None].expand(*q.shape[:2], -1)
-        return attend_one(
-            q, self, slice(longest), visible, self.scale, alone=v if self.shared else None
-        )
+    def attend(self, q, v, positions, longest):
+        """Attention of the tokens at ``positions``, which were appended before: (rows, heads, d_v).
+
+        longest: entries in use in the longest row.
+        """
+        key_position = torch.arange(longest, device=q.device)
+        last = positions[:, None]
+        visible = key_position < last if self.shared else key_position <= last  # (rows, longest)
+        only_self = v if self.shared else None
+        keys, values = self.k[:, :, :longest], self.v[:, :, :longest]
+        return attend_one(q, keys, values, visible[:, None], self.scale, only_self)
 
     def fill(self, q, k, v, buckets, positions, mask):
-        """Everything of the prompt."""
-        token_at = _token_at(positions, mask)
-        self._read_all(
-            _all_positions(token_at, self), token_at, self._keys(q if self.shared else k), v
-        )
+        """Add a whole prompt."""
+        token_index = index_by_position(positions, mask)
+        wanted = all_positions(token_index, self.k.shape[2])
+        self._fill(wanted, token_index, self._keys(q if self.shared else k), v)
 
     def _keys(self, x):
-        return unit_keys(x, self.norm_eps) if self.shared else x
+        return normalize_keys(x, self.norm_eps) if self.shared else x
 
 
-def unit_keys(x, norm_eps):
-    """x (…, d) at length one, as in the streaming core: x / √(‖x‖² + d·norm_eps)."""
-    inverse = inverse_length(x.reshape(-1, x.shape[-1]), norm_eps)
-    return (x * inverse.view(*x.shape[:-1], 1)).to(x.dtype)
+def attend_one(q, k, v, visible, scale, only_self=None):
+    """Attention of one query per row and head: (rows, heads, d_v).
 
-
-def attend_one(q, table, entries, visible, scale, alone=None):
-    """One query per row and head: (rows, heads, d_v).
-
-    q (rows, heads, d); entries of the table: None for all, a slice, or int64 (rows, heads, n);
-    visible bool (rows, heads, n). Where nothing is visible: ``alone`` (rows, heads, d_v), else
-    zeros.
+    q (rows, heads, d), k (rows, heads, n, d), v (rows, heads, n, d_v), visible bool (rows, heads or
+    1, n). Where nothing is visible: ``only_self`` (rows, heads, d_v), else zeros.
     """
-    if isinstance(entries, torch.Tensor):
-        k, v = (
-            x.gather(2, entries[..., None].expand(*entries.shape, x.shape[-1]))
-            for x in (table.k, table.v)
-        )
-    else:
-        k, v = (x if entries is None else x[:, :, entries] for x in (table.k, table.v))
     out, _ = attend(q[..., None, :], k, v, visible[..., None, :], scale)
     out = out.squeeze(-2)
-    return out if alone is None else torch.where(visible.any(-1, keepdim=True), out, alone)
+    if only_self is None:
+        return out
+    return torch.where(visible.any(-1, keepdim=True), out, only_self)
 
 
-def _ranks(buckets, mask, n_buckets):
-    """How many earlier real tokens share a token's bucket, (rows, heads, n_hashes, L); members of
-    each bucket.
+def gather_entries(table, entries):
+    """table (rows, heads, size, d) at ``entries`` (rows, heads, n): (rows, heads, n, d)."""
+    return table.gather(2, entries[..., None].expand(*entries.shape, table.shape[-1]))
+
+
+def bucket_ranks(buckets, mask, n_buckets):
+    """(rank, counts): how many earlier real tokens share a token's bucket, (rows, heads, n_hashes,
+    L); members of each bucket, (rows, heads, n_hashes, n_buckets).
     """
+    # In sorted order, the rank is the distance to the first slot of the bucket.
     order = sort_by_bucket(buckets, mask[:, None].expand(*buckets.shape[:2], -1))
     sorted_buckets = buckets.gather(-1, order)
     slot = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    new = torch.nn.functional.pad(
-        sorted_buckets[..., 1:] != sorted_buckets[..., :-1], (1, 0), value=True
-    )
-    first = torch.where(new, slot, 0).cummax(-1).values
-    rank = torch.empty_like(slot).scatter_(-1, order, slot - first)
+    changes = sorted_buckets[..., 1:] != sorted_buckets[..., :-1]
+    is_first = torch.nn.functional.pad(changes, (1, 0), value=True)
+    first_slot = torch.where(is_first, slot, 0).cummax(-1).values
+    rank = torch.empty_like(slot).scatter_(-1, order, slot - first_slot)
     ones = mask[:, None, None].expand(buckets.shape).int()
-    total = ones.new_zeros(*buckets.shape[:3], n_buckets).scatter_add_(-1, buckets, ones)
-    return rank, total
+    counts = ones.new_zeros(*buckets.shape[:3], n_buckets).scatter_add_(-1, buckets, ones)
+    return rank, counts
 
 
-def _token_at(positions, mask):
+def index_by_position(positions, mask):
     """Index of the real token at each position: int64 (rows, L), 0 where there is none."""
-    at = torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
-    out = positions.new_zeros(positions.shape[0], positions.shape[1] + 1)
-    return out.scatter_(1, torch.where(mask, positions, positions.shape[1]), at)[:, :-1]
+    rows, length = positions.shape
+    index = torch.arange(length, device=positions.device).expand_as(positions)
+    out = positions.new_zeros(rows, length + 1)  # the last column is for padding
+    return out.scatter_(1, torch.where(mask, positions, length), index)[:, :-1]
 
 
-def _all_positions(token_at, table):
-    """Positions 0, 1, 2, … of a padded prompt that have an entry in the table: (rows, 1, n)."""
-    n = min(token_at.shape[1], table.k.shape[2])
-    return torch.arange(n, device=token_at.device).expand(len(token_at), 1, n)
+def all_positions(token_index, size):
+    """Positions 0, 1, 2, … of a padded prompt that fit into a table: (rows, 1, n)."""
+    n = min(token_index.shape[1], size)
+    return torch.arange(n, device=token_index.device).expand(len(token_index), 1, n)

@@ -24,41 +24,49 @@ DEFAULTS = {
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
-def read_pretrained(source):
-    """(state dict, configuration) of a folder with config.json and weights, or of a name such as
-    ``google/reformer-enwik8``.
+def read_pretrained(source: str | Path) -> tuple[dict[str, torch.Tensor], SimpleNamespace]:
+    """Read the weights and the configuration of a Reformer of transformers.
 
-    Weights: model.safetensors, the parts that model.safetensors.index.json lists, or
-    pytorch_model.bin, of which nothing but tensors is read. A name that is no folder is fetched by
-    ``huggingface_hub``, if that is installed. One ValueError says what is missing, damaged or not a
-    Reformer; nothing is half-loaded.
+    Weights: model.safetensors, the files that model.safetensors.index.json lists, or
+    pytorch_model.bin, of which nothing but tensors is read.
+
+    Args:
+        source: a folder with config.json and weights, or a name such as ``google/reformer-enwik8``,
+            which is fetched by ``huggingface_hub``, if that is installed.
+
+    Returns:
+        State dict and configuration.
+
+    Raises:
+        TypeError: for anything but a path or a name.
+        ValueError: for what is missing, damaged or not a Reformer; nothing is half-loaded.
     """
     if not isinstance(source, (str, Path)):
         raise TypeError(
             f"source must be a folder or a name on the hub, got {type(source).__name__}"
         )
     folder = Path(source)
-    if not os.path.isdir(folder):  # of which too long a name is none
+    if not os.path.isdir(folder):  # Path.is_dir raises an error for too long a name
         folder = _fetch(str(source))
     config = _read_json(folder / "config.json")
     if config.get("model_type") != "reformer":
         raise ValueError(
             f"{folder / 'config.json'} must describe a Reformer, got model_type {config.get('model_type')!r}"
         )
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
+    weights_file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights_file is None:
         raise ValueError(f"no weights in {folder}: none of {', '.join(WEIGHTS)}")
-    parts = [found]
-    if found.suffix == ".json":
-        listed = _read_json(found).get("weight_map")
+    files = [weights_file]
+    if weights_file.suffix == ".json":
+        listed = _read_json(weights_file).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise ValueError(
-                f"{found} must list the parts of the weights under weight_map, got {shown(listed)}"
+                f"{weights_file} must list the files of the weights under weight_map, got {shown(listed)}"
             )
-        parts = sorted({_inside(folder, name) for name in listed.values()})
+        files = sorted({_inside(folder, name) for name in listed.values()})
     weights = {}
-    for part in parts:
-        weights |= _read_tensors(part)
+    for file in files:
+        weights |= _read_tensors(file)
     return weights, SimpleNamespace(**(DEFAULTS | config))
 
 

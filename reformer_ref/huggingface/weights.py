@@ -15,29 +15,53 @@ from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig, require_config
 
+# Name in transformers: name in ReformerLM. {i} is the number of a layer, {p} is weight or bias.
+MODEL_WEIGHTS = {
+    "reformer.embeddings.word_embeddings.weight": "backbone.embedding.weight",
+    "reformer.encoder.layer_norm.{p}": "backbone.norm.{p}",
+    "lm_head.decoder.weight": "head.weight",
+}
+LAYER_WEIGHTS = {
+    "attention.layer_norm.{p}": "0.norm.{p}",
+    "attention.self_attention.value.weight": "0.v.weight",
+    "attention.output.dense.weight": "0.out.weight",
+    "feed_forward.layer_norm.{p}": "1.norm.{p}",
+    "feed_forward.dense.dense.weight": "1.inner.w1",
+    "feed_forward.dense.dense.bias": "1.inner.b1",
+    "feed_forward.output.dense.weight": "1.inner.w2",
+    "feed_forward.output.dense.bias": "1.inner.b2",
+}
+ATTENTION_WEIGHTS = {
+    "lsh": {"attention.self_attention.query_key.weight": "0.q.weight"},
+    "local": {
+        "attention.self_attention.query.weight": "0.q.weight",
+        "attention.self_attention.key.weight": "0.k.weight",
+    },
+}
+POSITIONS = "reformer.embeddings.position_embeddings"
+TRANSPOSED = re.compile(r".*\.feed_forward\.(dense|output)\.dense\.weight")
 # Not weights, but early versions of transformers saved these constants among them.
 CONSTANTS = re.compile(
     r"reformer\.encoder\.layers\.\d+\.attention\.self_attention\.(self_)?mask_value_float(16|32)"
 )
-TRANSPOSED = re.compile(
-    r"reformer\.encoder\.layers\.\d+\.feed_forward\.(dense|output)\.dense\.weight"
-)
 
 
 @clear_errors
-def config_from_huggingface(hf_config):
-    """The ReformerConfig of the same function as a ``transformers.ReformerConfig`` (any object with
-    its attributes).
+def config_from_huggingface(hf_config: object) -> ReformerConfig:
+    """Translate a configuration of transformers.
 
     Layers follow ``attn_layers``; attention has the options of the preset "huggingface"; sequences
     are padded inside the model to the least common multiple of the chunk lengths in use, which
-    matters because windows wrap.
-
-    ``hidden_dropout_prob`` becomes ``dropout``; it acts in the same places, except inside the
-    feed-forward layer and on the positions. Dropout of attention probabilities does not exist here
-    and is left out. In eval mode neither plays a part. ``num_buckets=None`` stays None: here a pure
+    matters because windows wrap. ``hidden_dropout_prob`` becomes ``dropout``; it acts in the same
+    places, except inside the feed-forward layer and on the positions. Dropout of attention
+    probabilities does not exist here and is left out. ``num_buckets=None`` stays None: here a pure
     function of the length, in transformers whatever suits the first length it meets, kept for ever.
-    ValueError for what a ReformerLM does not have.
+
+    Args:
+        hf_config: a ``transformers.ReformerConfig``, or any object with its attributes.
+
+    Raises:
+        ValueError: for what a ReformerLM does not have.
     """
     layers = tuple(hf_config.attn_layers)
     wrong = sorted(set(layers) - {"lsh", "local"})
@@ -74,31 +98,37 @@ def config_from_huggingface(hf_config):
     )
 
 
-def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=False):
-    """A ReformerLM with the weights, the dtype and the device of a Reformer of transformers, and
-    equal logits.
+def carry_over(
+    model_class: type,
+    model_or_state_dict: object,
+    config: ReformerConfig | None = None,
+    *,
+    add_head_bias: bool = False,
+) -> torch.nn.Module:
+    """Build a ReformerLM with the weights of a Reformer of transformers, and equal logits.
 
-    model_class: ReformerLM or a subclass; users call
-    ``ReformerLM.from_huggingface(model_or_state_dict, config)``. model_or_state_dict: a
-    ``ReformerModelWithLMHead`` or ``ReformerForMaskedLM``, or the state dict of one; or the path
-        of a folder that ``save_pretrained`` wrote, or a name on the hub (see ``read_pretrained``).
-    config: ReformerConfig. None derives it from the object's own (``config_from_huggingface``); a
-    state dict has none,
-        so there it must be given.
-    add_head_bias: transformers 4 added ``lm_head.bias`` to the logits; transformers 5 keeps that
-    weight and leaves it
-        out, and so does this function. True adds it, as weights trained with transformers 4 expect.
-        (A state dict with ``lm_head.decoder.bias`` comes from a head that adds it: there it always
-        counts.)
+    Users call ``ReformerLM.from_huggingface(model_or_state_dict, config)``. The model has the dtype,
+    the device and the mode (training or eval) of the object; eval for a state dict. If the object's
+    ``config.hash_seed`` is set, every layer's rotations are those that transformers draws in each
+    call after seeding the global random state with it: the same numbers, drawn here without
+    touching that state. Otherwise transformers draws afresh in each call, and the rotations here
+    depend on ``config.seed``. Source: transformers 5.23.
 
-    If the object's ``config.hash_seed`` is set, every layer's rotations are those that transformers
-    draws in each call after seeding the global random state with it: the same numbers, drawn here
-    without touching that state. Otherwise transformers draws afresh in each call, and the rotations
-    here depend on ``config.seed``. The mode (training or eval) is the object's; eval for a state
-    dict.
+    Args:
+        model_class: ReformerLM or a subclass.
+        model_or_state_dict: a ``ReformerModelWithLMHead`` or ``ReformerForMaskedLM``, or the state
+            dict of one; or the path of a folder that ``save_pretrained`` wrote, or a name on the hub
+            (see ``read_pretrained``).
+        config: None derives it from the object's own (``config_from_huggingface``); a state dict
+            has none, so there it must be given.
+        add_head_bias: transformers 4 added ``lm_head.bias`` to the logits; transformers 5 keeps
+            that weight and leaves it out, and so does this function. True adds it, as weights
+            trained with transformers 4 expect. (A state dict with ``lm_head.decoder.bias`` comes
+            from a head that adds it: there it always counts.)
 
-    One ValueError lists all weights that are missing, unknown, of another shape or dtype. Source:
-    transformers 5.23.
+    Raises:
+        TypeError: for other objects.
+        ValueError: one that lists all weights that are missing, unknown, of another shape or dtype.
     """
     require_bool("add_head_bias", add_head_bias)
     if not (isinstance(model_class, type) and issubclass(model_class, torch.nn.Module)):
@@ -122,10 +152,10 @@ def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=F
     require_config(config)
     hash_seed = None if hf_config is None else hf_config.hash_seed
     _require_carriable(config, hash_seed)
-    model, names = model_class(config), weight_names(config)
-    weights, dtype, device = _require_weights(
-        source, _their_shapes(config, names, model.state_dict())
-    )
+    model = model_class(config)
+    names = weight_names(config)
+    shapes = _their_shapes(config, names, model.state_dict())
+    weights, dtype, device = _require_weights(source, shapes)
     model.to(dtype=dtype, device=device).train(getattr(model_or_state_dict, "training", False))
     ours = model.state_dict()  # the parameters themselves, not copies
     for theirs, name in names.items():
@@ -140,13 +170,16 @@ def carry_over(model_class, model_or_state_dict, config=None, *, add_head_bias=F
     return model
 
 
-def to_huggingface(model):
-    """The state dict that ``ReformerModelWithLMHead.load_state_dict(…, strict=True)`` takes:
-    copies, on the CPU.
+def to_huggingface(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copy the weights of a ReformerLM into a state dict of transformers, on the CPU.
 
-    ``lm_head.bias`` and ``lm_head.decoder.bias`` are both our head's bias. transformers 5 adds
-    neither to its logits. ValueError for a model that transformers has no counterpart of: other
-    kinds of layers or positions, a tied head.
+    ``ReformerModelWithLMHead.load_state_dict(…, strict=True)`` takes it. ``lm_head.bias`` and
+    ``lm_head.decoder.bias`` are both our head's bias; transformers 5 adds neither to its logits.
+
+    Raises:
+        TypeError: for anything but a ReformerLM.
+        ValueError: for a model that transformers has no counterpart of: other kinds of layers or
+            positions, a tied head.
     """
     if not (
         isinstance(model, torch.nn.Module)
@@ -154,55 +187,39 @@ def to_huggingface(model):
     ):
         raise TypeError(f"model must be a ReformerLM, got {type(model).__name__}")
     _require_carriable(model.config, None)
-    ours, out = model.state_dict(), {}
+    ours = model.state_dict()
+    out = {}
     names = weight_names(model.config)
     shapes = _their_shapes(model.config, names, ours)
     for theirs, name in names.items():
         w = ours[name].detach().cpu()
-        out[theirs] = (
-            (w.t() if TRANSPOSED.fullmatch(theirs) else w.reshape(shapes[theirs]))
-            .clone()
-            .contiguous()
-        )
+        w = w.t() if TRANSPOSED.fullmatch(theirs) else w.reshape(shapes[theirs])
+        out[theirs] = w.clone(memory_format=torch.contiguous_format)
     out["lm_head.bias"] = ours["head.bias"].detach().cpu().clone()
     return out
 
 
-def weight_names(config):
-    """{name in transformers: name in ReformerLM} for all weights but the bias of the head, which is
-    a choice.
+def weight_names(config: ReformerConfig) -> dict[str, str]:
+    """Map names in transformers to names in ReformerLM, for all weights but the bias of the head,
+    which is a choice.
     """
-    names = {"reformer.embeddings.word_embeddings.weight": "backbone.embedding.weight"}
-    if require_config(config).positions == "axial":
-        for i in range(len(config.axial_shape)):
-            names[f"reformer.embeddings.position_embeddings.weights.{i}"] = (
-                f"backbone.positions.tables.{i}"
-            )
+    require_config(config)
+    names = dict(MODEL_WEIGHTS)
+    if config.positions == "axial":
+        for axis in range(len(config.axial_shape)):
+            names[f"{POSITIONS}.weights.{axis}"] = f"backbone.positions.tables.{axis}"
     else:
-        names["reformer.embeddings.position_embeddings.embedding.weight"] = (
-            "backbone.positions.table"
-        )
+        names[f"{POSITIONS}.embedding.weight"] = "backbone.positions.table"
     for i, kind in enumerate(config.layers):
-        layer, halves = f"reformer.encoder.layers.{i}", f"backbone.stack.blocks.{i}.layers"
-        attention, forward = f"{layer}.attention", f"{layer}.feed_forward"
-        projections = (
-            {"query_key": "q", "value": "v"}
-            if kind == "lsh"
-            else {"query": "q", "key": "k", "value": "v"}
-        )
-        names |= {f"{attention}.layer_norm.{p}": f"{halves}.0.norm.{p}" for p in ("weight", "bias")}
-        names |= {
-            f"{attention}.self_attention.{t}.weight": f"{halves}.0.{o}.weight"
-            for t, o in projections.items()
-        }
-        names[f"{attention}.output.dense.weight"] = f"{halves}.0.out.weight"
-        names |= {f"{forward}.layer_norm.{p}": f"{halves}.1.norm.{p}" for p in ("weight", "bias")}
-        for number, dense in ((1, "dense.dense"), (2, "output.dense")):
-            names[f"{forward}.{dense}.weight"] = f"{halves}.1.inner.w{number}"
-            names[f"{forward}.{dense}.bias"] = f"{halves}.1.inner.b{number}"
-    names |= {f"reformer.encoder.layer_norm.{p}": f"backbone.norm.{p}" for p in ("weight", "bias")}
-    names["lm_head.decoder.weight"] = "head.weight"
-    return names
+        for theirs, ours in (LAYER_WEIGHTS | ATTENTION_WEIGHTS[kind]).items():
+            names[f"reformer.encoder.layers.{i}.{theirs}"] = (
+                f"backbone.stack.blocks.{i}.layers.{ours}"
+            )
+    return {
+        theirs.replace("{p}", p): ours.replace("{p}", p)
+        for theirs, ours in names.items()
+        for p in (("weight", "bias") if "{p}" in theirs else ("",))
+    }
 
 
 def _lsh_options(hf_config, causal):
@@ -251,16 +268,15 @@ def _their_shapes(config, names, ours):
     """{name in transformers: shape there}: feed-forward weights are transposed, axial tables have
     an axis per axis.
     """
-    shapes = {theirs: tuple(ours[name].shape) for theirs, name in names.items()}
-    shapes = {
-        theirs: shape[::-1] if TRANSPOSED.fullmatch(theirs) else shape
-        for theirs, shape in shapes.items()
-    }
+    shapes = {}
+    for theirs, name in names.items():
+        shape = tuple(ours[name].shape)
+        shapes[theirs] = shape[::-1] if TRANSPOSED.fullmatch(theirs) else shape
     axes = config.axial_shape if config.positions == "axial" else ()
-    for i, (n, d) in enumerate(zip(axes, config.axial_dims or (), strict=True)):
+    for axis, (n, d) in enumerate(zip(axes, config.axial_dims or (), strict=True)):
         sizes = [1] * len(axes)
-        sizes[i] = n
-        shapes[f"reformer.embeddings.position_embeddings.weights.{i}"] = (*sizes, d)
+        sizes[axis] = n
+        shapes[f"{POSITIONS}.weights.{axis}"] = (*sizes, d)
     return shapes
 
 

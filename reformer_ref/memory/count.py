@@ -278,18 +278,20 @@ def _signature(func, args, kwargs):
     if torch.Tag.inplace_view in func.tags:
         return None
     key = [func]
-    values = [*args, *kwargs, *kwargs.values()]
-    while values:
-        value = values.pop()
-        if isinstance(value, torch.Tensor):
+    values = [*args, *kwargs, *kwargs.values()] if kwargs else list(args)
+    for value in values:
+        kind = value.__class__
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
             if not value.is_meta:
                 return None
             key += (value.shape, value.stride(), value.dtype)
-        elif isinstance(value, (tuple, list)):
+        elif isinstance(value, torch.Tensor):  # a subclass may do anything
+            return None
+        elif kind is tuple or kind is list:
             key.append(len(value))
-            values += value
+            values += value  # the loop goes on over them
         else:
-            key += (value.__class__, value)  # the class: 1 and True are equal
+            key += (kind, value)  # the kind: 1 and True are equal
     return tuple(key)
 
 

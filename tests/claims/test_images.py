@@ -10,7 +10,7 @@ import torch
 from reformer_lab.claims import claim, images, plots
 from reformer_lab.claims.experiment import Context, Interrupted, make_record, planned, read_config, run_here
 from reformer_lab.data import images as data
-from reformer_ref.generation import pytorch as generation
+from reformer_ref import generation
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 from tests.pictures import drawn
@@ -175,4 +175,4 @@ def test_the_configurations_fit_the_images():
         assert config.axial_shape == (28, 28)
         assert config.max_length == 28 * 28
         assert config.local.chunk_length == 28
-        assert generation.why_not(config) is None
+        assert generation.cache_unsupported_reason(config) is None

@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from reformer_ref.generation.pytorch import Decoder, Recomputer, generate, sample_token, why_not
+from reformer_ref.generation import Decoder, Recomputer, cache_unsupported_reason, generate, sample_token
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
@@ -114,7 +114,7 @@ def test_repeated_rows_go_their_own_ways():
 @pytest.mark.parametrize("preset", ["paper", "trax", "huggingface", "lucidrains"])
 def test_chunk_windows_have_no_cache_and_say_so(preset):
     model = model_of(preset=preset)
-    assert "move with every token" in why_not(model.config)
+    assert "move with every token" in cache_unsupported_reason(model.config)
     with pytest.raises(ValueError, match="cannot be decoded from a cache"):
         Decoder(model)
     with pytest.raises(ValueError, match="cache=True is not possible"):
@@ -259,7 +259,7 @@ def test_more_of_what_is_wrong_is_said():
     with pytest.raises(ValueError, match="cache must be"):
         generate(model, tokens[0], 1, cache="no")
     ring = model_of(local=LocalOptions(chunk_length=4, wrap=True, chunks_after=1))
-    assert "wrap around" in why_not(ring.config)
+    assert "wrap around" in cache_unsupported_reason(ring.config)
 
 
 def test_nothing_is_drawn_from_logits_without_values():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reformer_ref._blocks import block_device, block_starts, predicting
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.memory import count_peak, measure, measure_peak, predict, predict_peak
-from reformer_ref.memory.count import Counter, MetaCounter
+from reformer_ref.memory.count import Counter
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 

@@ -5,7 +5,7 @@ decoder alike.
 import numpy as np
 import pytest
 import torch
-from reformer_ref.generation.pytorch import Decoder
+from reformer_ref.generation import Decoder
 from reformer_ref.model import spec
 from reformer_ref.model.checks import random_params, small_config
 from reformer_ref.model.pytorch import ReformerLM
