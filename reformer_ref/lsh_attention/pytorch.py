@@ -96,7 +96,7 @@ def lsh_attention(
     out = out.flatten(-3, -2).take_along_dim(slot[..., None], -2)  # (…, R, L, d_v)
     lse = lse.flatten(-2).take_along_dim(slot, -1)  # (…, R, L)
 
-    # 9. Merge the rounds into one softmax: each has its share of the sum of exponentials.
+    # 9. Merge the rounds into one softmax: each weighs as much as its sum of exponentials.
     only_self = (lse == -torch.inf).all(-2)  # (…, L)
     round_weights = lse.masked_fill(only_self[..., None, :], 0.0).softmax(-2)  # (…, R, L)
     out = (round_weights[..., None] * out).sum(-3).to(v.dtype)  # (…, L, d_v)
@@ -111,7 +111,7 @@ def lsh_attention(
 
 
 def at(table: Tensor, positions: Tensor) -> Tensor:
-    """The entries of a table (…, R or 1, L) at positions (…, R, n, any): (…, R, n, any)."""
+    """The entries of a table (…, R, L) at positions (…, R, n, any): (…, R, n, any)."""
     index = positions.clamp(min=0).flatten(-2)  # (…, R, n·any)
     return table.take_along_dim(index, -1).view_as(positions)
 
@@ -137,21 +137,23 @@ def count_windows(
         nearest, farthest, place = 1, chunk_length, slot
     if options.wrap:
         place = place + n_chunks * torch.arange(n_hashes, device=slot.device)[:, None]
-    n_windows = torch.zeros((), dtype=torch.int64, device=slot.device)
+    ring = n_hashes * n_chunks
+    # One tensor for each round s:
+    query_place = gather_rows(place.mT, queries)[..., :, None, :].unbind(-1)  # (…, R, n, m, 1)
+    key_place = gather_rows(place.mT, keys)[..., None, :, :].unbind(-1)  # (…, R, n, 1, w·m)
+    if options.within_bucket:
+        query_bucket = gather_rows(bucket.mT, queries)[..., :, None, :].unbind(-1)
+        key_bucket = gather_rows(bucket.mT, keys)[..., None, :, :].unbind(-1)
+    n_windows = torch.zeros((), device=slot.device)
     for s in range(n_hashes):
-        query_place = at(place[..., s : s + 1, :], queries)[..., :, None]
         across_rounds = options.wrap and not options.within_bucket
         for t in range(n_hashes) if across_rounds else (s,):
-            distance = query_place - at(place[..., t : t + 1, :], keys)[..., None, :]
+            distance = query_place[s] - key_place[t]  # (…, R, n, m, w·m)
             if options.wrap:  # how many numbers of [nearest, farthest] equal it modulo the ring
-                ring = n_hashes * n_chunks
-                shown = (farthest - distance) // ring - (nearest - 1 - distance) // ring
+                meets = (farthest - distance) // ring - (nearest - 1 - distance) // ring
             else:
-                shown = (distance >= nearest) & (distance <= farthest)
+                meets = (distance >= nearest) & (distance <= farthest)
             if options.within_bucket:
-                bucket_s = bucket[..., s : s + 1, :]
-                shown = shown * (
-                    at(bucket_s, queries)[..., :, None] == at(bucket_s, keys)[..., None, :]
-                )
-            n_windows = n_windows + shown
+                meets = meets * (query_bucket[s] == key_bucket[s])
+            n_windows = n_windows + meets
     return n_windows
