@@ -11,10 +11,15 @@ from pkgutil import iter_modules
 from reformer_ref.attention import regular_attention, shared_qk_attention
 from reformer_ref.chunking import look_adjacent, sort_by_bucket, split_chunks, undo_sort
 from reformer_ref.feed_forward import FeedForward, cross_entropy
-from reformer_ref.generation.beam import beam_search
-from reformer_ref.generation.pytorch import Decoder, generate, sample_token, token_probabilities
+from reformer_ref.generation import (
+    Decoder,
+    beam_search,
+    generate,
+    sample_token,
+    token_probabilities,
+)
 from reformer_ref.hashing import default_n_buckets, hash_vectors, random_rotations
-from reformer_ref.huggingface.weights import to_huggingface
+from reformer_ref.huggingface import to_huggingface
 from reformer_ref.local_attention import LocalOptions, local_attention
 from reformer_ref.lsh_attention import AttentionRecord, LSHOptions, lsh_attention
 from reformer_ref.memory import Peak, count_peak, measure_peak, predict_peak

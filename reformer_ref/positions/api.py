@@ -85,19 +85,6 @@ def sinusoidal_positions(
     return plain.sinusoidal_positions(positions, d_model, dtype)
 
 
-def _require_positions(positions, end):
-    positions = require_integers("positions", positions)
-    if positions.numel() == 0:
-        shape = tuple(positions.shape)
-        raise ValueError(f"positions must hold at least one position, got shape {shape}")
-    if has_values(positions):
-        low, high = torch.stack(positions.aminmax()).tolist()
-        if low < 0 or high >= end:
-            given = f"values from {low} to {high}; longer sequences need larger tables"
-            raise ValueError(f"positions must be in [0, {end}), got {given}")
-    return positions
-
-
 def _require_tables(tables):
     if not isinstance(tables, (list, tuple)) or not tables:
         raise ValueError("tables must be a list with one (n_i, d_i) tensor per axis, got none")

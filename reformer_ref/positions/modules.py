@@ -103,7 +103,7 @@ def require_positions(positions, end):
         shape = tuple(positions.shape)
         raise ValueError(f"positions must hold at least one position, got shape {shape}")
     if has_values(positions):
-        low, high = (int(value) for value in positions.aminmax())
+        low, high = torch.stack(positions.aminmax()).tolist()
         if low < 0 or high >= end:
             given = f"values from {low} to {high}; longer sequences need larger tables"
             raise ValueError(f"positions must be in [0, {end}), got {given}")
