@@ -19,7 +19,7 @@ COMPONENTS = sorted(path.parent.name for path in PACKAGE.glob("*/spec.py"))
 # What the reference may import, beside the standard library.
 LIBRARIES = {"numpy", "torch", "safetensors", "jaxtyping"}
 # What single functions import where it is installed.
-OPTIONAL = {"tqdm": "a progress bar of `generate`", "huggingface_hub": "to fetch weights by their name"}
+OPTIONAL = {"huggingface_hub": "to fetch weights by their name"}
 
 # Public functions that pytorch.py takes from its spec.py instead of writing them again.
 WRITTEN_ONCE = {("hashing", "default_n_buckets"): "integers in, integers out: there is no array to be fast with"}
@@ -108,12 +108,21 @@ def signature(function):
     return positional, defaults
 
 
+def is_annotated(function):
+    arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+    return function.returns is not None or any(a.annotation for a in arguments)
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_function_of_the_specification_has_a_twin(component):
+    """Every one that is annotated or that has a check; the others are steps of these."""
     spec, torch = public_functions(component, "spec.py"), public_functions(component, "pytorch.py")
-    lacking = {(component, name) for name in spec.keys() - torch.keys() if not name.endswith("_vjp")}
-    assert spec
-    assert lacking == {pair for pair in WRITTEN_ONCE.keys() | SPEC_ONLY.keys() if pair[0] == component}
+    checked = {name.removeprefix("check_") for name in public_functions(component, "checks.py")}
+    wanted = {name for name, f in spec.items() if is_annotated(f) or name in checked}
+    lacking = {(component, name) for name in wanted - torch.keys() if not name.endswith("_vjp")}
+    explained = {pair for pair in WRITTEN_ONCE.keys() | SPEC_ONLY.keys() if pair[0] == component}
+    assert lacking <= explained
+    assert {name for _, name in explained} <= spec.keys() - torch.keys(), "an explanation of what is not so"
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -18,6 +18,12 @@ NAMES = reformer_ref.__all__
 CLASSES = [n for n in NAMES if inspect.isclass(getattr(reformer_ref, n))]
 FUNCTIONS = [n for n in NAMES if n not in CLASSES]
 
+# Names that no test calls, with the reason.
+NOT_CALLED = {
+    "AttentionRecord": "what lsh_attention returns with return_record=True",
+    "Peak": "what the three functions of memory return",
+    "InPlaceLayer": "a protocol; tests/model/test_in_place.py tries the layers that follow it",
+}
 # Names that no notebook uses, with the reason.
 NO_LESSON = {}
 
@@ -79,7 +85,7 @@ def words_in(code):
 def test_every_name_is_tested():
     files = [p for p in (ROOT / "tests").rglob("test_*.py") if p.parent.name != "fuzz" and p != Path(__file__)]
     words = {word for path in files for word in words_in(path.read_text(encoding="utf-8"))}
-    assert set(NAMES) - words == set()
+    assert set(NAMES) - words == NOT_CALLED.keys()
 
 
 def test_every_name_has_its_lesson():

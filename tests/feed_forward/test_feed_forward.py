@@ -112,9 +112,7 @@ def test_without_biases(chunk_length):
     for name, a, b in zip(("d_x", "d_w1", "d_w2"), grads, (d_x, d_w1, d_w2), strict=True):
         expect_close(name, a, b, 1e-12)
     loss, grads = autograd_vjp(
-        lambda h, w: api.cross_entropy(h, w, None, torch.from_numpy(targets), chunk_length).reshape(1),
-        (x, weight),
-        [1],
+        lambda h, w: api.cross_entropy(h, w, None, torch.from_numpy(targets), chunk_length).reshape(1), (x, weight), [1]
     )
     d_hidden, d_weight, d_bias = spec.cross_entropy_vjp(x, weight, None, targets, chunk_length=chunk_length)
     assert d_bias is None
@@ -226,7 +224,9 @@ def test_bad_chunk_lengths_are_refused(bad):
     arrays, targets = [np.ones(s) for s in SHAPES.values()], np.zeros((2, 5), dtype=int)
     for call in (
         lambda: call_on(api.feed_forward, arrays, chunk_length=bad),
-        lambda: call_on(partial(api.cross_entropy, bias=None), arrays[:2], targets=torch.from_numpy(targets), chunk_length=bad),
+        lambda: call_on(
+            partial(api.cross_entropy, bias=None), arrays[:2], targets=torch.from_numpy(targets), chunk_length=bad
+        ),
         lambda: FeedForward(4, 8, chunk_length=bad),
     ):
         with pytest.raises((ValueError, TypeError), match="chunk_length must be"):

@@ -313,7 +313,9 @@ def test_context_collects_gradients_from_every_layer():
         results = []
         for stack in pair(p=0.3):
             x = streams()
-            encoder_output = streams(seed=9)[0].detach()[:, :3].requires_grad_(given[0] == "output") if given[0] else None
+            encoder_output = (
+                streams(seed=9)[0].detach()[:, :3].requires_grad_(given[0] == "output") if given[0] else None
+            )
             torch.manual_seed(3)
             scalar(stack(*x, encoder_output, given[1])).backward()
             results.append([*grads_of(stack, x), None if encoder_output is None else encoder_output.grad])
