@@ -1,7 +1,7 @@
 """The public functions of chunking: they check their arguments, then call the plain version."""
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from reformer_ref._arguments import require_bool, require_float, require_int, require_room
@@ -16,8 +16,8 @@ from reformer_ref.chunking import pytorch as plain
 
 
 def sort_by_bucket(
-    buckets: Int[Tensor, "*batch n_hashes L"], padding_mask: Bool[Tensor, "..."] | None = None
-) -> Int[Tensor, "*batch n_hashes L"]:
+    buckets: Integer[Tensor, "*batch n_hashes L"], padding_mask: Bool[Tensor, "..."] | None = None
+) -> Integer[Tensor, "*batch n_hashes L"]:
     """Sort positions by (bucket, position) in every round of hashing (paper section 2, figure 2).
 
     Args:
@@ -35,7 +35,7 @@ def sort_by_bucket(
     return plain.sort_by_bucket(buckets, require_padding_mask(padding_mask, shape, buckets.device))
 
 
-def undo_sort(order: Int[Tensor, "*batch L"]) -> Int[Tensor, "*batch L"]:
+def undo_sort(order: Integer[Tensor, "*batch L"]) -> Integer[Tensor, "*batch L"]:
     """Invert the permutation of `sort_by_bucket`.
 
     Args:
@@ -57,8 +57,8 @@ def undo_sort(order: Int[Tensor, "*batch L"]) -> Int[Tensor, "*batch L"]:
 
 
 def split_chunks(
-    order: Int[Tensor, "*batch L"], chunk_length: int
-) -> Int[Tensor, "*batch n_chunks chunk_length"]:
+    order: Integer[Tensor, "*batch L"], chunk_length: int
+) -> Integer[Tensor, "*batch n_chunks chunk_length"]:
     """Cut the sorted order into ⌈L / chunk_length⌉ chunks.
 
     Args:
