@@ -15,6 +15,7 @@ from reformer_ref.positions.modules import (
     LearnedPositions,
     SinusoidalPositions,
     require_even,
+    require_positions,
 )
 
 __all__ = [
