@@ -18,8 +18,8 @@ GRADING := $(VENV)/.installed-grading
 RUN     := runs/text
 
 .DEFAULT_GOAL := help
-.PHONY: help lab walkthrough demo notebooks figures assignments test tests-alone nbval peers browser grading nightly \
-    grade-demo lint format clean
+.PHONY: help lab walkthrough demo notebooks figures assignments quick test tests-alone annotations nbval peers browser \
+    grading nightly grade-demo lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -47,10 +47,16 @@ figures: $(CORE)  ## draw the pictures, with the data they show
 assignments: $(GRADING)  ## generate the students' versions of the assignments from their sources
 	$(BIN)/python -m reformer_lab classroom generate
 
-test: $(CORE) tests-alone nbval  ## all tests and notebooks, but neither peers nor browser nor whole classes
+quick: $(CORE) lint  ## in a minute: style, types, direction of imports, the checks of every component
+	$(PYTEST) -m quick tests/test_quick.py $(PYTEST_ARGS)
+
+test: $(CORE) lint tests-alone annotations nbval  ## all tests and notebooks, but neither peers nor browser nor whole classes
 
 tests-alone: $(CORE)
-	$(PYTEST) -m "not peers and not browser and not grading" $(PYTEST_ARGS)
+	$(PYTEST) -m "not peers and not browser and not grading and not nightly" $(PYTEST_ARGS)
+
+annotations: $(CORE)  ## valid calls of the public interface with every annotation checked, shapes included
+	REFORMER_CHECK_TYPES=1 $(PYTEST) tests/test_quick.py tests/fuzz/test_public.py -k "not told_apart and not noticed"
 
 nbval: $(CORE)  ## the notebooks: every stored output must come out again (of the training one, the fixed cells)
 	$(NBVAL) --nbval notebooks --ignore notebooks/$(LAX)
@@ -69,20 +75,23 @@ grading: $(GRADING)  ## whole classes hand in, right, wrong and cheating, and ge
 grade-demo: $(GRADING)  ## a round of a course with made-up students: releases, grading, feedback, marks.csv
 	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_lab classroom demo
 
-nightly: $(CORE)  ## more of what is tried at random: 10,000 fuzz cases, 40 killed runs
+nightly: $(CORE)  ## what takes long: 10,000 fuzz cases, 40 killed runs, the slowest tests
 	REFORMER_FUZZ=nightly $(PYTEST) tests/fuzz $(PYTEST_ARGS)
 	REFORMER_FAULTS=full $(PYTEST) -rA tests/faults/test_kills.py $(PYTEST_ARGS)
+	$(PYTEST) -m "nightly and not peers and not browser and not grading" $(PYTEST_ARGS)
 
-lint: $(CORE)  ## ruff over code and notebooks
+lint: $(CORE)  ## ruff over code and notebooks, mypy over the public interface, the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 format: $(CORE)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove caches and build products (keeps .venv and runs/)
-	rm -rf build dist gallery *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist gallery *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

@@ -8,6 +8,8 @@ of them: its time does not depend on the length.
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 _prediction = ContextVar("prediction", default=(None, False))  # type of device, shortened loops
 
 
@@ -16,7 +18,8 @@ def block_starts(length, step):
     the first, the second and a smaller last one. For loops whose iterations leave no tensor behind.
     """
     starts = range(0, length, step)
-    if not _prediction.get()[1] or len(starts) <= 2:
+    # torch.compile cannot follow a context variable, and it predicts nothing.
+    if torch.compiler.is_compiling() or not _prediction.get()[1] or len(starts) <= 2:
         return starts
     if length % step == 0:  # the last is like the second
         return starts[:2]
@@ -25,7 +28,7 @@ def block_starts(length, step):
 
 def block_device(device):
     """Return the type of the device whose block sizes hold: the predicted one, else ``device``."""
-    return _prediction.get()[0] or device.type
+    return device.type if torch.compiler.is_compiling() else _prediction.get()[0] or device.type
 
 
 @contextmanager

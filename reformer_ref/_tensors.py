@@ -2,7 +2,9 @@
 
 import math
 import os
+import sys
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from typing import Any
 
 import torch
@@ -192,3 +194,18 @@ class Scratch:
         if torch.compiler.is_compiling():
             return torch.bmm(a, b)
         return torch.bmm(a, b, out=self.empty(name, (*a.shape[:2], b.shape[2]), a))
+
+
+def never_compiled(function):
+    """Do what `torch.compiler.disable` does, but only where something is compiled.
+
+    Used at import, it would load the compiler, which takes as long as importing torch.
+    """
+
+    @wraps(function)
+    def call(*args, **kwargs):
+        if "torch._dynamo" in sys.modules:
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call

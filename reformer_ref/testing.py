@@ -107,7 +107,7 @@ def padding_masks(rng: np.random.Generator, shape: tuple[int, ...]) -> dict:
 
 
 def central_difference(
-    fn: Callable, x: np.ndarray, d_out: np.ndarray, step: float = 1e-5
+    fn: Callable, x: np.ndarray, d_out: np.ndarray | float, step: float = 1e-5
 ) -> np.ndarray:
     """Differentiate ``fn`` at ``x`` by central differences: the gradient of Σ d_out · fn(x).
 

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from reformer_ref._arguments import clear_errors, require_int
-from reformer_ref.feed_forward.api import cross_entropy, feed_forward
+from reformer_ref.feed_forward import cross_entropy, feed_forward
 from reformer_ref.memory.count import MetaCounter
 
 from reformer_lab.plots.drawing import controls

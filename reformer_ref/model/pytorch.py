@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from reformer_ref._tensors import require_finite
+from reformer_ref._tensors import require_finite, require_floating, require_same_kind
 from reformer_ref.feed_forward.pytorch import IGNORED
 from reformer_ref.model.arguments import check_head, check_targets, check_tokens
 from reformer_ref.model.config import ReformerConfig, padding_to_multiple, require_config
@@ -205,8 +205,14 @@ class ReformerLM(nn.Module):
         return require_finite("what the model computes from its weights", hidden)
 
     def logits(self, hidden: Float[Tensor, "*batch two_d_model"]) -> Float[Tensor, "*batch V"]:
-        """Compute the logits of ``hidden``'s result."""
+        """Compute the logits of what ``hidden`` returns."""
         check_head(self.head)
+        require_floating("hidden", hidden)
+        if hidden.shape[-1:] != (2 * self.config.d_model,):
+            shape = tuple(hidden.shape)
+            raise ValueError(f"hidden must have shape (…, {2 * self.config.d_model}), got {shape}")
+        if not torch.is_autocast_enabled(hidden.device.type):
+            require_same_kind("the weights", self.backbone.embedding.weight, hidden=hidden)
         return logits_of(hidden, *self.backbone.head_weights(self.head))
 
     def loss(

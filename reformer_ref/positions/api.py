@@ -8,19 +8,14 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from reformer_ref._arguments import require_room
-from reformer_ref._tensors import (
-    has_values,
-    require_dtype,
-    require_floating,
-    require_integers,
-    require_same_kind,
-)
+from reformer_ref._tensors import require_dtype, require_floating, require_same_kind
 from reformer_ref.positions import pytorch as plain
 from reformer_ref.positions.modules import (
     AxialPositions,
     LearnedPositions,
     SinusoidalPositions,
     require_even,
+    require_positions,
 )
 
 __all__ = [
@@ -53,7 +48,7 @@ def axial_positions(
         ValueError: for positions out of range, or tables of another shape.
     """
     _require_tables(tables)
-    positions = _require_positions(positions, math.prod([len(table) for table in tables]))
+    positions = require_positions(positions, math.prod([len(table) for table in tables]))
     return plain.axial_positions(tables, positions)
 
 
@@ -86,22 +81,9 @@ def sinusoidal_positions(
     require_even(d_model)
     if dtype is not None:
         require_dtype("dtype", dtype)
-    positions = _require_positions(positions, math.inf)
+    positions = require_positions(positions, math.inf)
     require_room(positions=positions.numel(), d_model=d_model)
     return plain.sinusoidal_positions(positions, d_model, dtype)
-
-
-def _require_positions(positions, end):
-    positions = require_integers("positions", positions)
-    if positions.numel() == 0:
-        shape = tuple(positions.shape)
-        raise ValueError(f"positions must hold at least one position, got shape {shape}")
-    if has_values(positions):
-        low, high = torch.stack(positions.aminmax()).tolist()
-        if low < 0 or high >= end:
-            given = f"values from {low} to {high}; longer sequences need larger tables"
-            raise ValueError(f"positions must be in [0, {end}), got {given}")
-    return positions
 
 
 def _require_tables(tables):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from reformer_ref._arguments import require_int, require_room, shown
-from reformer_ref._tensors import require_generator
+from reformer_ref._tensors import has_values, require_generator, require_integers
 from reformer_ref.positions.pytorch import axial_positions, learned_positions, sinusoidal_positions
 
 
@@ -40,7 +40,7 @@ class AxialPositions(nn.Module):
 
     def forward(self, positions: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         """The vectors of positions in [0, max_length)."""
-        return axial_positions(list(self.tables), positions)
+        return axial_positions(list(self.tables), require_positions(positions, self.max_length))
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, dims={self.dims}"
@@ -57,7 +57,7 @@ class LearnedPositions(nn.Module):
 
     def forward(self, positions: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         """The vectors of positions in [0, max_length)."""
-        return learned_positions(self.table, positions)
+        return learned_positions(self.table, require_positions(positions, self.max_length))
 
     def extra_repr(self) -> str:
         return f"max_length={self.max_length}, d_model={self.d_model}"
@@ -75,6 +75,7 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, positions: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         """The vectors of any positions ≥ 0."""
+        positions = require_positions(positions, math.inf)
         return sinusoidal_positions(positions, self.d_model, self.like.dtype)
 
     def extra_repr(self) -> str:
@@ -93,3 +94,17 @@ def _normal(generator, **sizes):
     if generator is not None:
         require_generator("generator", generator)
     return nn.Parameter(torch.randn(*sizes.values(), generator=generator))
+
+
+def require_positions(positions, end):
+    """``positions`` as int64, if they are integers in [0, end)."""
+    positions = require_integers("positions", positions)
+    if positions.numel() == 0:
+        shape = tuple(positions.shape)
+        raise ValueError(f"positions must hold at least one position, got shape {shape}")
+    if has_values(positions):
+        low, high = torch.stack(positions.aminmax()).tolist()
+        if low < 0 or high >= end:
+            given = f"values from {low} to {high}; longer sequences need larger tables"
+            raise ValueError(f"positions must be in [0, {end}), got {given}")
+    return positions

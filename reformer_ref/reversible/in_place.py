@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reformer_ref._replay import Replay
+from reformer_ref._tensors import never_compiled
 from reformer_ref.reversible import pytorch as plain
 from reformer_ref.reversible.pytorch import (
     Step,
@@ -130,7 +131,7 @@ class _InPlaceStack(torch.autograd.Function):
             return loss(*streams, *loss_tensors)
 
     @staticmethod
-    @torch.compiler.disable
+    @never_compiled
     def backward(ctx, *d_out):
         refuse_second_derivative()
         needs = ctx.needs_input_grad[7:]
@@ -167,7 +168,7 @@ class _InPlaceStack(torch.autograd.Function):
 
 
 # Compiled separately, forward and recomputation would draw different random numbers.
-_apply = torch.compiler.disable(_InPlaceStack.apply)
+_apply = never_compiled(_InPlaceStack.apply)
 
 
 def _differentiate_loss(ctx, leaves, d_loss):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from reformer_ref._replay import Replay
+from reformer_ref._tensors import never_compiled
 
 
 def reversible_stack(x1, x2, blocks, *context, reversible=True):
@@ -59,7 +60,7 @@ class _ReversibleStack(torch.autograd.Function):
         return tuple(streams)
 
     @staticmethod
-    @torch.compiler.disable
+    @never_compiled
     def backward(ctx, *d_streams):
         refuse_second_derivative()
         y1, y2, *tensors = ctx.saved_tensors
@@ -82,7 +83,7 @@ class _ReversibleStack(torch.autograd.Function):
 
 
 # Compiled separately, forward and recomputation would draw different random numbers.
-_apply = torch.compiler.disable(_ReversibleStack.apply)
+_apply = never_compiled(_ReversibleStack.apply)
 
 
 class Step(NamedTuple):

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-TOLD = pytest.StashKey[bool]()
+REPORTED = pytest.StashKey[bool]()
 MEMORY = 8 << 30  # bytes that may come on top of what the process has when fuzzing begins
 
 
@@ -17,9 +17,9 @@ def counts(request):
     """A dict that a test fills: target, seed, accepted, refused. It travels with the report, also
     between workers.
     """
-    found = {}
-    request.node.user_properties.append(("fuzz", found))
-    return found
+    case = {}
+    request.node.user_properties.append(("fuzz", case))
+    return case
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter, config):
     Where several workers run all tests, only ``tests/conftest.py`` is read by the process that
     prints: it may import this function.
     """
-    found = [
+    reported = [
         dict(value)
         for reports in terminalreporter.stats.values()
         for report in reports
@@ -62,18 +62,18 @@ def pytest_terminal_summary(terminalreporter, config):
         for name, value in report.user_properties
         if name == "fuzz" and "target" in value
     ]
-    if not found or TOLD in config.stash:
+    if not reported or REPORTED in config.stash:
         return
-    config.stash[TOLD] = True
-    total = defaultdict(lambda: [0, 0, 0])
-    for case in found:
-        where = case["target"] if config.get_verbosity() > 0 else case["target"].rpartition(".")[0]
+    config.stash[REPORTED] = True
+    sums = defaultdict(lambda: [0, 0, 0])
+    for case in reported:
+        where = case["target"] if config.get_verbosity() > 0 else case["target"].rpartition(".")[0] or "functions"
         for i, number in enumerate((1, case["accepted"], case["refused"])):
-            total[where][i] += number
-            total["in all"][i] += number
-    terminalreporter.section(f"fuzz cases (REFORMER_FUZZ_SEED={found[0]['seed']})")
-    for where, (functions, accepted, refused) in sorted(total.items(), key=lambda item: (item[0] == "in all", item[0])):
+            sums[where][i] += number
+            sums["in all"][i] += number
+    terminalreporter.section(f"fuzz cases (REFORMER_FUZZ_SEED={reported[0]['seed']})")
+    for where, (functions, accepted, refused) in sorted(sums.items(), key=lambda item: (item[0] == "in all", item[0])):
         terminalreporter.write_line(
-            f"{where:<60} {functions:4} functions {accepted + refused:7,} cases: {accepted:6,} accepted, "
+            f"{where:<60} {functions:4} targets {accepted + refused:7,} cases: {accepted:6,} accepted, "
             f"{refused:6,} refused"
         )
