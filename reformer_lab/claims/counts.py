@@ -14,7 +14,7 @@ from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
 
 from reformer_lab.claims import language
-from reformer_lab.claims.table import on_given
+from reformer_lab.claims.table import on_given, row
 
 
 def sub_runs(config):
@@ -41,27 +41,29 @@ def collisions(settings):
     {"angles", "one": {n_buckets: [share]}, "any": {rounds: [share]}, "expected": {rounds: [share]}}: expected is 1 − (1
     − p)^rounds of the measured p; for two buckets, p is 1 − angle / 180° exactly ("exact").
     """
-    generator, d, pairs = (torch.Generator().manual_seed(settings["seed"]), settings["d"], settings["pairs"])
-    many, rounds = settings["n_buckets"], settings["rounds"]
-    found = {"angles": settings["angles"], "one": {str(b): [] for b in many}, "any": {str(n): [] for n in rounds}}
+    d, pairs = settings["d"], settings["pairs"]
+    generator = torch.Generator().manual_seed(settings["seed"])
+    bucket_numbers, rounds = settings["n_buckets"], settings["rounds"]
+    one, several = {str(b): [] for b in bucket_numbers}, {str(n): [] for n in rounds}
     for angle in settings["angles"]:
         x = torch.nn.functional.normalize(torch.randn(pairs, d, generator=generator), dim=-1)
         y = torch.randn(pairs, d, generator=generator)
         y = torch.nn.functional.normalize(y - (x * y).sum(-1, keepdim=True) * x, dim=-1)  # at right angles to x
         y = math.cos(math.radians(angle)) * x + math.sin(math.radians(angle)) * y
-        both = torch.stack([x, y], 1)  # (pairs, 2, d): every pair is hashed with rotations of its own
-        for n_buckets in many:
-            n = max(rounds) if n_buckets == many[-1] else 1
+        pair = torch.stack([x, y], 1)  # (pairs, 2, d): every pair is hashed with rotations of its own
+        for n_buckets in bucket_numbers:
+            n = max(rounds) if n_buckets == bucket_numbers[-1] else 1
             rotations = random_rotations(generator, n, d, n_buckets, pairs)  # (pairs, n, d, n_buckets / 2)
-            buckets = hash_vectors(both, rotations, n_buckets)  # (pairs, n, 2)
+            buckets = hash_vectors(pair, rotations, n_buckets)  # (pairs, n, 2)
             same = (buckets[..., 0] == buckets[..., 1]).double()  # (pairs, n)
-            found["one"][str(n_buckets)].append(same.mean().item())
+            one[str(n_buckets)].append(same.mean().item())
             for wanted in rounds if n > 1 else ():
-                found["any"][str(wanted)].append(same[:, :wanted].amax(-1).mean().item())
-    one = found["one"][str(many[-1])]
-    found["expected"] = {str(n): [1 - (1 - p) ** n for p in one] for n in rounds}
-    found["exact"] = [1 - angle / 180 for angle in settings["angles"]]
-    return found
+                several[str(wanted)].append(same[:, :wanted].amax(-1).mean().item())
+    return {
+        "angles": settings["angles"], "one": one, "any": several,
+        "expected": {str(n): [1 - (1 - p) ** n for p in one[str(bucket_numbers[-1])]] for n in rounds},
+        "exact": [1 - angle / 180 for angle in settings["angles"]],
+    }  # fmt: skip
 
 
 def recall(settings, context):
@@ -70,29 +72,30 @@ def recall(settings, context):
     {"bits", "mass": {rounds: share}, "pairs": {rounds: share of all causal pairs that are shown}}.
     """
     model, config, windows, result = language.train(settings, context)
-    mass, pairs = dict.fromkeys(settings["rounds"], 0.0), dict.fromkeys(settings["rounds"], 0.0)
+    weight, pairs = dict.fromkeys(settings["rounds"], 0.0), dict.fromkeys(settings["rounds"], 0.0)
     windows = windows[: settings["data"]["recall_windows"]]
     for window in windows:
         context.check_stop()
         layers = queries(model, window[None])
         for layer, q in enumerate(layers):
             generator = torch.Generator().manual_seed(layer)
-            for rounds in mass:
-                share, seen = recalled(q, config, rounds, generator)
-                mass[rounds] += share / (len(layers) * len(windows))
-                pairs[rounds] += seen / (len(layers) * len(windows))
+            for rounds in weight:
+                recalled_weight, visible_pairs = recalled(q, config, rounds, generator)
+                weight[rounds] += recalled_weight / (len(layers) * len(windows))
+                pairs[rounds] += visible_pairs / (len(layers) * len(windows))
     return {
-        "bits": result["bits"], "mass": {str(n): x for n, x in mass.items()},
+        "bits": result["bits"], "mass": {str(n): x for n, x in weight.items()},
         "pairs": {str(n): x for n, x in pairs.items()},
     }  # fmt: skip
 
 
 def queries(model, tokens):
     """The queries (1, heads, L, d_head) of every attention layer on tokens (1, L)."""
-    found = []
+    queries_of_layers = []
 
-    def keep(half, inputs):
-        found.append(half.q(half.norm(inputs[0])).unflatten(-1, (half.config.n_heads, -1)).transpose(1, 2))
+    def keep(layer, inputs):
+        q = layer.q(layer.norm(inputs[0]))  # (1, L, heads · d_head)
+        queries_of_layers.append(q.unflatten(-1, (layer.config.n_heads, -1)).transpose(1, 2))
 
     hooks = [block.layers[0].register_forward_pre_hook(keep) for block in model.backbone.stack.blocks]
     try:
@@ -101,7 +104,7 @@ def queries(model, tokens):
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return queries_of_layers
 
 
 def recalled(q, config, rounds, generator):
@@ -110,12 +113,12 @@ def recalled(q, config, rounds, generator):
     rotations = random_rotations(generator, rounds, q.shape[-1], n_buckets, q.shape[1])
     options = replace(config.lsh, n_hashes=rounds)
     _, record = lsh_attention(q, q, hash_vectors(q, rotations, n_buckets), options, return_record=True)
-    shown = record.dense() > 0  # (1, heads, L, L)
+    visible = record.dense() > 0  # (1, heads, L, L)
     before = torch.ones(length, length, dtype=torch.bool).tril(-1)
     scores = (options.scale_for(q.shape[-1]) * q) @ normalize_keys(q, options.norm_eps).transpose(-1, -2)
     weights = scores.masked_fill(~before, -torch.inf)[..., 1:, :].softmax(-1)  # the first token sees only itself
-    shown = (shown & before)[..., 1:, :]
-    return (weights * shown).sum(-1).mean().item(), (shown.sum() / (before.sum() * q.shape[1])).item()
+    visible = (visible & before)[..., 1:, :]
+    return (weights * visible).sum(-1).mean().item(), (visible.sum() / (before.sum() * q.shape[1])).item()
 
 
 def reconstruction(settings, context):
@@ -125,14 +128,14 @@ def reconstruction(settings, context):
     of the gradient from that of stored activations]}, "rounding": {dtype: unit roundoff}}.
     """
     names, depths = settings["dtypes"], settings["depths"]
-    found = {"depths": depths, "inputs": {n: [] for n in names}, "gradients": {n: [] for n in names}}
+    result = {"depths": depths, "inputs": {n: [] for n in names}, "gradients": {n: [] for n in names}}
     for depth in depths:
         for name in names:
             context.check_stop()
             dtype = getattr(torch, name)
-            found["inputs"][name].append(_inputs_again(settings, depth, dtype))
-            found["gradients"][name].append(gradients_again(settings, depth, dtype))
-    return {**found, "rounding": {name: torch.finfo(getattr(torch, name)).eps / 2 for name in names}}
+            result["inputs"][name].append(_inputs_again(settings, depth, dtype))
+            result["gradients"][name].append(gradients_again(settings, depth, dtype))
+    return {**result, "rounding": {name: torch.finfo(getattr(torch, name)).eps / 2 for name in names}}
 
 
 def _model(settings, depth, dtype, pattern, reversible=True):
@@ -155,8 +158,8 @@ def _inputs_again(settings, depth, dtype):
     with torch.no_grad():
         x = model.backbone.embed(_tokens(settings))
         blocks = model.backbone.stack.blocks
-        again = reversible_stack_inverse(*reversible_stack(x, x, blocks, None, None), blocks, None, None)
-    return max((found.double() - x.double()).norm().item() for found in again) / x.double().norm().item()
+        inputs = reversible_stack_inverse(*reversible_stack(x, x, blocks, None, None), blocks, None, None)
+    return max((stream.double() - x.double()).norm().item() for stream in inputs) / x.double().norm().item()
 
 
 def gradients_again(settings, depth, dtype):
@@ -176,24 +179,24 @@ def summarise(config, results):
 
 def rows(record):
     """One row for each of the three."""
-    found = []
+    lines = []
     if "collisions" in record:
         c = record["collisions"]
         at = c["angles"].index(30) if 30 in c["angles"] else len(c["angles"]) // 3
         rounds = list(c["any"])
         ours = f"at {c['angles'][at]}°: " + ", ".join(f"{100 * c['any'][n][at]:.1f} % in {n}" for n in rounds)
-        what = "Chance that two vectors share a bucket in any of several rounds"
+        claim = "Chance that two vectors share a bucket in any of several rounds"
         paper = "close vectors share a bucket with high probability, several rounds raise it (section 2)"
-        found.append({"claim": what, "paper": paper, "ours": ours + " rounds", "how": "measured"})
+        lines.append(row(claim, paper, ours + " rounds"))
     if "recall" in record:
         r = record["recall"]
         ours = ", ".join(f"{100 * m:.1f} % in {n} ({100 * r['pairs'][n]:.1f} % of pairs)" for n, m in r["mass"].items())
-        what = f"Weight of full attention on keys that LSH attention shows, trained on text{on_given(record)}"
+        claim = f"Weight of full attention on keys that LSH attention shows, trained on text{on_given(record)}"
         paper = "a few keys hold most of the weight; more rounds miss less (section 2)"
-        found.append({"claim": what, "paper": paper, "ours": ours + " rounds", "how": "measured"})
+        lines.append(row(claim, paper, ours + " rounds"))
     if "reconstruction" in record:
         e = record["reconstruction"]
         ours = "; ".join(f"{name} {values[-1]:.1e}" for name, values in e["gradients"].items())
-        what = f"Relative error of the gradient through {e['depths'][-1]} reversible layers"
-        found.append({"claim": what, "paper": "none that matters (section 3)", "ours": ours, "how": "measured"})
-    return found
+        claim = f"Relative error of the gradient through {e['depths'][-1]} reversible layers"
+        lines.append(row(claim, "none that matters (section 3)", ours))
+    return lines

@@ -2,7 +2,6 @@
 picture.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -10,18 +9,16 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reformer_lab import planner
-from reformer_lab.planner import Question, add_memory_arguments, changes, format_bytes, longest, parse_bytes, run_memory
+from reformer_lab import cli, planner
+from reformer_lab.planner import Question, changes, format_bytes, longest, parse_bytes
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
 
-SMALL = ["--length", "4096", "--layers", "2", "--d-model", "32", "--heads", "2", "--d-ff", "64", "--device", "cpu"]
+SMALL = ["--length", "4096", "--n-layers", "2", "--d-model", "32", "--n-heads", "2", "--d-ff", "64", "--device", "cpu"]
 
 
 def ask(*words):
-    parser = argparse.ArgumentParser()
-    add_memory_arguments(parser)
-    return parser.parse_args([*SMALL, *words])
+    return cli.parse(["memory", *SMALL, *words])
 
 
 def question(budget="1GB", **changes):
@@ -115,7 +112,7 @@ def test_what_is_tried_helps_and_says_what_it_is():
 
 def test_it_fits(capsys, tmp_path):
     args = ask("--budget", "60MB", "--plot", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json"))
-    assert run_memory(args) == 0
+    assert args.run("reformer-ref memory") == 0
     out = capsys.readouterr().out
     assert "IT FITS" in out
     assert "60.0 MB = 0.06 GiB" in out
@@ -135,7 +132,7 @@ def test_it_fits(capsys, tmp_path):
 
 def test_it_does_not_fit(capsys, tmp_path):
     args = ask("--budget", "12MB", "--no-reversible", "--plot", str(tmp_path / "a.svg"))
-    assert run_memory(args) == 0
+    assert args.run("reformer-ref memory") == 0
     out = capsys.readouterr().out
     assert "IT DOES NOT FIT" in out
     assert "What would make it fit" in out
@@ -168,7 +165,7 @@ def test_the_picture_shows_every_number_and_the_budget():
         (["--budget", "much"], "a size must look like"),
         (["--length", "1"], "--length must be at least 2"),
         (["--batch", "0"], "--batch must be at least 1"),
-        (["--slice", "-1"], "--slice must be at least 0"),
+        (["--ff-chunk", "-1"], "ff_chunk must be at least 1"),
         (["--d-model", "33"], "d_model"),
         (["--pattern", "lsh,other"], "pattern must be one of"),
         (["--preset", "mine"], "preset must be one of"),
@@ -178,7 +175,7 @@ def test_the_picture_shows_every_number_and_the_budget():
 )
 def test_mistakes_are_one_clear_line(words, message):
     with pytest.raises(ValueError, match=message) as error:
-        run_memory(ask(*words))
+        ask(*words).run("reformer-ref memory")
     assert "\n" not in str(error.value)
 
 
