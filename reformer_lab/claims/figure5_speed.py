@@ -132,26 +132,26 @@ def summarise(config, results):
         medians = {name: median(point["seconds"][name]) for name in names}
         summary["points"].append({"length": point["length"], "seconds": medians, "bytes": point["bytes"]})
     lengths = [point["length"] for point in points]
-    if len(points) > 1:
-        for name in names:
-            # a sequence of length L takes its share of the constant number of tokens
-            fits = {
-                quantity: exponent(
-                    lengths, [p[quantity][name] * p["length"] / config["tokens"] for p in summary["points"]]
-                )
-                for quantity in ("seconds", "bytes")
-            }
-            summary["exponents"][name] = fits
+    for name in names if len(points) > 1 else ():
+        summary["exponents"][name] = {}
+        for quantity in ("seconds", "bytes"):  # a sequence takes its share of the constant number of tokens
+            values = [p[quantity][name] * p["length"] / config["tokens"] for p in summary["points"]]
+            summary["exponents"][name][quantity] = _exponent(lengths, values)
     if "table3" in results:
-        at = config["table3"]
+        axes = {axis: config["table3"][axis] for axis in ("lengths", "layers")}
         summary["table3"] = {
             name: {
-                quantity: {axis: exponent(at[axis], counts) for axis, counts in axes.items()}
-                for quantity, axes in values.items()
+                quantity: {axis: _exponent(axes[axis], counts[quantity][axis]) for axis in axes}
+                for quantity in ("bytes", "operations")
             }
-            for name, values in results["table3"].items()
+            for name, counts in results["table3"].items()
         }
     return summary
+
+
+def _exponent(x, y):
+    """The exponent of the power law, to six digits, which are the same on every processor."""
+    return round(exponent(x, y), 6)
 
 
 def rows(record):
