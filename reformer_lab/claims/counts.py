@@ -7,13 +7,13 @@ import torch
 from reformer_ref._tensors import evaluating
 from reformer_ref.attention.pytorch import normalize_keys
 from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
-from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
-from reformer_ref.model.config import ReformerConfig, n_buckets_for
+from reformer_ref.model.config import n_buckets_for
 from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
 
 from reformer_lab.claims import language
+from reformer_lab.claims.experiment import config_of
 from reformer_lab.claims.table import on_given, row
 
 
@@ -139,10 +139,9 @@ def reconstruction(settings, context):
 
 
 def _model(settings, depth, dtype, pattern, reversible=True):
-    lsh = LSHOptions(**settings["lsh"])
-    config = ReformerConfig(
-        n_layers=depth, pattern=pattern, lsh=lsh, max_length=settings["length"], reversible=reversible,
-        seed=settings["seed"], **settings["model"],
+    config = config_of(
+        settings["model"], n_layers=depth, pattern=pattern, lsh=settings["lsh"], max_length=settings["length"],
+        reversible=reversible, seed=settings["seed"],
     )  # fmt: skip
     return ReformerLM(config).to(dtype)
 

@@ -223,6 +223,13 @@ class _Spent:
         write_json(self.path, {"seconds": self.total})
 
 
+def config_of(model, **fields):
+    """The ReformerConfig of the JSON values ``model``, with further fields."""
+    from reformer_ref.model.config import ReformerConfig
+
+    return ReformerConfig.from_json(json.dumps({**fields, **model}))
+
+
 def options_of(settings):
     """The `TrainingOptions` of a sub-run: "training" without the size of a batch, and the seed."""
     from reformer_lab.training.schedule import TrainingOptions

@@ -1,6 +1,6 @@
 """Figure 5, right, and tables 1 and 3: time and memory of attention against length, at a constant number of tokens.
 
-Time is measured, forward and backward, everybody in turn; for full attention it is that of PyTorch's fused kernel.
+Time is measured, forward and backward, all in turn; for full attention it is that of PyTorch's fused kernel.
 Memory is counted; for full attention with the matrix of weights, as the paper writes it. The memory of whole models
 (table 3) is predicted, and fitted by powers of the length and of the number of layers.
 """
@@ -15,13 +15,13 @@ from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.memory.measure import count_peak, predict_peak
-from reformer_ref.model.config import ReformerConfig
 
+from reformer_lab.claims.experiment import config_of
 from reformer_lab.claims.full_size import activations, operations
 from reformer_lab.claims.table import row
 from reformer_lab.plots.measured import exponent
 
-MODELS = {  # table 3: attention, reversible, in slices
+MODELS = {  # table 3: attention, reversible, in chunks
     "Transformer": ("separate", False, False),
     "Reversible Transformer": ("separate", True, False),
     "Chunked Reversible Transformer": ("separate", True, True),
@@ -112,11 +112,11 @@ def table3(settings, context):
 
 
 def _config(settings, name, length, layers):
-    attention, reversible, sliced = MODELS[name]
-    return ReformerConfig(
-        n_layers=layers, pattern=("regular" if attention == "separate" else "lsh",), reversible=reversible,
-        max_length=length, ff_chunk=settings["slice"] if sliced else None,
-        loss_chunk=settings["slice"] if sliced else None, lsh=LSHOptions(**settings["lsh"]), **settings["model"],
+    attention, reversible, chunked = MODELS[name]
+    chunk = settings["slice"] if chunked else None
+    return config_of(
+        settings["model"], n_layers=layers, pattern=("regular" if attention == "separate" else "lsh",),
+        reversible=reversible, max_length=length, ff_chunk=chunk, loss_chunk=chunk, lsh=settings["lsh"],
     )  # fmt: skip
 
 

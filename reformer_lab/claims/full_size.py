@@ -4,16 +4,15 @@ Operations of a training step are counted, by PyTorch's own formulas, on tensors
 days are predicted: so many operations at the pace that a small model of the same attention is measured at.
 """
 
-import json
 import time
 from statistics import median
 
 import torch
 from reformer_ref.memory.count import Operations
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
 
+from reformer_lab.claims.experiment import config_of
 from reformer_lab.claims.table import row
 
 SECONDS_PER_DAY = 86400
@@ -61,7 +60,7 @@ def _step(settings, device):
     """A function that gives the loss of one sequence of tokens; built on a device, its weights are drawn on the CPU."""
 
     def config(**more):
-        return ReformerConfig.from_json(json.dumps({"max_length": settings["length"], **settings["model"], **more}))
+        return config_of({**settings["model"], **more}, max_length=settings["length"])
 
     with torch.device(device):
         tokens = torch.zeros(1, settings["length"], dtype=torch.int64)

@@ -7,11 +7,10 @@ same model and for a larger one, and measured there where a GPU is at hand.
 import time
 
 import torch
-from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.memory.measure import measure_peak, predict_peak
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
+from reformer_lab.claims.experiment import config_of
 from reformer_lab.claims.table import row
 from reformer_lab.plots.measured import read
 from reformer_lab.training.loop import step_generator
@@ -48,8 +47,7 @@ def recorded(name):
 
 
 def _config(settings):
-    lsh = LSHOptions(**settings["lsh"])
-    return ReformerConfig(vocab_size=256, max_length=settings["length"], lsh=lsh, **settings["model"])
+    return config_of(settings["model"], vocab_size=256, max_length=settings["length"], lsh=settings["lsh"])
 
 
 def predicted(settings):

@@ -8,7 +8,6 @@ matplotlib's fonts need no file; the claim ``fashion`` is the same on Fashion-MN
 
 import base64
 import hashlib
-import json
 import math
 import zlib
 from pathlib import Path
@@ -18,10 +17,9 @@ import torch
 from reformer_ref._arguments import UNCLEAR, shown
 from reformer_ref._tensors import evaluating
 from reformer_ref.generation.pytorch import Decoder, Recomputer, sample_token, why_not
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
-from reformer_lab.claims.experiment import options_of, thinned
+from reformer_lab.claims.experiment import config_of, options_of, thinned
 from reformer_lab.claims.table import data_name, row, spread
 from reformer_lab.data import images
 from reformer_lab.data.text import bits
@@ -78,8 +76,7 @@ def model_config(settings, size):
     """The ReformerConfig for images of this size (height, width), one token per pixel."""
     height, width = size
     values = {"vocab_size": settings["data"]["levels"], "max_length": height * width, "axial_shape": (height, width)}
-    values |= {"seed": settings["seed"], "local": {"chunk_length": width}, **settings["model"]}
-    return ReformerConfig.from_json(json.dumps(values))
+    return config_of(settings["model"], seed=settings["seed"], local={"chunk_length": width}, **values)
 
 
 def run(settings, context):

@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import torch
 from reformer_ref._arguments import shown
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
-from reformer_lab.claims.experiment import options_of
+from reformer_lab.claims.experiment import config_of, options_of
 from reformer_lab.data import text
 from reformer_lab.data.text import VOCAB_SIZE
 from reformer_lab.training.loop import held_out_bits
@@ -22,11 +20,8 @@ KINDS = {"full": "dense", "scaled": "dense", "separate": "regular", "ordinary": 
 
 def model_config(settings):
     """The ReformerConfig of a sub-run's settings: "model" (fields), "attention" (a name), "seed", "data"."""
-    model = dict(settings["model"])
-    lsh = LSHOptions(**model.pop("lsh", {}))
-    config = ReformerConfig(
-        vocab_size=VOCAB_SIZE, max_length=settings["data"]["length"], seed=settings["seed"], lsh=lsh, **model
-    )
+    length, seed = settings["data"]["length"], settings["seed"]
+    config = config_of(settings["model"], vocab_size=VOCAB_SIZE, max_length=length, seed=seed)
     return with_attention(config, settings["attention"])
 
 

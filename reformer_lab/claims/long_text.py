@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from reformer_ref._tensors import evaluating
 from reformer_ref.generation.pytorch import generate
-from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
+from reformer_lab.claims.experiment import config_of
 from reformer_lab.claims.table import data_name, row, spread
 from reformer_lab.data import text
 from reformer_lab.data.text import VOCAB_SIZE, bits
@@ -31,10 +29,9 @@ def sub_runs(config):
 def model_config(settings, length):
     """The ReformerConfig for sequences of ``length`` bytes: local and strict LSH layers in turn."""
     model = dict(settings["model"])
-    lsh, local, fast = (LSHOptions(**model.pop("lsh")), LocalOptions(**model.pop("local")), model.pop("fast_axis"))
-    width = model["d_model"]
-    return ReformerConfig(
-        vocab_size=VOCAB_SIZE, max_length=length, lsh=lsh, local=local, seed=settings["seed"], **model,
+    width, fast = model["d_model"], model.pop("fast_axis")
+    return config_of(
+        model, vocab_size=VOCAB_SIZE, max_length=length, seed=settings["seed"],
         axial_shape=(-(-length // fast), fast), axial_dims=(width // 4, width - width // 4),
     )  # fmt: skip
 
@@ -85,7 +82,7 @@ def whole_text(data, seed, step):
 def bits_with_context(model, before, end, context_length, context):
     """Bits per byte of ``end``, each byte with at least ``context_length`` bytes before it, or all that there are.
 
-    ``end`` is predicted in pieces as long as the context (at least 256 bytes), each behind its context; the bytes that
+    ``end`` is predicted in windows as long as the context (at least 256 bytes), each behind its context; the bytes that
     are predicted are the same for every context.
     """
     both, first, nats = np.concatenate([before, end]), len(before), 0.0

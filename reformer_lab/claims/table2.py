@@ -10,11 +10,9 @@ from statistics import fmean
 
 import torch
 from reformer_ref._tensors import evaluating
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
-from reformer_lab.claims.experiment import options_of, thinned
+from reformer_lab.claims.experiment import config_of, options_of, thinned
 from reformer_lab.claims.language import carried_over, with_attention
 from reformer_lab.claims.table import row, spread
 from reformer_lab.data import duplication
@@ -45,11 +43,10 @@ def _settings(config, attention, seed, change=None):
 
 def model_config(settings):
     """The ReformerConfig of a sub-run."""
-    data, model = settings["data"], dict(settings["model"])
-    lsh = LSHOptions(**model.pop("lsh"))
-    config = ReformerConfig(
-        vocab_size=data["vocab_size"], max_length=data["length"], lsh=lsh, seed=settings["seed"], positions="learned",
-        pattern=("dense",), **model,
+    data = settings["data"]
+    config = config_of(
+        settings["model"], vocab_size=data["vocab_size"], max_length=data["length"], seed=settings["seed"],
+        positions="learned", pattern=("dense",),
     )  # fmt: skip
     return with_attention(config, settings["attention"])
 

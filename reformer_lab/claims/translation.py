@@ -5,14 +5,11 @@ attention. Here sentences are bytes: English ones made by a grammar, with their 
 file. Both models begin with the same weights and see the same batches; one has two streams and keeps no activations.
 """
 
-import json
-
 import torch
 from reformer_ref.generation.beam import beam_search
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 
-from reformer_lab.claims.experiment import options_of, thinned
+from reformer_lab.claims.experiment import config_of, options_of, thinned
 from reformer_lab.claims.table import data_name, row, spread
 from reformer_lab.data import english_german, translation
 from reformer_lab.data.translation import VOCAB_SIZE
@@ -48,13 +45,10 @@ def build(settings):
     """The `ReformerEncoderDecoder` of a sub-run."""
     length = settings["data"]["max_length"]
     shared = {"vocab_size": VOCAB_SIZE, "max_length": length, "seed": settings["seed"], **settings["model"]}
-    configs = [
-        ReformerConfig.from_json(
-            json.dumps({**shared, **STREAMS[settings["kind"]], **settings[part], "causal": causal})
-        )
-        for part, causal in (("encoder", False), ("decoder", True))
-    ]
-    return ReformerEncoderDecoder(*configs)
+    shared |= STREAMS[settings["kind"]]
+    encoder = config_of({**shared, **settings["encoder"]}, causal=False)
+    decoder = config_of({**shared, **settings["decoder"]}, causal=True)
+    return ReformerEncoderDecoder(encoder, decoder)
 
 
 def run(settings, context):
@@ -113,7 +107,7 @@ def translate(model, pairs, settings, context, beams, together=50):
 
 
 def examples(held_out, outputs, count):
-    """A few held-out sentences with everybody's translation: a list of dicts of texts."""
+    """A few held-out sentences with the translation of each: a list of dicts of texts."""
     rows = range(0, len(held_out), max(1, len(held_out) // count))[:count]
     return [
         {"source": held_out[i][0], "reference": held_out[i][1], **{who: texts[i] for who, texts in outputs.items()}}
