@@ -391,7 +391,7 @@ def _draw_image(ax, pixels, levels, given_only):
 
 @styled
 def images_bits(record):
-    """Bits per pixel of the model and the baselines, whole images and lower halves; the loss of the training batches."""
+    """Bits per pixel of the model and the baselines, whole images and lower halves; the loss in training."""
     picture = Picture(9, 3.6)
     left, right = picture.subplots(1, 2, width_ratios=(3, 2))
     numbers, names = {}, list(record["bits"])
