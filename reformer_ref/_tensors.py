@@ -3,6 +3,7 @@ do not exist.
 """
 
 import math
+import os
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -22,12 +23,15 @@ INTEGERS = (
 
 
 def has_values(x):
-    """False while tracing (torch.compile, torch.export) and for fake or meta tensors: there is
-    nothing to read.
+    """Whether checks may read the numbers of ``x``.
+
+    False while tracing and for fake or meta tensors, which hold none, and on CUDA, where reading
+    waits for the device, unless the environment says REFORMER_CHECK_VALUES=1.
     """
     return (
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and x.device.type != "meta"
+        and (x.device.type != "cuda" or os.environ.get("REFORMER_CHECK_VALUES") == "1")
         and not torch.compiler.is_compiling()
     )
 
@@ -45,6 +49,14 @@ def require_floating(name, x):
         raise TypeError(
             f"{name} must be dense, of dtype float32, float64, bfloat16 or float16, got {x.dtype}, {x.layout}"
         )
+    return x
+
+
+def require_rows(name, x):
+    """TypeError unless ``x`` is a floating tensor, ValueError unless (…, L, d), every size ≥ 1."""
+    if require_floating(name, x).ndim < 2 or 0 in x.shape:
+        given = tuple(x.shape)
+        raise ValueError(f"{name} must have shape (…, L, d) with every size ≥ 1, got {given}")
     return x
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from reformer_ref._tensors import evaluating
 from reformer_ref.attention.pytorch import normalize_keys
-from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
-from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.hashing.api import hash_vectors, random_rotations
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.model.config import n_buckets_for
 from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse

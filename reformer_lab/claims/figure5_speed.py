@@ -10,10 +10,10 @@ import time
 from statistics import median
 
 import torch
-from reformer_ref.attention.pytorch import shared_qk_attention
-from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.attention.api import shared_qk_attention
+from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.memory.measure import count_peak, predict_peak
 
 from reformer_lab.claims.experiment import config_of

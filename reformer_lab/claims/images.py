@@ -69,7 +69,7 @@ def _read(path):
             f"there are no images at {path}: install Debian's package dataset-fashion-mnist, or give a folder with the "
             "files train-images-idx3-ubyte and t10k-images-idx3-ubyte, gzipped or not (--data FOLDER)"
         )
-    return dict(zip(images.PARTS, images.split(images.read_idx(path)), strict=True))
+    return dict(zip(images.SUBSETS, images.split(images.read_idx(path)), strict=True))
 
 
 def model_config(settings, size):

@@ -50,7 +50,7 @@ def table2(record):
     for name, line in zip(lines, ours, strict=True):
         numbers[f"trained with {name}"] = " / ".join(f"{value:.1f}" for value in line)
     seeds = len(config["seeds"])
-    return picture.tell(
+    return picture.describe(
         f"Two tables of coloured cells: accuracy in percent on the second half of 0w0w, sequences of "
         f"{config['data']['length']:,} tokens, by the attention of training (rows) and of evaluation (columns), the "
         f"paper's Table 2 and ours (mean of {seeds} seed{'s' * (seeds > 1)}). " + source(record),
@@ -75,7 +75,7 @@ def table2_curves(record):
     ax.axhline(-np.log2(chance(config["data"]["vocab_size"])), color="black", ls=(0, (1, 3)), marker="", label="chance")
     ax.set(xlabel="steps", ylabel="bits per symbol", title="Learning to duplicate", ylim=(0, None))
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    return picture.tell(
+    return picture.describe(
         "Line chart: steps (x) against the training loss in bits per symbol of the second w, a line for every run. All "
         "stay at chance for a while, then learn. " + source(record),
         **numbers,
@@ -125,7 +125,7 @@ def figure3(record):
             _lines(ax, compared, numbers, order=variants)
         ax.set_title(title)
     _zoom(axes[0], variants)
-    return picture.tell(
+    return picture.describe(
         "Two line charts: steps (x) against held-out bits per byte (y), mean and range over the seeds, of models with "
         "equal numbers of parameters: separate against shared queries and keys, ordinary against reversible residuals. "
         + HOLLOW
@@ -150,7 +150,7 @@ def figure4(record):
         numbers[f"{name}, evaluated with {names[0]}"] = f"{values[0]:.3f}"
     right.set(xticks=range(len(names)), xticklabels=names, xlabel="evaluated with", ylabel="bits per byte, held out")
     right.set_title("Evaluated with other attention")
-    return picture.tell(
+    return picture.describe(
         "Two line charts: held-out bits per byte (y) against steps (x) for models trained with full attention and with "
         "1 to 8 rounds; and at the end against the attention of evaluation (x), a line for each of training. "
         + HOLLOW
@@ -174,7 +174,7 @@ def figure5_depth(record):
         numbers[f"{label}, {depths[-1]} layers"] = f"{values[-1]:.0f} MiB"
     right.set(xlabel="layers", ylabel="MiB", title="Activations of a training step, predicted", ylim=(0, None))
     right.legend(fontsize=9)
-    return picture.tell(
+    return picture.describe(
         "Two line charts: steps (x) against held-out bits per byte (y) of models of 1 to many layers; layers (x) "
         "against predicted bytes of activations (y) of one training step, reversible and not. "
         + HOLLOW
@@ -213,7 +213,7 @@ def counts(record):
             numbers[f"gradient, {name}, {e['depths'][-1]} layers"] = f"{errors[-1]:.1e}"
         right.legend(fontsize=8)
     right.set(xscale="log", yscale="log", xlabel="layers", ylabel="relative error", title="Gradient, reversible")
-    return picture.tell(
+    return picture.describe(
         "Three line charts: the chance that two vectors share a bucket in any of several rounds against their angle "
         "(markers measured, lines expected from one round); the share of full attention's weight, and of the pairs, "
         "that LSH attention shows, against the rounds, in a trained model; the relative error of the gradient of a "
@@ -250,7 +250,7 @@ def figure5_speed(record):
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         ax.grid(axis="y", color="0.9")
     picture.legend(loc="outside lower center", ncols=4, fontsize=9)
-    return picture.tell(
+    return picture.describe(
         f"Two line charts on logarithmic axes: tokens in one sequence (x) against seconds, and counted peak memory, of "
         f"attention over {record['config']['tokens']:,} tokens in all, forward and backward. LSH attention stays "
         "nearly flat, full attention grows with the length; its time is that of a fused kernel, its memory that of the "
@@ -278,7 +278,7 @@ def headline(record):
     ax.set_xlim(0, 1.15 * max(budget, *values))
     ax.invert_yaxis()
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return picture.tell(
+    return picture.describe(
         "Bars: peak memory of one training step on one sequence, measured (plain) and predicted (hatched), against the "
         "announced 16 GB (dashed). The small model has 6 layers and d_model 256, the large one 12 and 512. "
         + source(record),
@@ -304,7 +304,7 @@ def long_text(record):
         ax.minorticks_off()
     left.set_ylim(0, None)
     left.legend(fontsize=9, loc="lower left")
-    return picture.tell(
+    return picture.describe(
         f"Two line charts: bytes of context (x, logarithmic) against bits per byte (y) of the last "
         f"{result['held_out_bytes']:,} bytes of a text, by a model that was trained on windows of all before them, "
         f"and in its last {record['config']['data']['whole_steps']} steps on all of it as one sequence. "
@@ -328,7 +328,7 @@ def full_size(record):
     if days:
         ax.set_xlim(min(days.values()) / 3, 30 * max(days.values()))
     ax.invert_yaxis()
-    return picture.tell(
+    return picture.describe(
         "Points on a logarithmic axis: days that training the paper's models would take on this machine, predicted "
         "from counted operations and a pace. The pace: " + source(record),
         **numbers,
@@ -362,7 +362,7 @@ def images_gallery(record):
                 _draw_image(ax, pixels, levels, given_only=column == 1)
                 if line == 0:
                     ax.set_title(_image_heading(column, count), fontsize=7, loc="center")
-    return picture.tell(
+    return picture.describe(
         f"A grid of images of {' × '.join(map(str, originals.shape[1:]))} pixels in {levels} levels of grey, from the "
         f"held-out part of {data_name(record)}: beside each original its upper half, which is all "
         f"that is given, {count} lower halves drawn by the Reformer, and one drawn from a table of the frequencies of "
@@ -419,7 +419,7 @@ def images_bits(record):
     right.axhline(held_out, color="black", ls=(0, (1, 3)), marker="", label=f"{BASELINE}, held out")
     right.set(xlabel="steps", ylabel="bits per pixel, training", ylim=(0, None))
     right.legend(fontsize=8)
-    return picture.tell(
+    return picture.describe(
         f"Bar chart: bits per pixel (x) of held-out images of {data_name(record)}, of whole images and of "
         "lower halves whose upper halves are given, for the Reformer, a table counted from many images, and "
         "compressors of the held-out images alone; line chart: the Reformer's loss (y) against steps (x). "
@@ -459,7 +459,7 @@ def translation(record):
     right.set(yticks=range(len(record["bleu"])), yticklabels=list(record["bleu"]), xlabel="BLEU", xlim=(0, most))
     right.set_title("Translating")
     right.invert_yaxis()
-    return picture.tell(
+    return picture.describe(
         f"Line chart, logarithmic in height: bits per predicted token, mean of held-out sentences (y), against steps "
         f"(x), reversible and ordinary models of equal parameters, {data_name(record)}; bar chart: BLEU of "
         f"their translations, and of a learned dictionary and of copying the nearest sentence. "
@@ -489,7 +489,7 @@ def translation_examples(record):
         text.set_in_layout(False)
     ax.set(xlim=(0, 1), ylim=(len(sentences), 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return picture.tell(
+    return picture.describe(
         "A table of texts: held-out sentences, their right translations, the model's (bold), and those of a dictionary "
         "that was learned from the same pairs. " + source(record),
         **{"examples": len(sentences), "of them translated without a fault": right},

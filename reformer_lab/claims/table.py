@@ -106,7 +106,7 @@ def show(name, number=0, folder=DATA):
         return Html(f"<p>{html.escape(text)} <code>reformer-ref reproduce {name}</code></p>")
     drawings = list(pictures(record).values())
     picture = drawings[require_int("number", number, 0, len(drawings) - 1)]()
-    picture.colours, picture.shown_dpi = 64, 85  # a notebook of a dozen pictures must stay small
+    picture.colours, picture.notebook_dpi = 64, 85  # a notebook of a dozen pictures must stay small
     return picture
 
 

@@ -11,7 +11,7 @@ from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 
 from reformer_lab.claims.experiment import config_of, options_of, thinned
 from reformer_lab.claims.table import data_name, row, spread
-from reformer_lab.data import english_german, translation
+from reformer_lab.data import translation
 from reformer_lab.data.translation import VOCAB_SIZE
 
 STREAMS = {"reversible": {}, "ordinary": {"streams": 1, "reversible": False}}
@@ -31,7 +31,7 @@ def sub_runs(config):
 
 def data(how, path=None):
     """(training pairs, held-out pairs) of texts: of a file of the user's, or made by the grammar."""
-    pairs = english_german.pairs(how["pairs"], 0) if path is None else translation.read_pairs(path)
+    pairs = translation.english_german(how["pairs"]) if path is None else translation.read_pairs(path)
     fitting = translation.fitting(pairs, how["max_length"])
     if len(fitting) <= how["held_out"]:
         raise ValueError(

@@ -105,7 +105,7 @@ def explain(task, result, yours, expected, args=None):
     got, want = _two_texts(yours[at], expected[at])
     if not at:
         return f"`{result}` is {got}, expected {want}."
-    place = f"{result}[{', '.join(map(str, at))}]" + (f" ({task.tell(args, at)})" if task.tell and args else "")
+    place = f"{result}[{', '.join(map(str, at))}]" + (f" ({task.describe(args, at)})" if task.tell and args else "")
     count = f"{int(wrong.sum()):,} of {wrong.size:,} entries of `{result}` {'is' if wrong.sum() == 1 else 'are'} wrong"
     return f"{count}; the first is {place}: yours {got}, expected {want}.\n\n{table(task, yours, expected, args)}"
 
@@ -248,6 +248,6 @@ def _listed(task, yours, expected, wrong, args):
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(f"{text:>{w}}" for text, w in zip(row, widths, strict=True)) for row in rows]
     if task.tell and args:
-        told = ["", *("   " + task.tell(args, tuple(int(i) for i in p)) for p in places[:MOST_LISTED])]
+        told = ["", *("   " + task.describe(args, tuple(int(i) for i in p)) for p in places[:MOST_LISTED])]
         lines = [line + words for line, words in zip(lines, told, strict=True)]
     return "\n".join(lines + ([f"… and {len(places) - MOST_LISTED:,} more"] if len(places) > MOST_LISTED else []))

@@ -1,9 +1,7 @@
-"""What all pictures share: palette, captions with numbers, sources side by side, and one kind of
-widget.
+"""Shared by all pictures: palette, captions with numbers, checks of data, sources side by side, and explorers.
 
-A drawing function takes data and returns a ``Picture``. The notebook's cell, its widget and ``make
-figures`` all call the same function. Colour never stands alone: buckets carry their number, lines
-their own dashes or markers.
+A drawing function takes data and returns a ``Picture``. The notebook's cell, its widget and ``make figures`` all call
+the same function. Colour is never the only sign: buckets carry their number, lines their own dashes or markers.
 """
 
 import base64
@@ -12,7 +10,6 @@ import html
 import inspect
 import io
 import textwrap
-from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -24,6 +21,8 @@ from reformer_ref._arguments import clear_errors, require_choice, require_float,
 
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 LONGEST_SIDE = 200  # of a picture, in inches
+WRITTEN_UP_TO = 16  # tokens: in larger matrices no number fits into a cell
+LONGEST_TEXT = 120  # characters of an explorer's line of text
 SOURCE_STYLE = "font-size:12px;white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid #999;padding:6px"
 STYLE = {
     "font.size": 10,
@@ -41,13 +40,13 @@ STYLE = {
 
 
 class Picture(Figure):
-    """A matplotlib figure, ``width`` × ``height`` inches, that knows its caption and the numbers it
-    shows.
+    """A matplotlib figure, ``width`` × ``height`` inches, with a caption and the numbers in it.
 
-    As the last value of a notebook's cell it shows itself, its caption and its numbers.
+    As the last value of a notebook's cell it displays itself, its caption and its numbers.
     """
 
-    colours, shown_dpi = (256, 100)  # of its PNG: colours enough for a drawing, at a third of the size; in a notebook
+    colours = 256  # of its PNG: enough for a drawing, at a third of the size
+    notebook_dpi = 100
 
     @clear_errors
     def __init__(self, width=8.0, height=4.0, **options):
@@ -58,17 +57,15 @@ class Picture(Figure):
         FigureCanvasAgg(self)
         self.caption, self.numbers = "", {}
 
-    def tell(self, caption, **numbers):
-        """Give the caption (kind of chart, axes, the point) and the numbers shown; returns the
-        picture.
-        """
+    def describe(self, caption, **numbers):
+        """Set the caption (kind of chart, axes, the point) and the numbers beside it; returns the picture."""
         if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"caption must be a text that says what the picture shows, got {shown(caption)}")
+            raise ValueError(f"caption must be a text that describes the picture, got {shown(caption)}")
         self.caption, self.numbers = " ".join(caption.split()), numbers
         return self
 
     @property
-    def told(self):
+    def numbers_text(self):
         """The numbers as one text: ``name = value · name = value``."""
         return " · ".join(f"{name} = {number(value)}" for name, value in self.numbers.items())
 
@@ -85,17 +82,15 @@ class Picture(Figure):
         from IPython.display import Markdown, display
 
         data = {
-            "image/png": base64.b64encode(self.png(self.shown_dpi)).decode(),
+            "image/png": base64.b64encode(self.png(self.notebook_dpi)).decode(),
             "text/plain": f"<Picture: {self.caption}>",
         }
         display(data, metadata={"image/png": {"alt": self.caption}, "alt": self.caption}, raw=True)
-        display(Markdown(f"*{self.caption}*" + (f"\n\n`{self.told}`" if self.numbers else "")))
+        display(Markdown(f"*{self.caption}*" + (f"\n\n`{self.numbers_text}`" if self.numbers else "")))
 
 
 def styled(draw):
-    """Decorator of drawing functions: the style of this house, without a change to anybody's
-    settings; clear errors.
-    """
+    """Decorator of drawing functions: the style of all pictures, whatever the user's settings; clear errors."""
     draw = clear_errors(_require_function("draw", draw))
 
     @functools.wraps(draw)
@@ -108,9 +103,7 @@ def styled(draw):
 
 @clear_errors
 def number(value):
-    """A number in three significant digits, integers whole with commas; anything else as it is
-    written.
-    """
+    """A number in three significant digits, integers whole with commas; anything else as it is written."""
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
@@ -147,8 +140,51 @@ def entries(name, named):
     return named
 
 
+def as_array(name, value, shape):
+    """``value`` as an array; ValueError unless it has this shape, where None stands for any size ≥ 1."""
+    value = np.asarray(value)
+    sizes = [size or n for size, n in zip(shape, value.shape, strict=False)]
+    if value.ndim != len(shape) or list(value.shape) != sizes or 0 in value.shape:
+        text = ", ".join(str(size or "n") for size in shape) + "," * (len(shape) == 1)
+        raise ValueError(f"{name} must have shape ({text}), got {value.shape}")
+    return value
+
+
+def as_square(name, matrix, largest=np.inf):
+    """``matrix`` as an array (L, L) of numbers from 0 to ``largest``; ValueError if it is not one."""
+    matrix = as_array(name, matrix, (None, None))
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"{name} must have shape (L, L) with L ≥ 1, got {matrix.shape}")
+    if not (np.isfinite(matrix) & (matrix >= 0) & (matrix <= largest + 1e-9)).all():
+        raise ValueError(
+            f"{name} must hold finite numbers from 0 to {largest:g}, got {matrix.min():.3g} to {matrix.max():.3g}"
+        )
+    return matrix
+
+
+def heat_map(ax, matrix, largest=1.0, factor=100, labels=None):
+    """Draw a matrix (L, L), zeros white; returns the image.
+
+    Up to 16 tokens the entries, times ``factor``, are written into the cells, and labels at the axes (default: 0, 1,
+    …); factor None: neither.
+    """
+    colours = matplotlib.colormaps["cividis_r"].with_extremes(bad="white")
+    image = ax.imshow(np.ma.masked_equal(matrix, 0), cmap=colours, vmin=0, vmax=max(largest, 1e-9))
+    ax.spines[:].set_visible(True)
+    if len(matrix) <= WRITTEN_UP_TO and factor is not None:
+        labels = [str(i) for i in range(len(matrix))] if labels is None else labels
+        ax.set_xticks(range(len(matrix)), labels, rotation=0 if max(map(len, labels)) <= 4 else 60)
+        ax.set_yticks(range(len(matrix)), labels)
+        ax.tick_params(length=0)
+        for (i, j), entry in np.ndenumerate(matrix):
+            if entry > 0:
+                colour = readable_on(image.to_rgba(float(entry)))
+                ax.text(j, i, f"{factor * entry:.0f}", ha="center", va="center", fontsize=9, color=colour)
+    return image
+
+
 @clear_errors
-def strip(ax, labels, colours, title=None):
+def cell_row(ax, labels, colours, title=None):
     """One row of cells from left to right: labels, n texts; colours (n, 4) RGBA or n names."""
     colours = matplotlib.colors.to_rgba_array(colours)
     if len(labels) != len(colours):
@@ -171,7 +207,7 @@ class Html(str):
 
 @clear_errors
 def side_by_side(*functions):
-    """The sources of functions of this package next to each other, each under the name of its file."""
+    """The sources of functions next to each other, each under the name of its file."""
     cells = []
     for function in functions:
         plain = inspect.unwrap(_require_function("function", function))
@@ -184,181 +220,81 @@ def side_by_side(*functions):
     return Html(f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(cells)}</div>')
 
 
-@dataclass(frozen=True)
-class Range:
-    """A slider from low to high in steps, starting at ``start``."""
+def controls(**accepted):
+    """Decorator of a function with default values: what each argument of its explorer may be.
 
-    low: float
-    high: float
-    step: float = 1
-    start: float | None = None
-
-    def __post_init__(self):
-        for name in ("low", "high", "step"):
-            require_float(name, getattr(self, name))
-        if not (self.low <= self.high and self.step > 0):
-            raise ValueError(f"low must be at most high and step above 0, got {self}")
-        self.check("start", self.first)
-
-    @property
-    def first(self):
-        """Where the slider stands at first."""
-        return self.low if self.start is None else self.start
-
-    @property
-    def ends(self):
-        """Both ends."""
-        return self.low, self.high
-
-    @property
-    def whole(self):
-        """Whether it moves over whole numbers."""
-        return all(isinstance(x, int) for x in (self.low, self.high, self.step, self.first))
-
-    def check(self, name, value):
-        """ValueError unless the slider can stand there."""
-        kinds = (int, np.integer) if self.whole else (int, float, np.number)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not self.low <= value <= self.high:
-            kind = "a whole number" if self.whole else "a number"
-            raise ValueError(f"{name} must be {kind} from {self.low} to {self.high}, got {shown(value)}")
-
-    def widget(self, name):
-        """The slider."""
-        import ipywidgets
-
-        kind = ipywidgets.IntSlider if self.whole else ipywidgets.FloatSlider
-        ends = {"min": self.low, "max": self.high, "step": self.step}
-        return kind(self.first, **ends, continuous_update=False, **_labelled(name, "22em"))
-
-
-class Choice:
-    """A menu of options, starting at ``start`` (the first one, if not given)."""
-
-    def __init__(self, *options, start=None):
-        if not options:
-            raise ValueError("options must be at least one, got none")
-        self.options, self.first = options, options[0] if start is None else start
-        self.check("start", self.first)
-
-    @property
-    def ends(self):
-        """Every option."""
-        return self.options
-
-    def check(self, name, value):
-        """ValueError unless it is one of the options."""
-        require_choice(name, value, self.options)
-
-    def widget(self, name):
-        """The menu; a box to tick for yes and no."""
-        import ipywidgets
-
-        if set(self.options) == {True, False} and all(isinstance(o, bool) for o in self.options):
-            return ipywidgets.Checkbox(self.first, indent=False, **_labelled(name))
-        return ipywidgets.Dropdown(options=list(self.options), value=self.first, **_labelled(name))
-
-
-@dataclass(frozen=True)
-class Text:
-    """A line of text to write into."""
-
-    start: str
-    longest: int = 400
-
-    def __post_init__(self):
-        require_int("longest", self.longest), self.check("start", self.start)
-
-    @property
-    def first(self):
-        """The text that stands there at first."""
-        return self.start
-
-    @property
-    def ends(self):
-        """A short text, and one of the greatest length."""
-        return "a", (self.start + " ") * (self.longest // (len(self.start) + 1))
-
-    def check(self, name, value):
-        """ValueError unless it is a text that is neither blank nor too long."""
-        if not isinstance(value, str) or not value.strip() or len(value) > self.longest:
-            raise ValueError(
-                f"{name} must be a text of 1 to {self.longest} characters, not blank, got {shown(value, 60)}"
-            )
-
-    def widget(self, name):
-        """The line."""
-        import ipywidgets
-
-        return ipywidgets.Text(self.start, continuous_update=False, **_labelled(name, "95%"))
-
-
-def controls(**described):
-    """Decorator: describe every argument by a ``Range``, ``Choice`` or ``Text``; where it starts is
-    the default.
+    As for ``ipywidgets.interact``: (low, high) or (low, high, step) makes a slider, a list a menu; ``bool`` makes a
+    checkbox, and ``str`` a line of text. The function refuses everything else.
     """
-
-    for name, control in described.items():
-        if not isinstance(control, (Range, Choice, Text)):
-            raise TypeError(f"{name} must be a Range, a Choice or a Text, got {shown(control)}")
 
     def decorate(draw):
         signature = inspect.signature(_require_function("draw", draw))
-        if set(signature.parameters) != set(described):
-            raise TypeError(f"controls must describe {list(signature.parameters)}, got {list(described)}")
+        if set(signature.parameters) != set(accepted):
+            raise TypeError(f"controls must describe {list(signature.parameters)}, got {list(accepted)}")
 
         @functools.wraps(draw)
-        def wrapped(**given):
-            for name, value in given.items():
-                if name not in described:
-                    raise TypeError(f"{draw.__name__} has no control {name}; it has {', '.join(described)}")
-                described[name].check(name, value)
-            return draw(**{name: control.first for name, control in described.items()} | given)
+        def checked(*args, **kwargs):
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
+                _require_accepted(name, value, accepted[name])
+            return draw(*args, **kwargs)
 
-        wrapped.controls = described
-        return wrapped
+        checked.controls = accepted
+        return checked
 
     return decorate
 
 
+def _require_accepted(name, value, accepted):
+    """ValueError unless a control can have this value."""
+    if isinstance(accepted, tuple):
+        whole = all(isinstance(end, int) for end in accepted)
+        kinds = (int, np.integer) if whole else (int, float, np.number)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not accepted[0] <= value <= accepted[1]:
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(f"{name} must be {kind} from {accepted[0]} to {accepted[1]}, got {shown(value)}")
+    elif accepted is str:
+        if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_TEXT:
+            raise ValueError(f"{name} must be a text of 1 to {LONGEST_TEXT} characters, got {shown(value, 60)}")
+    else:
+        require_choice(name, value, [True, False] if accepted is bool else accepted)
+
+
 def explore(draw):
-    """The widget of a function with ``controls``: its sliders, its picture and its numbers, redrawn
-    when one moves.
-    """
+    """Make the widget of a function with ``controls``: its picture and numbers, redrawn when a control moves."""
     import ipywidgets
 
     if not hasattr(draw, "controls"):
         raise TypeError(f"draw must be a function decorated with controls, got {shown(draw, 60)}")
-    inputs = {name: control.widget(name) for name, control in draw.controls.items()}
-    image, told = (
-        ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"}),
-        ipywidgets.HTML(),
-    )
+    inputs = {}
+    for name, parameter in inspect.signature(draw).parameters.items():
+        accepted, default = draw.controls[name], parameter.default
+        widget = ipywidgets.interactive.widget_from_abbrev(default if accepted in (bool, str) else accepted, default)
+        widget.description = name.replace("_", " ")
+        widget.style.description_width = "initial"
+        widget.layout.width = "95%" if accepted is str else "22em" if isinstance(accepted, tuple) else "auto"
+        widget.continuous_update = False
+        inputs[name] = widget
+    image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+    text = ipywidgets.HTML()
 
     def redraw(_=None):
         try:
             picture = draw(**{name: widget.value for name, widget in inputs.items()})
         except ValueError as error:
-            told.value = f"<b>Not possible:</b> {html.escape(str(error))}"
+            text.value = f"<b>Not possible:</b> {html.escape(str(error))}"
             return
         image.value = picture.png()
-        told.value = f"<p><i>{html.escape(picture.caption)}</i></p><p><code>{html.escape(picture.told)}</code></p>"
+        text.value = (
+            f"<p><i>{html.escape(picture.caption)}</i></p><p><code>{html.escape(picture.numbers_text)}</code></p>"
+        )
 
     for widget in inputs.values():
         widget.observe(redraw, names="value")
     redraw()
-    panel = ipywidgets.HBox(list(inputs.values()), layout={"flex_flow": "row wrap"})
-    return ipywidgets.VBox([panel, image, told])
+    return ipywidgets.VBox([ipywidgets.HBox(list(inputs.values()), layout={"flex_flow": "row wrap"}), image, text])
 
 
 def _require_function(name, function):
     if not inspect.isroutine(function):
         raise TypeError(f"{name} must be a function, got {shown(function)}")
     return function
-
-
-def _labelled(name, width="auto"):
-    return {
-        "description": name.replace("_", " "),
-        "style": {"description_width": "initial"},
-        "layout": {"width": width, "margin": "2px 12px 2px 2px"},
-    }

@@ -12,34 +12,27 @@ from reformer_ref._arguments import shown
 
 
 def as_path(name, value):
-    """``value`` as a Path; TypeError if it is no path at all, ValueError if no file can have that
-    name.
-    """
+    """``value`` as a Path; TypeError if it is not a path, ValueError if no file can have that name."""
     if not isinstance(value, (str, Path)):
         raise TypeError(f"{name} must be a path, got {shown(value)}")
     try:
-        os.fsencode(value)
+        parts = [os.fsencode(part) for part in Path(value).parts]
+        possible = len(os.fsencode(value)) <= 4096 and all(len(part) <= 255 and b"\0" not in part for part in parts)
     except UnicodeEncodeError:
-        raise ValueError(f"{name} must be a name that a file can have, got {shown(value)}") from None
-    if (
-        "\0" in str(value)
-        or len(os.fsencode(value)) > 4096
-        or any(len(os.fsencode(p)) > 255 for p in Path(value).parts)
-    ):
+        possible = False
+    if not possible:
         raise ValueError(f"{name} must be a name that a file can have, got {shown(str(value))}")
     return Path(value)
 
 
 def write_atomically(path, content):
-    """Write bytes to ``path`` so that a crash leaves either the old file or the new one, never a
-    part of it.
+    """Write bytes to ``path`` so that a crash leaves the old file or the new one, never half of one.
 
-    OSError if something else than a file stands there: a device that is replaced by a file is gone
-    for everybody.
+    OSError if the path is that of something else: a device that is replaced by a file is gone for all users.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "there is something that is no file", str(path))
+        raise OSError(errno.EINVAL, "there is something that is not a file", str(path))
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -54,6 +47,11 @@ def write_atomically(path, content):
     sync_folder(path.parent)
 
 
+def is_left_over(path):
+    """Whether a file is what a killed `write_atomically` leaves behind."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
 def sync_folder(folder):
     """Make names in a folder survive a power cut: a rename is on disk only when its folder is."""
     handle = os.open(folder, os.O_RDONLY)
@@ -64,31 +62,23 @@ def sync_folder(folder):
 
 
 def write_json(path, value):
-    """Write a dict as JSON, one line per key, atomically. NaN and infinity, which are not JSON,
-    raise ValueError.
-    """
+    """Write a dict as JSON, one line per key, atomically; ValueError for NaN and infinity, which are not JSON."""
     lines = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
     write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 @contextlib.contextmanager
 def open_regular(path, most=None):
-    """A regular file, open for reading bytes; OSError for everything else.
+    """A regular file of at most ``most`` bytes, open for reading bytes; OSError for everything else.
 
-    Symbolic links are not followed, and pipes and devices, which could block or never end, are
-    refused: the content of a folder that somebody else has packed must not lead out of it. most:
-    largest size in bytes.
+    Symbolic links are not followed, and pipes and devices, which could block or never end, are refused: the content
+    of a folder from other people must not lead out of it.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"it is no regular file: {path}")
+            raise OSError(f"it is not a regular file: {path}")
         if most is not None and status.st_size > most:
             raise OSError(f"it has {status.st_size:,} bytes, at most {most:,} are accepted: {path}")
         yield file
-
-
-def left_over(path):
-    """Whether a file is what a killed `write_atomically` leaves behind."""
-    return path.name.startswith(".") and path.suffix == ".tmp"

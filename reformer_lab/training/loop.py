@@ -1,10 +1,8 @@
-"""One training loop for every task: one process or many, metrics, evaluation, checkpoints, and an
-exact resume.
+"""One training loop for every task: one process or many, metrics, evaluation, checkpoints, and an exact resume.
 
-Everything random is a function of (seed, step): the batch, the hash rotations, and (with the number
-of the process) the dropout masks. So a run that was killed goes on from its last checkpoint as if
-nothing had happened, to the last bit, and PyTorch's global random state is as before when `train`
-returns.
+Everything random is a function of (seed, step): the batch, the hash rotations, and (with the number of the process) the
+dropout masks. So a run that was killed goes on from its last checkpoint as if nothing had happened, to the last bit,
+and PyTorch's global random state is as before when `train` returns.
 """
 
 import contextlib
@@ -25,11 +23,9 @@ __all__ = ["NonFiniteLoss", "TrainingResult", "held_out_bits", "step_generator",
 
 
 def held_out_bits(model, windows):
-    """Mean bits per predicted token over ``windows``, int64 (n, L), one by one, in eval mode with
-    the fixed rotations.
+    """Mean bits per predicted token over ``windows``, int64 (n, L), one by one, in eval mode with the fixed rotations.
 
-    Each window starts afresh, so its first tokens are predicted with little context; the very first
-    is not counted.
+    Each window starts afresh, so its first tokens are predicted with little context; the very first is not counted.
     """
     _require_model(model)
     _require_windows("windows", windows)
@@ -40,32 +36,38 @@ def train(
     model, batch_at, held_out, options, *, fabric=None, folder=None, resume=False, about=None, weight_of=None,
     tensorboard=False, progress=True, should_stop=None, report=print, started=None,
 ):  # fmt: skip
-    """Train ``model`` in place and return a `TrainingResult`.
+    """Train ``model`` in place.
 
-    model        has ``loss(*batch, generator=…)``: mean cross-entropy in nats per predicted token;
-    every parameter that
-                 requires a gradient gets one in every step
-    batch_at     step -> the batch of all processes together: int64 tokens (batch, L), or a tuple of
-    tensors with
-                 ``batch`` rows each; always the same for the same step
-    held_out     int64 windows (n, L), or a list of tuples of tensors without the batch dimension;
-    all are used at the
-                 end, the first ``quick_windows`` before that
-    options      `TrainingOptions` fabric       from `make_fabric`, launched; by default this
-    process alone, on the model's device folder       where metrics and checkpoints go (see
-    `run_folder`); None: nowhere resume       go on from the newest good checkpoint in ``folder``
-    about        JSON values that a resumed run must share, such as what the data is weight_of
-    the tensors of a part of a batch -> the number of tokens predicted in it, for parts that hold
-    more and
-                 less; by default all rows count the same
-    tensorboard  write events for TensorBoard too should_stop  called before every step in every
-    process; true in one of them: all stop now, with a checkpoint report       called with a line of
-    text where something is decided or found started      `time.perf_counter()` at which the time
-    budget began; now, by default
+    Args:
+        model: a module with ``loss(*batch, generator=…)``, the mean cross-entropy in nats per predicted token. Every
+            parameter that requires a gradient gets one in every step.
+        batch_at: function of the step that returns the batch of all processes together: int64 tokens (batch, L), or a
+            tuple of tensors with ``batch`` rows each; always the same for the same step.
+        held_out: int64 windows (n, L), or a list of tuples of tensors without the batch dimension. All are used at the
+            end, the first ``quick_windows`` before that.
+        options: `TrainingOptions`.
+        fabric: from `make_fabric`, launched; by default this process alone, on the model's device.
+        folder: where metrics and checkpoints go (see `run_folder`); None: nowhere.
+        resume: go on from the newest good checkpoint in ``folder``.
+        about: JSON values that a resumed run must share, such as a description of the data.
+        weight_of: function of the tensors of some rows that returns the number of tokens predicted in them; by default
+            all rows count the same.
+        tensorboard: write events for TensorBoard too.
+        progress: whether to draw a progress bar.
+        should_stop: function called before every step in every process; where it returns True in one of them, all stop
+            with a checkpoint.
+        report: function of a line of text, called where something is decided.
+        started: `time.perf_counter()` at which the time budget began; now, by default.
 
-    Raises NonFiniteLoss if loss or gradient are infinite or no numbers (the state before that step,
-    and the batch, are in ``folder``), LostProcess if another process is gone, CheckpointNotWritten,
-    and ValueError for a folder that holds another run, with what differs.
+    Returns:
+        A `TrainingResult`.
+
+    Raises:
+        NonFiniteLoss: loss or gradient are infinite or NaN. The state before that step, and the batch, are in
+            ``folder``.
+        LostProcess: another process has ended.
+        CheckpointNotWritten: the disk is full, or the folder was moved.
+        ValueError: the folder holds another run; it says what differs.
     """
     _require_model(model)
     _require_windows("held_out", held_out)
@@ -86,17 +88,17 @@ def train(
         if folder is not None:
             folder = RunFolder(folder, resume, tensorboard)
             together(fabric, lambda: stack.enter_context(folder) and None)
-        report = report if fabric.is_global_zero else _say_nothing
+        report = report if fabric.is_global_zero else lambda line: None
         run = Run(model, batch_at, held_out, options, fabric, folder, about, weight_of, report, started)
         run.begin(resume)
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        often = 0.5 if terminal else 20.0  # seconds; a log file needs fewer lines than a terminal
+        interval = 0.5 if terminal else 20.0  # seconds; a log file needs fewer lines than a terminal
         hidden = not progress or not fabric.is_global_zero or sys.stderr is None
-        bar = tqdm(total=run.plan.total, initial=run.step, unit="step", disable=hidden, mininterval=often)
+        bar = tqdm(total=run.plan.total, initial=run.step, unit="step", disable=hidden, mininterval=interval)
         with contextlib.closing(bar):
             while not run.finished and not run.stopped(should_stop):
-                run.take_step()
-                run.show(bar)
+                run.advance()
+                run.update(bar)
         run.end()
     return run.result
 
@@ -111,16 +113,12 @@ def _require_model(model):
 def _require_windows(name, windows):
     if isinstance(windows, np.ndarray) and windows.dtype.kind in "iu":
         windows = torch.as_tensor(windows)
-    whole = isinstance(windows, torch.Tensor) and windows.layout == torch.strided and windows.ndim == 2
-    whole = whole and not windows.is_meta
-    listed = isinstance(windows, (list, tuple)) and all(
+    is_tensor = isinstance(windows, torch.Tensor) and windows.layout == torch.strided and windows.ndim == 2
+    is_tensor = is_tensor and not windows.is_meta
+    is_list = isinstance(windows, (list, tuple)) and all(
         torch.is_tensor(t) for window in windows for t in (window if isinstance(window, tuple) else (window,))
     )
-    if not (whole or listed):
+    if not (is_tensor or is_list):
         raise TypeError(f"{name} must be integers (n, L) or a list of tuples of tensors, got {shown(windows)}")
     if len(windows) == 0:
-        raise ValueError(f"{name} must hold one window at least, got none")
-
-
-def _say_nothing(line):
-    pass
+        raise ValueError(f"{name} must hold at least one window, got none")

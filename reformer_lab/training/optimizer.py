@@ -2,7 +2,7 @@
 
 import torch
 
-from reformer_lab.training.checkpoint import CheckpointError
+from reformer_lab.training.checkpoint import CheckpointError, check_tensors
 
 
 def make_optimizer(model, options):
@@ -13,41 +13,27 @@ def make_optimizer(model, options):
 
 
 def optimizer_tensors(model, optimizer):
-    """The optimiser's state as {"<parameter>:<what>": tensor}."""
+    """The optimiser's state as {"<parameter>:<key>": tensor}."""
     names = {p: name for name, p in model.named_parameters()}
     return {f"{names[p]}:{key}": torch.as_tensor(t) for p, state in optimizer.state.items() for key, t in state.items()}
 
 
-def load_optimizer(model, optimizer, found):
-    """Give the optimiser the state in a `Checkpoint`; CheckpointError if it is not of this model
-    and optimiser.
-    """
-    tensors, state = dict(found.training or {}), {}
-    for index, (name, p) in enumerate(model.named_parameters()):
-        mine = {key.rpartition(":")[2]: tensors.pop(key) for key in list(tensors) if key.rpartition(":")[0] == name}
-        expected = _fresh_state(optimizer, p) if found.step and p.requires_grad else {}
-        if mine.keys() != expected.keys():
-            raise CheckpointError(f"{found.path} holds the state of another optimiser, or of none, for {name}")
-        for key, want in expected.items():
-            t = mine[key]
-            if (
-                t.shape != want.shape
-                or t.dtype != want.dtype
-                or not torch.isfinite(t).all()
-                or (key == "step" and t < 1)
-            ):
-                raise CheckpointError(f"{found.path}: the optimiser's {key} of {name} does not fit, or is no number")
-        if mine:
-            state[index] = mine
-    if tensors:
-        raise CheckpointError(f"{found.path} holds the state of another optimiser: {sorted(tensors)[:3]}")
+def load_optimizer(model, optimizer, checkpoint):
+    """Give the optimiser the state in a checkpoint; CheckpointError if it is not of this model and optimiser."""
+    trained = [(index, name, p) for index, (name, p) in enumerate(model.named_parameters()) if p.requires_grad]
+    fresh = {index: _fresh_state(optimizer, p) for index, _, p in trained} if checkpoint.step else {}
+    expected = {f"{name}:{key}": t for index, name, _ in trained for key, t in fresh.get(index, {}).items()}
+    check_tensors(f"{checkpoint.path}, as the state of this optimiser,", checkpoint.training, expected)
+    if any(t < 1 for name, t in checkpoint.training.items() if name.endswith(":step")):
+        raise CheckpointError(f"{checkpoint.path}: the optimiser must have done a step")
+    state = {
+        index: {key: checkpoint.training[f"{name}:{key}"] for key in fresh.get(index, {})} for index, name, _ in trained
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _fresh_state(optimizer, p):
-    """What the optimiser keeps for a parameter after its first step: {what: tensor}; only shapes
-    and dtypes matter.
-    """
+    """What the optimiser keeps for a parameter after its first step: {key: tensor}, for shapes and dtypes alone."""
     like = torch.nn.Parameter(torch.zeros(p.shape, dtype=p.dtype))
     like.grad = torch.zeros_like(like)
     fresh = type(optimizer)([like], lr=0.1)

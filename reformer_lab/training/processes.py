@@ -1,6 +1,4 @@
-"""One process or many: Lightning Fabric as training uses it, signals that end a run, processes that
-are gone.
-"""
+"""One process or many: Lightning Fabric as training uses it, signals that end a run, processes that are gone."""
 
 import contextlib
 import os
@@ -24,13 +22,15 @@ class LostProcess(RuntimeError):
 
 
 def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
-    """A Lightning Fabric for ``processes`` processes on this machine, or for those that torchrun
-    has started.
+    """Make a Lightning Fabric for ``processes`` processes on this machine, or for those that torchrun has started.
 
-    device: "cpu" (gloo) or "cuda" (nccl, a GPU for each process); precision: as in
-    `TrainingOptions`; timeout: seconds after which a process that does not answer is given up (one
-    that has died is noticed at once). With more than one process and no torchrun,
-    ``fabric.launch()`` starts the others with the command line of this one.
+    With more than one process and no torchrun, ``fabric.launch()`` starts the others with the command line of this one.
+
+    Args:
+        device: "cpu" (gloo) or "cuda" (nccl, a GPU for each process).
+        processes: their number on this machine.
+        precision: as in `TrainingOptions`.
+        timeout: seconds after which a process that does not answer is given up; one that has died is noticed at once.
     """
     try:
         from lightning_fabric import Fabric
@@ -46,26 +46,24 @@ def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device}")
     under_torchrun = torch.distributed.is_torchelastic_launched()
-    here = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun else processes
-    hosts = int(os.environ["WORLD_SIZE"]) // here if under_torchrun else 1
-    if processes not in (1, here):
-        raise ValueError(f"torchrun has started {here} processes here, but {processes} are asked for; leave that to it")
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun else processes
+    hosts = int(os.environ["WORLD_SIZE"]) // local if under_torchrun else 1
+    if processes not in (1, local):
+        raise ValueError(f"torchrun has started {local} processes, not {processes}; leave --processes to it")
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"precision fp16 needs a GPU (--device cuda), got {device.type}; take bf16 on a CPU")
-    how = {"accelerator": device.type, "precision": FABRIC_PRECISION[precision]}
-    if here * hosts == 1:
-        return Fabric(devices=[device.index or 0] if device.type == "cuda" else 1, **how)
+        raise ValueError(f"precision fp16 needs a GPU (--device cuda), got {device.type}; use bf16 on a CPU")
+    options = {"accelerator": device.type, "precision": FABRIC_PRECISION[precision]}
+    if local * hosts == 1:
+        return Fabric(devices=[device.index or 0] if device.type == "cuda" else 1, **options)
     backend = "nccl" if device.type == "cuda" else "gloo"
     strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(seconds=timeout))
     environment = TorchElasticEnvironment() if under_torchrun else LightningEnvironment()
-    return Fabric(devices=here, num_nodes=hosts, strategy=strategy, plugins=[environment], **how)
+    return Fabric(devices=local, num_nodes=hosts, strategy=strategy, plugins=[environment], **options)
 
 
 @contextlib.contextmanager
 def naming_lost_processes(fabric):
-    """Errors of collective operations become `LostProcess`: what failed is another process, not
-    this one.
-    """
+    """Turn errors of collective operations into `LostProcess`: another process failed, not this one."""
     try:
         yield
     except RuntimeError as error:
@@ -80,11 +78,10 @@ def naming_lost_processes(fabric):
 
 
 class StopRequest:
-    """Ctrl-C, SIGTERM and SIGHUP ask for an orderly end: a context manager, called to learn whether
-    one did.
+    """A context manager in which Ctrl-C, SIGTERM and SIGHUP ask for an orderly end; call it to learn whether one did.
 
-    The first signal is remembered, and told to ``say``; one more, a second later or more,
-    interrupts at once. ``exit_code`` is 128 plus the number of the signal, as shells have it.
+    The first signal is remembered and reported to ``say``; a second one, at least a second later, interrupts at once.
+    ``exit_code`` is 128 plus the number of the signal, as shells have it.
     """
 
     def __init__(self, say):
@@ -108,7 +105,7 @@ class StopRequest:
 
     def _handle(self, number, frame):
         if self.number is not None:
-            if time.monotonic() - self._since > 1.0:  # torchrun and Slurm each send one: together they are one
+            if time.monotonic() - self._since > 1.0:  # torchrun and Slurm each send one; count both as one
                 raise KeyboardInterrupt
             return
         self.number, self._since = number, time.monotonic()

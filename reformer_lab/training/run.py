@@ -1,6 +1,4 @@
-"""What a training run consists of, and its steps: one process or many, metrics, evaluation,
-checkpoints.
-"""
+"""A training run and its steps: one process or many, metrics, evaluation, checkpoints."""
 
 import json
 import math
@@ -22,7 +20,7 @@ from reformer_lab.training.run_folder import differences
 from reformer_lab.training.schedule import STOP_OVER, Plan, learning_rate_at
 
 FREE = ("checkpoint_every", "checkpoint_minutes")  # options that change no result: a resumed run may have others
-STATE = {  # of a run in a checkpoint: what every value must be; "scaler" is there with fp16 only
+STATE = {  # of a run in a checkpoint, with a test of each value; "scaler" is there with fp16 only
     "about": lambda v: isinstance(v, dict),
     "where": lambda v: isinstance(v, dict),
     "metrics": lambda v: isinstance(v, dict) and type(v.get("bytes")) is int and isinstance(v.get("sha256"), str),
@@ -38,16 +36,12 @@ MOST_SKIPPED = 25  # steps in a row that fp16's loss scaling may leave out befor
 
 
 class NonFiniteLoss(FloatingPointError):
-    """Loss or gradient became infinite or not a number; the weights are those before the failing
-    step.
-    """
+    """Loss or gradient became infinite or NaN; the weights are those before the failing step."""
 
 
 @dataclass
 class TrainingResult:
-    """What happened: ``curve`` per step, ``evaluations`` on held-out data, lists of dicts; seconds
-    of wall time.
-    """
+    """What happened: ``curve`` per step and ``evaluations`` on held-out data, lists of dicts; seconds of wall time."""
 
     curve: list = field(default_factory=list)
     evaluations: list = field(default_factory=list)
@@ -65,10 +59,10 @@ class TrainingResult:
 def step_generator(seed, step):
     """The CPU generator from which the LSH layers draw their rotations in one step."""
     seed, step = require_int("seed", seed, 0, 2**63 - 1), require_int("step", step, 0, 2**63 - 1)
-    return torch.Generator().manual_seed(_number(seed, step, 1))
+    return torch.Generator().manual_seed(_seed_from(seed, step, 1))
 
 
-def _number(*numbers):
+def _seed_from(*numbers):
     """A seed in [0, 2⁶³) that depends on all of them."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
@@ -84,7 +78,7 @@ def held_out_nats(model, windows):
 
 
 class Run:
-    """What a run consists of, and its steps."""
+    """A model, its data and options, and the state of training; see `loop.train` for the arguments."""
 
     def __init__(self, model, batch_at, held_out, options, fabric, folder, about, weight_of, report, started):
         self.options, self.fabric, self.folder, self.report = options, fabric, folder, report
@@ -108,23 +102,22 @@ class Run:
 
     def begin(self, resume):
         """Find out where to begin; wrap model and optimiser; evaluate untrained weights."""
-        _parts(as_tuple(self.batch_at(0)), 0, self.fabric.world_size, self.options.accumulate)  # or ValueError, early
+        _micro_batches(as_tuple(self.batch_at(0)), self.fabric, self.options.accumulate)  # or ValueError, early
         asked = json.dumps(self._asked(), sort_keys=True)
         if self._sum(float(asked != self.fabric.broadcast(asked))):
             raise ValueError("the processes of this run were started with different options or data")
-        found = together(self.fabric, self._find) if resume and self.folder is not None else None
-        if found is not None:
-            self.model.load_state_dict(found.weights)
+        resumed = together(self.fabric, self._newest) if resume and self.folder is not None else None
         self.optimizer = make_optimizer(self.model, self.options)
-        if found is not None:
-            load_optimizer(self.model, self.optimizer, found)
+        if resumed is not None:
+            self.model.load_state_dict(resumed.weights)
+            load_optimizer(self.model, self.optimizer, resumed)
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
         self.wrapped.mark_forward_method("loss")
         self.model.train()
-        state = {} if found is None else found.state
+        state = {} if resumed is None else resumed.state
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self._recall(found, state)
+        self._recall(resumed, state)
         known, quick = state.get("evaluation_seconds"), self.held_out[: self.options.quick_windows]
         self.evaluation_seconds = self._evaluate(quick) if known is None else known
         self.plan = Plan(self.options, self.started, self.evaluation_seconds, len(self.held_out), self.report, state)
@@ -141,35 +134,32 @@ class Run:
         return getattr(self.fabric.strategy.precision, "scaler", None)
 
     def _asked(self):
-        """What the run is, as JSON values: all processes must have the same, and whoever goes on
-        with it.
-        """
+        """What the run is, as JSON values: all processes must have the same, and so must a resumed run."""
         kind, config = checkpoint.described(self.model)
         return {"reformer_ref": __version__, "model": kind, "config": config, **self.about}
 
-    def _find(self):
-        """The checkpoint to go on from, or None; ValueError if it is not of this run, with every
-        difference.
-        """
-        found = self.folder.newest(self.report)
-        if found is not None:
-            self._require_same(found)
-            checkpoint.check_tensors(found.path, found.weights, self.model.state_dict())
-        return found
+    def _newest(self):
+        """The checkpoint to go on from, or None; ValueError if it is not of this run, with every difference."""
+        newest = self.folder.newest(self.report)
+        if newest is not None:
+            self._require_same(newest)
+            checkpoint.check_tensors(newest.path, newest.weights, self.model.state_dict())
+        return newest
 
-    def _require_same(self, found):
-        wrong = sorted(name for name, fits in STATE.items() if not fits(found.state.get(name)))
+    def _require_same(self, newest):
+        wrong = sorted(name for name, is_valid in STATE.items() if not is_valid(newest.state.get(name)))
         if wrong:
-            raise CheckpointError(f"{found.path} holds no run to go on with: {', '.join(wrong)} are missing or wrong")
+            raise CheckpointError(f"{newest.path} holds no run to go on with: {', '.join(wrong)} are missing or wrong")
         asked = self._asked()
-        stored = {"reformer_ref": found.version, "model": found.model, "config": found.config, **found.state["about"]}
+        stored = {"reformer_ref": newest.version, "model": newest.model, "config": newest.config}
+        stored |= newest.state["about"]
         free = [f"options.{name}" for name in FREE]
-        if self.options.schedule != "cosine" and (self.options.steps or 0) >= found.step:
+        if self.options.schedule != "cosine" and (self.options.steps or 0) >= newest.step:
             free.append("options.steps")  # the steps before are the same however many follow
         lines = [line for name, line in differences(stored, asked) if name not in free]
         if lines:
-            raise ValueError(f"{found.path} is of another run, which cannot go on as this one: {'; '.join(lines)}")
-        for _, line in differences(found.state["where"], self._where()):
+            raise ValueError(f"{newest.path} is of another run, which cannot go on as this one: {'; '.join(lines)}")
+        for _, line in differences(newest.state["where"], self._where()):
             self.report(f"the last bits, and dropout masks, may come out otherwise: {line}")
 
     def _where(self):
@@ -177,23 +167,27 @@ class Run:
         threads, device = torch.get_num_threads(), self.fabric.device.type
         return {"torch": torch.__version__, "device": device, "threads": threads, "processes": self.fabric.world_size}
 
-    def _recall(self, found, state):
+    def _recall(self, resumed, state):
         """What happened before the checkpoint, from the lines in the folder."""
         if self._writes:
-            self.journal = self.folder.journal(state.get("metrics"), 0 if found is None else found.step)
+            self.journal = self.folder.journal(state.get("metrics"), 0 if resumed is None else resumed.step)
             metrics, timings = self.journal.lines
             seconds = {line["step"]: line["seconds"] for line in timings}
             for line in metrics:
-                target = self.result.evaluations if "held_out_bits" in line else self.result.curve
-                line = {"bits": line.pop("held_out_bits"), **line} if "held_out_bits" in line else line
-                target.append({**line, "seconds": seconds.get(line["step"], 0.0)})
-        if found is not None:
-            curve = self.result.curve if self._writes else [{}] * found.step  # elsewhere only its length counts
-            if len(curve) != found.step:
-                raise CheckpointError(f"{found.path}: the metrics hold {len(curve)} steps instead of {found.step}")
-            self.result.curve, self.result.tokens, self.skipped = (curve, state["tokens"], state["skipped"])
+                line["seconds"] = seconds.get(line["step"], 0.0)
+                if "held_out_bits" in line:
+                    line["bits"] = line.pop("held_out_bits")
+                    self.result.evaluations.append(line)
+                else:
+                    self.result.curve.append(line)
+        if resumed is not None:
+            if not self._writes:
+                self.result.curve = [{}] * resumed.step  # only its length counts in other processes
+            if self.step != resumed.step:
+                raise CheckpointError(f"{resumed.path}: the metrics hold {self.step} steps instead of {resumed.step}")
+            self.result.tokens, self.skipped = state["tokens"], state["skipped"]
             self.started -= state["seconds"]
-            self.report(f"going on after step {found.step} ({found.path.name})")
+            self.report(f"going on after step {resumed.step} ({resumed.path.name})")
 
     # ---- a step
 
@@ -210,8 +204,8 @@ class Run:
         value = torch.tensor(value, dtype=torch.float64, device=self.fabric.device)
         return self.fabric.all_reduce(value, reduce_op="sum").item()
 
-    def take_step(self):
-        """One update, its metrics, and what is due after it: evaluation, checkpoint."""
+    def advance(self):
+        """One update and its metrics; evaluation and checkpoint where they are due."""
         options, begun = self.options, time.perf_counter()
         rate = learning_rate_at(self.step, self.plan.total, options)
         for group in self.optimizer.param_groups:
@@ -240,36 +234,31 @@ class Run:
         """(loss in nats, norm of the gradient before clipping), both of all processes together."""
         fabric, options = self.fabric, self.options
         self.wrapped_optimizer.zero_grad(set_to_none=True)
-        parts = _parts(batch, fabric.global_rank, fabric.world_size, options.accumulate)
-        total, value = self.weight_of(*batch), 0.0
-        for k, part in enumerate(parts):
-            share = self.weight_of(*part) / total
-            torch.manual_seed(_number(options.seed, self.step, 2, fabric.global_rank, k))  # for dropout
-            with fabric.no_backward_sync(self.wrapped, enabled=k + 1 < len(parts)):
-                part = tuple(t.to(fabric.device) for t in part)
-                loss = self._loss(part)
-                value += self._sum(share * loss.item())
-                if not math.isfinite(value):  # in one process or more: all turn back here
+        micro_batches = _micro_batches(batch, fabric, options.accumulate)
+        value = 0.0
+        for k, micro_batch in enumerate(micro_batches):
+            weight = self.weight_of(*micro_batch) / self.weight_of(*batch)
+            torch.manual_seed(_seed_from(options.seed, self.step, 2, fabric.global_rank, k))  # for dropout
+            with fabric.no_backward_sync(self.wrapped, enabled=k + 1 < len(micro_batches)):
+                loss = self._loss(tuple(t.to(fabric.device) for t in micro_batch))
+                value += self._sum(weight * loss.item())
+                if not math.isfinite(value):  # in one process or more: all of them return
                     return value, math.nan
-                fabric.backward(loss * (share * fabric.world_size))  # processes are averaged, rows are to be summed
+                fabric.backward(loss * (weight * fabric.world_size))  # processes are averaged, rows are to be summed
         norm = fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=options.clip, error_if_nonfinite=False
         )
         return value, float(norm)
 
-    def _loss(self, part):
-        """The loss of a part of a batch, a scalar tensor; no number if numbers overflowed on the
-        way.
-        """
+    def _loss(self, micro_batch):
+        """The loss of some rows of a batch, a scalar tensor; NaN if numbers overflowed on the way."""
         try:
-            return self.wrapped.loss(*part, generator=step_generator(self.options.seed, self.step))
+            return self.wrapped.loss(*micro_batch, generator=step_generator(self.options.seed, self.step))
         except NotFinite:
             return torch.tensor(math.nan)
 
     def _is_learned(self):
-        """Whether the loss has been below ``stop_below``; process 0, which knows the whole curve,
-        decides for all.
-        """
+        """Whether the loss has been below ``stop_below``; process 0, which knows the whole curve, decides for all."""
         if self.options.stop_below is None:
             return False
         recent = [line["bits"] for line in self.result.curve[-STOP_OVER:] if line]
@@ -277,17 +266,15 @@ class Run:
         return self.fabric.broadcast(done)
 
     def _require_finite(self, loss, norm, rate, batch):
-        """NonFiniteLoss unless both are numbers; before that, the state and the batch are written
-        down.
-        """
+        """NonFiniteLoss unless both are finite; state and batch are written before it is raised."""
         scaled_away = self.scaler is not None and math.isfinite(loss) and not math.isfinite(norm)
         self.skipped = self.skipped + 1 if scaled_away else 0  # the scaler leaves this step out and scales less
         if math.isfinite(loss) and (math.isfinite(norm) or 0 < self.skipped <= MOST_SKIPPED):
             return
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
+        failure = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
         message = (
-            f"{what} at step {self.step + 1} (learning rate {rate:.3g}, clip {self.options.clip:g}); begin again with "
-            "a lower learning rate or a longer warm-up"
+            f"{failure} at step {self.step + 1} (learning rate {rate:.3g}, clip {self.options.clip:g}); begin again "
+            "with a lower learning rate or a longer warm-up"
         )
         if self._writes:
             self.save()
@@ -297,11 +284,11 @@ class Run:
         raise NonFiniteLoss(message)
 
     def _evaluate(self, windows):
-        """Evaluate on held-out windows, every process on its share of them; the seconds it took."""
+        """Evaluate on held-out windows, each process on some of them; the seconds it took."""
         begun, fabric = time.perf_counter(), self.fabric
-        mine = windows[fabric.global_rank :: fabric.world_size]
         with fabric.autocast():
-            value = bits(self._sum(sum(held_out_nats(self.model, mine))) / len(windows))
+            nats = held_out_nats(self.model, windows[fabric.global_rank :: fabric.world_size])
+        value = bits(self._sum(sum(nats)) / len(windows))
         if not math.isfinite(value):
             if self.step:
                 self.save()
@@ -331,7 +318,7 @@ class Run:
         """Write a checkpoint of this moment, if this process is the one that writes."""
         if not self._writes:
             return
-        self.folder.require_here()
+        self.folder.require_unmoved()
         state = {
             "about": self.about, "where": self._where(), "metrics": self.journal.mark(), "tokens": self.result.tokens,
             "seconds": round(time.perf_counter() - self.started, 3), "evaluation_seconds": self.evaluation_seconds,
@@ -343,9 +330,7 @@ class Run:
         self.saved_at = time.perf_counter()
 
     def end(self):
-        """The last evaluation, on everything held out, and the last checkpoint; all processes part
-        together.
-        """
+        """The last evaluation, on all held-out windows, and the last checkpoint; all processes end together."""
         result = self.result
         done = bool(result.evaluations) and result.evaluations[-1].get("step") == self.step and self.plan.was_finished
         if not result.interrupted and not self.fabric.broadcast(done):
@@ -356,8 +341,8 @@ class Run:
         result.seconds = time.perf_counter() - self.started
         self.fabric.barrier()
 
-    def show(self, bar):
-        """What the progress bar says."""
+    def update(self, bar):
+        """Update the progress bar."""
         held_out = self.result.evaluations[-1]["bits"] if self.result.evaluations else math.nan
         loss = self.result.curve[-1]["bits"]
         bar.total = self.plan.total
@@ -367,7 +352,7 @@ class Run:
         bar.update()
 
 
-# ---- small things
+# ---- helpers
 
 
 def as_tuple(batch):
@@ -379,17 +364,16 @@ def _rows(first, *rest):
     return first.shape[0]
 
 
-def _parts(batch, rank, world, accumulate):
-    """This process's share of the rows of a batch, in ``accumulate`` parts of equal size."""
-    rows, count = batch[0].shape[0], world * accumulate
+def _micro_batches(batch, fabric, accumulate):
+    """The rows of a batch that this process works on, in ``accumulate`` micro-batches of equal size."""
+    rows, count = batch[0].shape[0], fabric.world_size * accumulate
     if rows % count:
         raise ValueError(
-            f"a batch of {rows} rows cannot be divided by {world} processes × {accumulate} parts; change --batch"
+            f"a batch of {rows} rows cannot be divided by {fabric.world_size} processes × {accumulate} micro-batches; "
+            "change --batch"
         )
-    size = rows // count
-    return [
-        tuple(t[k * size : (k + 1) * size] for t in batch) for k in range(rank * accumulate, (rank + 1) * accumulate)
-    ]
+    size, first = rows // count, fabric.global_rank * accumulate
+    return [tuple(t[k * size : (k + 1) * size] for t in batch) for k in range(first, first + accumulate)]
 
 
 def _peak():
@@ -400,9 +384,7 @@ def _peak():
 
 
 def together(fabric, function):
-    """What ``function`` gives in process 0, in all of them; its ValueError too, so that nobody
-    waits for the others.
-    """
+    """What ``function`` returns in process 0, in all of them; its ValueError too, so that none waits for the others."""
     outcome = None, None
     if fabric.is_global_zero:
         try:

@@ -1,9 +1,9 @@
 """The folder of a training run: one process at a time, metrics line by line, checkpoints.
 
-metrics.jsonl   per step and per evaluation one line: what the same run gives again, to the last bit
-timings.jsonl   per step one line: seconds, tokens per second, peak memory: what no run gives twice
+metrics.jsonl   a line per step and per evaluation: what the same run gives again, to the last bit
+timings.jsonl   a line per step: seconds, tokens per second, peak memory: what no run gives twice
 checkpoints/    see `checkpoint`
-failed/         the batch at which a loss was no number, if ever one was
+failed/         the batch at which a loss was not finite, if there was one
 """
 
 import contextlib
@@ -17,53 +17,51 @@ from pathlib import Path
 import safetensors.torch
 
 from reformer_lab.training import checkpoint
-from reformer_lab.training.files import left_over, sync_folder, write_atomically, write_json
+from reformer_lab.training.checkpoint import CheckpointNotWritten
+from reformer_lab.training.files import is_left_over, sync_folder, write_atomically, write_json
 
 METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", ".lock"
 
 
 class RunFolder:
-    """A context manager that holds a folder for itself: nobody else may train into it meanwhile.
+    """A context manager that holds a folder for itself: no other process may train into it meanwhile.
 
-    The lock is the system's (flock): it goes with the process, however that ends. ValueError if
-    another process holds it, if a run is already there and ``resume`` is False, or if the folder
-    cannot be written to.
+    The lock is the system's (flock): it goes with the process, however that ends. ValueError if another process holds
+    it, if a run is already there and ``resume`` is False, or if the folder cannot be written to.
     """
 
     def __init__(self, path, resume=False, tensorboard=False):
         self.path, self.resume, self.tensorboard = Path(path), resume, tensorboard
         self.checkpoints = self.path / checkpoint.SUBFOLDER
-        self._held = contextlib.ExitStack()
+        self._open_files = contextlib.ExitStack()
 
     def __enter__(self):
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as files:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                self._lock = held.enter_context(open(self.path / LOCK, "a+", encoding="utf-8"))
+                self._lock = files.enter_context(open(self.path / LOCK, "a+", encoding="utf-8"))
                 _lock(self._lock, self.path)
                 self.checkpoints.mkdir(exist_ok=True)
-                for folder in (self.path, self.path.parent):
-                    sync_folder(folder)
-                for path in filter(left_over, self.path.iterdir()):
+                sync_folder(self.path)
+                sync_folder(self.path.parent)
+                for path in filter(is_left_over, self.path.iterdir()):
                     path.unlink()
                 metrics = self.path / METRICS
-                there = checkpoint.manifests(self.checkpoints) or (metrics.exists() and metrics.stat().st_size)
+                used = checkpoint.paths(self.checkpoints) or (metrics.exists() and metrics.stat().st_size)
             except OSError as error:
                 raise ValueError(f"cannot write to --out {self.path}: {error.strerror or error}") from None
-            if there and not self.resume:
+            if used and not self.resume:
                 raise ValueError(
                     f"{self.path} already holds a run; go on with it (--resume), or give another folder (--out)"
                 )
-            self._held = held.pop_all()
+            self._open_files = files.pop_all()
         return self
 
     def __exit__(self, *error):
-        self._held.close()
+        self._open_files.close()
 
-    def require_here(self):
-        """CheckpointNotWritten if the folder, or the metrics in it, were moved or removed
-        meanwhile.
-        """
+    def require_unmoved(self):
+        """CheckpointNotWritten if the folder, or the metrics in it, were moved or removed meanwhile."""
         for file, name in ((self._lock, LOCK), (self._journal.file, METRICS)):
             try:
                 same = os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / name))
@@ -71,82 +69,74 @@ class RunFolder:
                 same = False
             if not same:
                 reason = "the folder of this run, or a file in it, was moved or removed while it trained"
-                raise checkpoint.CheckpointNotWritten(errno.ENOENT, reason, str(self.path / name))
+                raise CheckpointNotWritten(errno.ENOENT, reason, str(self.path / name))
 
     def newest(self, report):
-        """The newest good `Checkpoint`, or None if none was written yet. What is damaged is set
-        aside and reported.
-        """
-        if not checkpoint.manifests(self.checkpoints):
+        """The newest good `Checkpoint`, or None before the first. Damaged ones are set aside and reported."""
+        if not checkpoint.paths(self.checkpoints):
             report(f"no checkpoint in {self.path} yet: beginning at step 0")
             return None
-        found, skipped = checkpoint.newest(self.checkpoints)
-        for path, why in skipped:
-            report(f"skipped: {why} (kept as {checkpoint.set_aside(path).name})")
-        return found
+        newest, damaged = checkpoint.newest(self.checkpoints)
+        for path, reason in damaged:
+            report(f"skipped: {reason} (kept as {checkpoint.set_aside(path).name})")
+        return newest
 
     def journal(self, mark=None, step=0):
-        """Open metrics and timings, cut back to where they stood in the checkpoint ``mark`` was
-        taken for.
-        """
+        """Open metrics and timings, cut back to where they were at ``mark``, that of the checkpoint of ``step``."""
         try:
-            self._journal = journal = self._held.enter_context(contextlib.closing(Journal(self.path, mark, step)))
+            self._journal = self._open_files.enter_context(contextlib.closing(Journal(self.path, mark, step)))
         except OSError as error:
             raise ValueError(f"cannot write metrics to {self.path}: {error.strerror or error}") from None
         if self.tensorboard:
-            journal.board = self._held.enter_context(_board(self.path / "tensorboard", step))
-        return journal
+            self._journal.board = self._open_files.enter_context(_board(self.path / "tensorboard", step))
+        return self._journal
 
     def keep_batch(self, step, batch, message):
-        """Write the batch at which training failed, for whoever wants to know why; the path."""
-        folder = self.path / "failed"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"batch-{step:09d}.safetensors"
+        """Write the batch at which training failed, for diagnosis; the path."""
+        path = self.path / "failed" / f"batch-{step:09d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
         tensors = {f"{index}": t.detach().cpu().contiguous() for index, t in enumerate(batch)}
         write_atomically(path, safetensors.torch.save(tensors))
-        write_json(path.with_suffix(".json"), {"step": step, "what": message})
+        write_json(path.with_suffix(".json"), {"step": step, "error": message})
         return path
 
 
 class Journal:
-    """The two files of lines. `lines` holds what was read back of them: (metrics, timings), lists
-    of dicts.
-    """
+    """The two files of lines. `lines` holds what was read back of them: (metrics, timings), lists of dicts."""
 
     def __init__(self, folder, mark=None, step=0):
         metrics, timings = Path(folder, METRICS), Path(folder, TIMINGS)
-        kept = _prefix(metrics, mark)
-        times = [line for line in _lines(timings) if line["step"] <= step] if step else []
+        kept = _read_up_to(metrics, mark)
+        times = [line for line in _timing_lines(timings) if line["step"] <= step] if step else []
         self.lines = [json.loads(line) for line in kept.splitlines()], times
         self.digest, self.bytes, self.board = hashlib.sha256(kept), len(kept), None
         write_atomically(metrics, kept)
-        write_atomically(timings, b"".join(map(_line, times)))
+        write_atomically(timings, b"".join(map(_json_line, times)))
         self.file, self._timings = open(metrics, "ab", 0), open(timings, "ab", 0)  # noqa: SIM115 see close()
 
     def metrics(self, **values):
-        """One line of what can be repeated; to TensorBoard too, if it is on."""
-        line = _line(values)
+        """Write one line of what can be repeated; to TensorBoard too, if it is on."""
+        line = _json_line(values)
         self._append(self.file, line)
         self.digest.update(line)
         self.bytes += len(line)
-        if self.board is not None:
-            for name, value in values.items():
-                if value is not None and name not in ("step", "windows"):
-                    self.board.add_scalar(name, value, values["step"])
+        for name, value in values.items() if self.board is not None else ():
+            if value is not None and name not in ("step", "windows"):
+                self.board.add_scalar(name, value, values["step"])
 
     def timing(self, **values):
-        """One line of what cannot."""
-        self._append(self._timings, _line(values))
+        """Write one line of what cannot be repeated."""
+        self._append(self._timings, _json_line(values))
 
     def _append(self, file, line):
         try:
             file.write(line)
         except OSError as error:
             reason = f"a line could not be written ({error.strerror or error}); the checkpoints are whole"
-            raise checkpoint.CheckpointNotWritten(error.errno, reason, file.name) from error
+            raise CheckpointNotWritten(error.errno, reason, file.name) from error
 
     def mark(self):
-        """Where the metrics stand, for a checkpoint: all before it is on the disk."""
+        """Where the metrics end, for a checkpoint: all before it is on the disk."""
         os.fsync(self.file.fileno())
         return {"bytes": self.bytes, "sha256": self.digest.hexdigest()}
 
@@ -156,14 +146,12 @@ class Journal:
         self._timings.close()
 
 
-def _line(values):
+def _json_line(values):
     return (json.dumps(values, allow_nan=False) + "\n").encode()
 
 
-def _prefix(path, mark):
-    """The bytes of the metrics up to a checkpoint; ValueError if they are not those that it was
-    written after.
-    """
+def _read_up_to(path, mark):
+    """The bytes of the metrics up to a checkpoint; ValueError if they are not those it was written after."""
     if mark is None:
         return b""
     content = path.read_bytes()[: mark["bytes"]] if path.exists() else b""
@@ -175,28 +163,27 @@ def _prefix(path, mark):
     return content
 
 
-def _lines(path):
-    """The whole lines of a file, as dicts; the last one may have been cut by a crash."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    found = []
-    for line in lines:
+def _timing_lines(path):
+    """The whole lines of the timings, as dicts; the last one may have been cut by a crash."""
+    lines = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError):
             value = json.loads(line)
             if isinstance(value, dict) and type(value.get("step")) is int and type(value.get("seconds")) is float:
-                found.append(value)
-    return found
+                lines.append(value)
+    return lines
 
 
 def _lock(file, folder):
-    """Hold the file for this process, or say who does."""
+    """Lock the file for this process; ValueError with the process that holds it."""
     import fcntl  # not on Windows, where this project is not tested
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        who = file.read(200).strip() or "another process"
-        raise ValueError(f"{folder} is in use by {who}; wait for it, or give another folder") from None
+        holder = file.read(200).strip() or "another process"
+        raise ValueError(f"{folder} is in use by {holder}; wait for it, or give another folder") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
@@ -212,18 +199,12 @@ def _board(folder, step):
 
 
 def differences(stored, asked, prefix=""):
-    """[(name, "name: 128 in the checkpoint, 256 now"), …] of two JSON objects, nested names joined
-    by dots.
-    """
-    found = []
+    """[(name, "name is 128 in the checkpoint and 256 now"), …] of two JSON objects; nested names joined by dots."""
+    lines = []
     for name in sorted(stored.keys() | asked.keys()):
         path, then, now = f"{prefix}{name}", stored.get(name), asked.get(name)
         if isinstance(then, dict) and isinstance(now, dict):
-            found += differences(then, now, f"{path}.")
-        elif _as_json(then) != _as_json(now):
-            found.append((path, f"{path} is {then!r} in the checkpoint and {now!r} now"))
-    return found
-
-
-def _as_json(value):
-    return [_as_json(v) for v in value] if isinstance(value, (tuple, list)) else value
+            lines += differences(then, now, f"{path}.")
+        elif json.dumps(then) != json.dumps(now):  # a tuple is a list in JSON
+            lines.append((path, f"{path} is {then!r} in the checkpoint and {now!r} now"))
+    return lines

@@ -1,6 +1,4 @@
-"""Explorer: which words or characters of a sentence share a bucket, by their spelling or by a
-model's own queries.
-"""
+"""Explorer: which words or characters of a sentence share a bucket, by their spelling or by a model's queries."""
 
 import re
 import zlib
@@ -17,8 +15,8 @@ from reformer_ref.hashing.spec import hash_vectors, random_rotations
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
 
-from reformer_lab.plots.chunking import five_strips
-from reformer_lab.plots.drawing import Choice, Picture, Range, Text, bucket_colours, controls, readable_on, styled
+from reformer_lab.plots.chunking import round_in_rows
+from reformer_lab.plots.drawing import Picture, bucket_colours, controls, readable_on, styled
 
 SENTENCE = "She hashes words; her hashed word hashing worked: these words were hashed, the worker sorted sorting words."
 D_HEAD, LINE, LONGEST = (64, 104, 120)  # size of a vector; characters of a line of the picture; bytes of a text
@@ -37,10 +35,10 @@ def split(text, by):
 
 @clear_errors
 def n_grams(tokens, by):
-    """The pieces of spelling that stand for each token: a list of lists of strings.
+    """The n-grams of each token: a list of lists of strings.
 
-    A word: all runs of two and three letters of ‹word›, with marks for its ends. A character:
-    itself, twice, and itself with the character before and with the one after.
+    Of a word: all n-grams of two and three letters of ‹word›, with marks for its ends. Of a character: itself, twice,
+    and itself with the character before and with the next.
     """
     if by == "words":
         marked = [f"‹{token.lower()}›" for token in tokens]
@@ -52,29 +50,21 @@ def n_grams(tokens, by):
 
 @clear_errors
 def embed(tokens, by="words"):
-    """A vector for each token: float64 (L, 64), the sum of one Gaussian vector per piece of
-    spelling.
+    """A vector for each token: float64 (L, 64), the sum of one Gaussian vector per n-gram.
 
-    The vector of a piece is drawn from a generator seeded with the piece's CRC-32, so it is the
-    same everywhere; two tokens are as near as they have pieces in common. Nothing is learned, and
-    meaning plays no part.
+    The vector of an n-gram is drawn from a generator seeded with its CRC-32, so it is the same everywhere; tokens with
+    many n-grams in common are close. Nothing is learned, and meaning plays no role.
     """
-    return np.stack([np.sum([_direction(piece) for piece in pieces], axis=0) for pieces in n_grams(tokens, by)])
+    return np.stack([np.sum([_direction(n_gram) for n_gram in of_token], axis=0) for of_token in n_grams(tokens, by)])
 
 
 @lru_cache(maxsize=1 << 14)
-def _direction(piece):
-    return np.random.default_rng(zlib.crc32(piece.encode("utf-8", "replace"))).standard_normal(D_HEAD)
+def _direction(n_gram):
+    return np.random.default_rng(zlib.crc32(n_gram.encode("utf-8", "replace"))).standard_normal(D_HEAD)
 
 
-@controls(
-    text=Text(SENTENCE, longest=LONGEST),
-    split_by=Choice("words", "characters"),
-    n_buckets=Choice(2, 4, 8, 16, start=8),
-    rounds=Range(1, 4, 1, start=2),
-    seed=Range(0, 20),
-)
-def spelling(text, split_by, n_buckets, rounds, seed):
+@controls(text=str, split_by=["words", "characters"], n_buckets=[2, 4, 8, 16], rounds=(1, 4), seed=(0, 20))
+def spelling(text=SENTENCE, split_by="words", n_buckets=8, rounds=2, seed=0):
     """Buckets of the tokens of ``text``, embedded by their spelling. seed: of the random rotations."""
     tokens = split(text, split_by)
     rotations = random_rotations(np.random.default_rng(seed), rounds, D_HEAD, n_buckets)
@@ -82,29 +72,25 @@ def spelling(text, split_by, n_buckets, rounds, seed):
 
 
 @clear_errors
-def strips(text, split_by="words", n_buckets=4, seed=0, chunk_length=4):
-    """One round of causal LSH attention on the first 24 tokens of ``text``, as the strips of the
-    paper's figure 2.
-    """
+def rows(text, split_by="words", n_buckets=4, seed=0, chunk_length=4):
+    """One round of causal LSH attention on the first 24 tokens of ``text``, row by row as in the paper's figure 2."""
     tokens = split(text, split_by)[:24]
     rotations = random_rotations(np.random.default_rng(seed), 1, D_HEAD, n_buckets)
     buckets = hash_vectors(embed(tokens, split_by), rotations, n_buckets)  # (1, L)
     order = sort_by_bucket(buckets)[0]
     visible = visible_counts(buckets, LSHOptions(chunk_length=chunk_length))
     chunks = split_chunks(order, chunk_length)
-    return five_strips(tokens, buckets[0], order, undo_sort(order), chunks, visible)
+    return round_in_rows(tokens, buckets[0], order, undo_sort(order), chunks, visible)
 
 
 @clear_errors
 def buckets_of_model(model, text):
-    """Buckets of the first 120 bytes of ``text`` in a model's first LSH layer: int (n_heads,
-    n_hashes, L).
+    """Buckets of the first 120 bytes of ``text`` in a model's first LSH layer: int (n_heads, n_hashes, L).
 
-    Hashed are the queries of that layer, with the rotations that the layer keeps. ValueError
-    without an LSH layer.
+    The queries of that layer are hashed with the rotations that it keeps. ValueError without an LSH layer.
     """
     layers = [
-        half for block in model.backbone.stack.blocks for half in block.layers if getattr(half, "kind", "") == "lsh"
+        layer for block in model.backbone.stack.blocks for layer in block.layers if getattr(layer, "kind", "") == "lsh"
     ]
     if not layers:
         raise ValueError(f"model must have an LSH layer, its layers are {', '.join(model.config.layers)}")
@@ -122,12 +108,10 @@ def buckets_of_model(model, text):
 
 @clear_errors
 def queries(model, n_buckets, start="To sort the words by what they say, the layer hashes what it asks."):
-    """A function with controls, for ``explore``: the buckets of a text's bytes in ``model``, head
-    by head.
-    """
+    """A function with controls, for ``explore``: the buckets of a text's bytes in ``model``, head by head."""
 
-    @controls(text=Text(start, longest=LONGEST), head=Choice(*range(1, model.config.n_heads + 1)))
-    def draw(text, head):
+    @controls(text=str, head=[*range(1, model.config.n_heads + 1)])
+    def draw(text=start, head=1):
         """Buckets of the bytes of ``text`` in one head, all rounds."""
         labels = [chr(b) if 32 <= b < 127 else f"{b:02x}" for b in _bytes(text)]
         return bucket_lists(labels, buckets_of_model(model, text)[head - 1], n_buckets)
@@ -140,10 +124,10 @@ def _bytes(text):
 
 
 @clear_errors
-def shared(buckets, alike):
+def collision_rates(buckets, alike):
     """(P(same bucket | alike), P(same bucket | not alike)) over pairs i < j and all rounds, floats.
 
-    buckets: int (…, L). alike: bool (L, L), symmetric. A share of no pairs is NaN.
+    buckets: int (…, L). alike: bool (L, L), symmetric. NaN where there are no such pairs.
     """
     together = (buckets[..., :, None] == buckets[..., None, :]).reshape(-1, *alike.shape).mean(0)
     i, j = np.triu_indices(len(alike), k=1)
@@ -153,9 +137,7 @@ def shared(buckets, alike):
 
 @styled
 def bucket_lists(tokens, buckets, n_buckets):
-    """The text in its order, and for each round its tokens by bucket. tokens: L texts; buckets: int
-    (rounds, L).
-    """
+    """The text in its order, and for each round its tokens by bucket. tokens: L texts; buckets: int (rounds, L)."""
     buckets = np.asarray(buckets)
     if buckets.ndim != 2 or buckets.shape[1] != len(tokens) or buckets.size == 0:
         raise ValueError(f"buckets must have shape (rounds, {len(tokens)}), got {buckets.shape}")
@@ -179,20 +161,18 @@ def bucket_lists(tokens, buckets, n_buckets):
         ax.spines[:].set_visible(False)
     always = (buckets[:, :, None] == buckets[:, None, :]).all(0)
     numbers["pairs together in every round"] = int((always.sum() - len(tokens)) // 2)
-    return picture.tell(
-        f"Strips of {len(tokens)} tokens: first the text in its order, then, round by round, the same tokens gathered "
-        f"by bucket; a framed number opens each of the {n_buckets} buckets that is in use. What falls together once "
-        "may fall apart in another round.",
+    return picture.describe(
+        f"Rows of {len(tokens)} tokens: first the text in its order, then, round by round, the same tokens gathered "
+        f"by bucket; a framed number begins each of the {n_buckets} buckets that is in use. Tokens that share a bucket "
+        "in one round may be in different buckets in another.",
         **numbers,
     )
 
 
 def _flow(cells):
-    """Cells from left to right, a new line where one is full: [(label, bucket, whether a tag, x,
-    width, line)].
+    """Cells from left to right, with line breaks: [(label, bucket, whether a tag, x, width, line)].
 
-    A tag keeps some distance from the bucket before, and stands on one line with the first member
-    of its own.
+    A tag keeps some distance from the bucket before, and is on one line with the first member of its bucket.
     """
     placed, x, line = [], 0.0, 0
     widths = [len(str(label)) + 1.2 for label, _ in cells]
@@ -211,9 +191,10 @@ def _draw_cells(ax, cells, colours):
     for label, bucket, tag, x, width, line in cells:
         colour = "white" if tag else "#eeeeee" if bucket is None else colours[bucket]
         boxes.append(Rectangle((x + 0.1 * tag, line + 0.08), width - 0.2 * tag, 0.84))
-        faces.append(colour), edges.append("black" if tag else "white")
+        faces.append(colour)
+        edges.append("black" if tag else "white")
         style = {"family": "monospace", "fontsize": 9, "ha": "center", "va": "center", "parse_math": False}
         weight = "bold" if tag else "normal"
         text = ax.text(x + width / 2, line + 0.5, label, color=readable_on(colour), weight=weight, **style)
-        text.set_in_layout(False)  # hundreds of texts, none of which decides where a panel stands
+        text.set_in_layout(False)  # hundreds of texts, none of which decides where a panel is
     ax.add_collection(PatchCollection(boxes, facecolors=faces, edgecolors=edges), autolim=False)

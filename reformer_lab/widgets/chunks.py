@@ -1,6 +1,4 @@
-"""The stepper of sorting and chunking: a sentence on its way through one round of LSH attention,
-step by step.
-"""
+"""The stepper of sorting and chunking: one sentence in one round of LSH attention, step by step."""
 
 import numpy as np
 from reformer_ref._arguments import clear_errors
@@ -10,8 +8,8 @@ from reformer_ref.hashing.spec import hash_vectors, random_rotations
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
 
-from reformer_lab.plots.chunking import five_strips
-from reformer_lab.plots.drawing import Choice, Range, controls
+from reformer_lab.plots.chunking import round_in_rows
+from reformer_lab.plots.drawing import controls
 
 SENTENCE = "the cat saw the dog and the dog saw the cat but the bird saw both"
 D, N_BUCKETS, SEED = 16, 4, 9
@@ -19,8 +17,7 @@ D, N_BUCKETS, SEED = 16, 4, 9
 
 @clear_errors
 def sentence_vectors(seed=SEED):
-    """(tokens, qk (16, d), buckets (1, 16)) of ``SENTENCE``: a random direction for each word,
-    noise at each place.
+    """(tokens, qk (16, d), buckets (1, 16)) of ``SENTENCE``: a random direction for each word, noise at each position.
 
     The seed draws the directions, the noise and the rotations, and with them the buckets.
     """
@@ -33,10 +30,8 @@ def sentence_vectors(seed=SEED):
 
 
 @clear_errors
-def strips(tokens, buckets, chunk_length=4, chunks_before=1):
-    """What ``five_strips`` draws, by name, for one round of causal attention within buckets;
-    buckets int (1, L).
-    """
+def rows_of_round(tokens, buckets, chunk_length=4, chunks_before=1):
+    """The arguments of ``round_in_rows`` for one round of causal attention within buckets; buckets int (1, L)."""
     order = sort_by_bucket(buckets)
     options = LSHOptions(n_hashes=1, chunk_length=chunk_length, chunks_before=chunks_before)
     return {
@@ -52,16 +47,14 @@ def strips(tokens, buckets, chunk_length=4, chunks_before=1):
 
 @clear_errors
 def matrices(qk, buckets, chunk_length=4, chunks_before=1):
-    """What ``four_matrices`` draws, by name: attention in both directions; qk (L, d), buckets int
-    (1, L).
-    """
+    """The arguments of ``four_matrices``: attention in both directions; qk (L, d), buckets int (1, L)."""
     length = len(qk)
     if np.shape(buckets) != (1, length):
         raise ValueError(f"buckets must have shape (1, {length}), one for each row of qk, got {np.shape(buckets)}")
-    everyone = self_as_last_resort(visible_pairs(length, length, causal=False))
+    dense_counts = self_as_last_resort(visible_pairs(length, length, causal=False))
     bucket = LSHOptions(n_hashes=1, chunk_length=length, chunks_before=0, causal=False)
     window = LSHOptions(n_hashes=1, chunk_length=chunk_length, chunks_before=chunks_before, causal=False)
-    counts = everyone, visible_counts(buckets, bucket), visible_counts(buckets, window)
+    counts = dense_counts, visible_counts(buckets, bucket), visible_counts(buckets, window)
     dense, bucketed, chunked = (attend(qk, normalize_keys(qk), qk, c)[1] for c in counts)
     return {
         "dense": dense,
@@ -76,26 +69,24 @@ def matrices(qk, buckets, chunk_length=4, chunks_before=1):
 
 @clear_errors
 def reached(buckets, chunk_length, chunks_back):
-    """Share of the causal pairs of one bucket that a window reaches, for each number of chunks
-    back; buckets (1, L).
-    """
+    """Fraction of the causal pairs of one bucket inside a window, for each number of chunks back; buckets (1, L)."""
     earlier = np.tril(buckets[0][:, None] == buckets[0], -1)
     options = [LSHOptions(n_hashes=1, chunk_length=chunk_length, chunks_before=before) for before in chunks_back]
     return [float((visible_counts(buckets, o) * earlier).sum() / max(1, earlier.sum())) for o in options]
 
 
 @controls(
-    step=Choice("1 hashed", "2 sorted", "3 chunked", "4 attended", "5 undone", start="4 attended"),
-    chunk_length=Range(1, 8, 1, start=3),
-    chunks_before=Range(0, 3, 1, start=1),
-    seed=Range(0, 20, 1, start=SEED),
+    step=["1 hashed", "2 sorted", "3 chunked", "4 attended", "5 undone"],
+    chunk_length=(1, 8),
+    chunks_before=(0, 3),
+    seed=(0, 20),
 )
-def chunks(step, chunk_length, chunks_before, seed):
-    """The strips of one sentence up to a step, for a chunk length, a look-back and a seed."""
+def chunks(step="4 attended", chunk_length=3, chunks_before=1, seed=SEED):
+    """One round of LSH attention on one sentence up to a step, row by row."""
     tokens, _, buckets = sentence_vectors(seed)
     name = step.split()[1]
-    picture = five_strips(**strips(tokens, buckets, chunk_length, chunks_before), upto=name)
+    picture = round_in_rows(**rows_of_round(tokens, buckets, chunk_length, chunks_before), upto=name)
     if name not in ("attended", "undone"):
         return picture
-    (share,) = reached(buckets, chunk_length, [chunks_before])
-    return picture.tell(picture.caption, **picture.numbers, **{"share of earlier members reached": share})
+    (fraction,) = reached(buckets, chunk_length, [chunks_before])
+    return picture.describe(picture.caption, **picture.numbers, **{"fraction of earlier members reached": fraction})

@@ -4,7 +4,7 @@ import numpy as np
 from reformer_ref.hashing import spec
 
 from reformer_lab.plots import hashing as plots
-from reformer_lab.plots.drawing import Choice, Range, controls
+from reformer_lab.plots.drawing import controls
 
 DEGREES = np.array([8, 20, 37, 75, 88, 122, 160, 171, 214, 250, 291, 330])  # where the 12 points lie
 NEAR, FAR = 20, 60  # degrees: pairs at most so near, at least so far
@@ -12,19 +12,12 @@ FURTHER = 37  # degrees that each round is turned beyond the one before: no two 
 DIRECTIONS = 720  # that the wedges are drawn from
 
 
-@controls(
-    angle=Range(0, 180, 5, start=20),
-    n_buckets=Choice(2, 4, 8, 16, start=4),
-    rounds=Range(1, plots.MOST_ROUNDS, 1, start=2),
-    matrix=Choice("regular", "Gaussian"),
-)
-def circle(angle, n_buckets, rounds, matrix):
-    """Buckets of twelve points in the plane, the wedges of each round, and how many pairs share a
-    bucket.
+@controls(angle=(0, 180, 5), n_buckets=[2, 4, 8, 16], rounds=(1, plots.MOST_ROUNDS), matrix=["regular", "Gaussian"])
+def circle(angle=20, n_buckets=4, rounds=2, matrix="regular"):
+    """Buckets of twelve points in the plane, the wedges of each round, and how many pairs share a bucket.
 
-    angle: degrees that the columns of R are turned by. matrix: "regular" has columns of length 1 at
-    equal angles, so all wedges are equally wide, and turns each round 37° further; "Gaussian" is
-    what the Reformer draws (fixed seed).
+    angle: degrees that the columns of R are turned by. matrix: "regular" has columns of length 1 at equal angles, so
+    all wedges are equally wide, and turns each round 37° further; "Gaussian" is drawn as in the Reformer (fixed seed).
     """
     points = _unit(DEGREES)  # (12, 2)
     rotations = _turn(angle) @ _matrices(n_buckets, matrix)[:rounds]  # (rounds, 2, n_buckets/2)
@@ -42,7 +35,7 @@ def circle(angle, n_buckets, rounds, matrix):
         f"pairs beyond {FAR}°": f"{together[far].sum()} of {far.sum()}",
         "buckets with a wedge, per round": ", ".join(f"{len(set(row))} of {n_buckets}" for row in ring.tolist()),
     }
-    return picture.tell(picture.caption, **numbers, **picture.numbers)
+    return picture.describe(picture.caption, **numbers, **picture.numbers)
 
 
 def _matrices(n_buckets, matrix):

@@ -19,8 +19,8 @@ from reformer_ref.model.config import ReformerConfig
 from reformer_lab import records
 from reformer_lab.benchmarks import record
 from reformer_lab.planner import PARTS, SLICE, format_bytes
-from reformer_lab.plots.drawing import Choice, Range, controls
-from reformer_lab.plots.measured import memory_parts
+from reformer_lab.plots.drawing import controls
+from reformer_lab.plots.measured import memory_bars
 
 POINTS = records.FOLDER / "memory_points.json"
 BUDGET = 16 * 10**9
@@ -57,14 +57,8 @@ def peak_parts(length, layers, heads, rounds, reversible):
     return dict(zip(PARTS, _line(short, low, long, high, length), strict=True))
 
 
-@controls(
-    length=Choice(*LENGTHS, 2**20, start=2**20),
-    layers=Range(2, 24, 1, start=6),
-    heads=Choice(*HEADS, start=4),
-    rounds=Choice(*ROUNDS, start=2),
-    reversible=Choice(True, False, start=True),
-)
-def memory(length, layers, heads, rounds, reversible):
+@controls(length=[*LENGTHS, 2**20], layers=(2, 24), heads=[*HEADS], rounds=[*ROUNDS], reversible=bool)
+def memory(length=2**20, layers=6, heads=4, rounds=2, reversible=True):
     """A training step as chosen; the other way round, twice as deep and twice as long; and the
     budget of 16 GB.
     """
@@ -75,10 +69,10 @@ def memory(length, layers, heads, rounds, reversible):
         "twice the length": (2 * length, layers, reversible),
     }
     rows = {name: peak_parts(n, depth, heads, rounds, way) for name, (n, depth, way) in ways.items()}
-    picture = memory_parts(rows, BUDGET)
+    picture = memory_bars(rows, BUDGET)
     chosen = rows["as chosen"]
     shares = {part: format_bytes(size) for part, size in chosen.items()}
-    return picture.tell(
+    return picture.describe(
         f"Stacked bars: predicted peak memory (x, GB) of a training step on {length:,} tokens, by part, for "
         f"{layers} layers{'' if reversible else ', not reversible'}, {heads} heads, {rounds} rounds; below it what one "
         "change would do; dashed: 16 GB. Nothing here is measured.",

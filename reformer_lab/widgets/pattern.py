@@ -1,4 +1,4 @@
-"""Who attends to whom, and why: twelve tokens under LSH attention, six words under dense attention."""
+"""Which keys each query attends to, and why: twelve tokens in LSH attention, six words in dense attention."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
 
 from reformer_lab.plots.attention import attention_matrices
-from reformer_lab.plots.drawing import Choice, Range, controls
-from reformer_lab.plots.lsh_attention import who_sees_whom
+from reformer_lab.plots.drawing import controls
+from reformer_lab.plots.lsh_attention import query_by_round
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat")
 SIX = np.array([[1.0, 0.5], [2.0, 1.5], [-0.5, 2.0], [0.5, -1.75], [1.5, 0.0], [1.5, 2.0]])  # two numbers per word
@@ -29,16 +29,15 @@ def tokens(seed=90):
 
 
 @controls(
-    rounds=Range(1, ROUNDS, 1, start=2),
-    chunk_length=Range(1, LENGTH, 1, start=4),
-    within_bucket=Choice(True, False),
-    count_once=Choice(True, False),
-    causal=Choice("none", "causal", "strict", start="causal"),
-    query=Range(0, LENGTH - 1, 1, start=9),
+    rounds=(1, ROUNDS),
+    chunk_length=(1, LENGTH),
+    within_bucket=bool,
+    count_once=bool,
+    causal=["none", "causal", "strict"],
+    query=(0, LENGTH - 1),
 )
-def pattern(rounds, chunk_length, within_bucket, count_once, causal, query):
-    """The pattern of LSH attention on twelve tokens, and whom one query attends to in each round
-    and why.
+def pattern(rounds=2, chunk_length=4, within_bucket=True, count_once=True, causal="causal", query=9):
+    """The pattern of LSH attention on twelve tokens, and which keys one query attends to in each round, and why.
 
     causal "strict" is the rank window, which stays within a bucket whatever ``within_bucket`` says.
     """
@@ -54,43 +53,42 @@ def pattern(rounds, chunk_length, within_bucket, count_once, causal, query):
     qk, buckets = tokens()
     buckets, keys = buckets[:rounds], normalize_keys(qk)
     weights = attend(qk, keys, qk, visible_counts(buckets, options))[1]
-    everyone = self_as_last_resort(visible_pairs(LENGTH, LENGTH, options.causal))
-    dense = attend(qk, keys, qk, everyone)[1]
-    seen, reasons = why(query, buckets, options)
+    dense_counts = self_as_last_resort(visible_pairs(LENGTH, LENGTH, options.causal))
+    dense = attend(qk, keys, qk, dense_counts)[1]
+    seen, reasons = visibility_reasons(query, buckets, options)
     borders = None if strict else chunk_length
-    return who_sees_whom(weights, dense, query, sort_by_bucket(buckets), buckets, seen, reasons, borders)
+    return query_by_round(weights, dense, query, sort_by_bucket(buckets), buckets, seen, reasons, borders)
 
 
 @clear_errors
-def why(query, buckets, options):
-    """(seen, reasons): seen bool (n_hashes, L), whom the query attends to in each round; reasons,
-    n_hashes lists of L.
+def visibility_reasons(query, buckets, options):
+    """(seen, reasons): the keys that the query attends to in each round, bool (n_hashes, L); n_hashes lists of L texts.
 
-    buckets int (n_hashes, L); options without wrap and with one chunk of look-back. What is seen
-    comes from ``visible_counts``, a round at a time; the reasons are found here.
+    buckets int (n_hashes, L); options without wrap and with one chunk of look-back. ``visible_counts`` decides, one
+    round at a time, which keys are visible; the reasons are worked out from buckets and chunks.
     """
-    rounds, one_round = range(len(buckets)), replace(options, n_hashes=1)
-    places = np.arange(buckets.shape[1])
-    shown = np.stack([visible_counts(b[None], one_round)[query] > 0 for b in buckets]) & (places != query)
-    before = np.cumsum(shown, axis=0) - shown  # in how many earlier rounds
-    seen = shown & ~(options.count_once & (before > 0))
+    rounds, single = range(len(buckets)), replace(options, n_hashes=1)
+    keys = np.arange(buckets.shape[1])
+    visible = np.stack([visible_counts(b[None], single)[query] > 0 for b in buckets]) & (keys != query)
+    before = np.cumsum(visible, axis=0) - visible  # in how many earlier rounds
+    seen = visible & ~(options.count_once & (before > 0))
     slot = undo_sort(sort_by_bucket(buckets))
-    reasons = [[_reason(query, j, h, shown, seen, slot[h], buckets[h], options) for j in places] for h in rounds]
-    if not shown.any():
-        seen[0, query], reasons[0][query] = True, "itself:\nno one else"
+    reasons = [[_reason(query, j, h, visible, seen, slot[h], buckets[h], options) for j in keys] for h in rounds]
+    if not visible.any():
+        seen[0, query], reasons[0][query] = True, "itself:\nno other key"
     return seen, reasons
 
 
-def _reason(query, j, h, shown, seen, slot, buckets, options):
+def _reason(query, j, h, visible, seen, slot, buckets, options):
     """Why the query attends to token j in round h, or why not: a text of at most two short lines."""
     strict = options.window == "rank"
     chunks_back = slot[query] // options.chunk_length - slot[j] // options.chunk_length
     if j == query:
         return "itself"
     if seen[h, j]:
-        return "recent in\nits bucket" if strict else ("own chunk", "chunk before")[chunks_back].replace(" b", "\nb")
-    if shown[h, j]:
-        return f"counted in\nround {np.argmax(shown[:, j]) + 1}"
+        return "recent in\nits bucket" if strict else ("same chunk", "chunk before")[chunks_back].replace(" b", "\nb")
+    if visible[h, j]:
+        return f"counted in\nround {np.argmax(visible[:, j]) + 1}"
     if not strict and chunks_back not in (0, 1):
         return "outside\nthe window"
     if options.causal and j > query:
@@ -100,13 +98,8 @@ def _reason(query, j, h, shown, seen, slot, buckets, options):
     return "too old"
 
 
-@controls(
-    scale=Range(0.25, 4.0, 0.25, start=1.0),
-    unit_keys=Choice(True, False),
-    causal=Choice(True, False),
-    self_only_as_last_resort=Choice(True, False),
-)
-def dense_pattern(scale, unit_keys, causal, self_only_as_last_resort):
+@controls(scale=(0.25, 4.0, 0.25), unit_keys=bool, causal=bool, self_only_as_last_resort=bool)
+def dense_pattern(scale=1.0, unit_keys=True, causal=True, self_only_as_last_resort=True):
     """Dense attention between six words, with each rule of shared-QK attention on or off."""
     counts = visible_pairs(len(WORDS), len(WORDS), causal)
     if self_only_as_last_resort:
@@ -115,4 +108,6 @@ def dense_pattern(scale, unit_keys, causal, self_only_as_last_resort):
     weights = attend(SIX, keys, SIX, counts, scale)[1]
     picture = attention_matrices({"six words": weights}, WORDS)
     on_itself, on_cat = weights.diagonal().mean(), weights[:, 1].sum() / len(WORDS)
-    return picture.tell(picture.caption, **picture.numbers, **{"mean weight on itself": on_itself, "on “cat”": on_cat})
+    return picture.describe(
+        picture.caption, **picture.numbers, **{"mean weight on itself": on_itself, "on “cat”": on_cat}
+    )

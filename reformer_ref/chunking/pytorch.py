@@ -1,119 +1,71 @@
-"""Sort and chunk, in PyTorch: same functions as the spec, on any device."""
+"""Sort and chunk, the PyTorch version: the functions of the spec, on any device. Not checked."""
 
 import torch
-
-from reformer_ref._arguments import require_bool, require_float, require_int, require_room
-from reformer_ref._tensors import (
-    has_values,
-    require_floating,
-    require_integers,
-    require_padding_mask,
-    require_tensor,
-)
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 
 @torch.no_grad()
-def sort_by_bucket(buckets, padding_mask=None):
-    """The sorted order: int64 (…, n_hashes, L); ``order[…, h, s]`` is the position that stands in
+def sort_by_bucket(
+    buckets: Int[Tensor, "*batch n_hashes L"], padding_mask: Bool[Tensor, "..."] | None = None
+) -> Int[Tensor, "*batch n_hashes L"]:
+    """Sort positions by (bucket, position), padding last: ``order[…, h, s]`` is the position in
     slot s of round h.
 
-    buckets: integer (…, n_hashes, L). padding_mask: bool (…, L), True = real token; padding sorts
-    behind every bucket. A stable sort by bucket is a sort by (bucket, position): no product of the
-    two is formed, so nothing overflows.
+    A stable sort by bucket is a sort by (bucket, position): no product of the two is formed, so
+    nothing overflows.
     """
-    buckets = _integers("buckets", buckets, 2, "(…, n_hashes, L)")
+    buckets = buckets.long()
     if padding_mask is not None:
-        shape = (*buckets.shape[:-2], buckets.shape[-1])
-        padding_mask = require_padding_mask(padding_mask, shape, buckets.device)
         buckets = buckets.masked_fill(~padding_mask[..., None, :], torch.iinfo(torch.int64).max)
-    return torch.sort(buckets, dim=-1, stable=True).indices
+    return torch.sort(buckets, dim=-1, stable=True).indices  # (…, n_hashes, L)
 
 
 @torch.no_grad()
-def undo_sort(order):
-    """The inverse permutation: int64 (…, n_hashes, L); ``slot[…, h, i]`` is the slot in which
-    position i stands.
-
-    order: integer (…, n_hashes, L), or any (…, L). ValueError unless it holds every position 0 … L
-    − 1 exactly once.
-    """
-    order = _integers("order", order, 1, "(…, L)")
+def undo_sort(order: Int[Tensor, "*batch L"]) -> Int[Tensor, "*batch L"]:
+    """Invert the permutation: ``slot[…, i]`` is the slot in which position i stands."""
     slots = torch.arange(order.shape[-1], device=order.device).expand(order.shape)
-    inside = (order >= 0) & (order < order.shape[-1])
-    slot = torch.full_like(order, -1).scatter_(-1, torch.where(inside, order, 0), slots)
-    if has_values(order) and not bool((inside & (slot >= 0)).all()):
-        raise ValueError(
-            f"order must hold every position from 0 to {order.shape[-1] - 1} exactly once"
-        )
-    return slot
+    return torch.empty_like(slots).scatter_(-1, order.long(), slots)  # (…, L)
 
 
 @torch.no_grad()
-def split_chunks(order, chunk_length):
-    """Cut the sorted order into chunks: int64 (…, n_chunks, chunk_length), n_chunks = ⌈L /
-    chunk_length⌉.
-
-    order: integer (…, L). The free places of the last chunk hold −1.
-    """
-    order = _integers("order", order, 1, "(…, L)")
-    chunk_length = require_int("chunk_length", chunk_length)
+def split_chunks(
+    order: Int[Tensor, "*batch L"], chunk_length: int
+) -> Int[Tensor, "*batch n_chunks chunk_length"]:
+    """Cut the sorted order into ⌈L / chunk_length⌉ chunks; slots beyond the end hold −1."""
     n_chunks = -(-order.shape[-1] // chunk_length)
-    if has_values(order):
-        require_room(
-            orders=order.numel() // order.shape[-1], n_chunks=n_chunks, chunk_length=chunk_length
-        )
-    padded = torch.nn.functional.pad(
-        order, (0, n_chunks * chunk_length - order.shape[-1]), value=-1
-    )
+    missing = n_chunks * chunk_length - order.shape[-1]
+    padded = torch.nn.functional.pad(order.long(), (0, missing), value=-1)
     return padded.unflatten(-1, (n_chunks, chunk_length))  # (…, n_chunks, chunk_length)
 
 
-def look_adjacent(chunks, chunks_before, chunks_after, wrap=False, fill=0):
-    """Each chunk together with its neighbours: (…, n_chunks, width·chunk_length, d), width = before
-    + 1 + after.
+def look_adjacent(
+    chunks: Tensor, chunks_before: int, chunks_after: int, wrap: bool = False, fill: float = 0
+) -> Tensor:
+    """Put each chunk together with its neighbours, the earliest first.
 
-    chunks: (…, n_chunks, chunk_length, d). At the ends ``wrap`` goes round; otherwise ``fill``
-    stands there, a number that the dtype of chunks can hold. Differentiable.
+    Args:
+        chunks: (…, n_chunks, chunk_length, d) numbers of any dtype.
+        chunks_before: neighbours before the chunk.
+        chunks_after: neighbours after it.
+        wrap: go round at the ends; otherwise ``fill`` takes the place of missing neighbours.
+
+    Returns:
+        (…, n_chunks, width·chunk_length, d), width = before + 1 + after. Differentiable.
     """
-    floating = require_tensor("chunks", chunks).is_floating_point()
-    require_floating("chunks", chunks) if floating else require_integers(
-        "chunks", chunks, "hold integers or floats"
-    )
-    if chunks.dtype in (torch.uint16, torch.uint32):  # PyTorch can fill neither
-        raise TypeError(f"chunks must be signed integers, uint8 or floats, got {chunks.dtype}")
-    if chunks.ndim < 3 or 0 in chunks.shape:
-        shape = tuple(chunks.shape)
-        raise ValueError(
-            f"chunks must have shape (…, n_chunks, chunk_length, d), every size ≥ 1, got {shape}"
-        )
-    if floating:
-        limit = torch.finfo(chunks.dtype).max
-        fill = require_float("fill", fill, -limit, limit)
-    else:
-        require_int("fill", fill, torch.iinfo(chunks.dtype).min, torch.iinfo(chunks.dtype).max)
-    before, after = (
-        require_int("chunks_before", chunks_before, 0),
-        require_int("chunks_after", chunks_after, 0),
-    )
-    require_bool("wrap", wrap)
-    if has_values(chunks):
-        require_room(numbers=chunks.numel(), chunks_before_and_after=before + 1 + after)
-    at = torch.arange(chunks.shape[-3], device=chunks.device)
-    looks = []
-    for offset in range(-before, after + 1):
+    chunk = torch.arange(chunks.shape[-3], device=chunks.device)
+    neighbours = []
+    for offset in range(-chunks_before, chunks_after + 1):
         neighbour = torch.roll(chunks, -offset, dims=-3)
-        if not wrap and offset:
-            outside = (at + offset < 0) | (at + offset >= chunks.shape[-3])
+        if offset and not wrap:
+            outside = (chunk + offset < 0) | (chunk + offset >= len(chunk))
             neighbour = neighbour.masked_fill(outside[:, None, None], fill)
-        looks.append(neighbour)
-    return torch.cat(looks, dim=-2)
+        neighbours.append(neighbour)
+    return torch.cat(neighbours, dim=-2)
 
 
-def _integers(name, x, ndim, meaning):
-    """``x`` as int64."""
-    x = require_integers(name, x, "hold integers")
-    if x.ndim < ndim or 0 in x.shape:
-        raise ValueError(
-            f"{name} must have shape {meaning} with every size ≥ 1, got {tuple(x.shape)}"
-        )
-    return x
+def gather_rows(x: Tensor, positions: Tensor) -> Tensor:
+    """The rows of x (…, L, d) at positions (…, any): (…, any, d). A position −1 gives row 0."""
+    batch = x.ndim - 2
+    index = positions.clamp(min=0).flatten(batch)[..., None]  # (…, any, 1)
+    return x.take_along_dim(index, -2).unflatten(-2, positions.shape[batch:])

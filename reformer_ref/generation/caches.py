@@ -8,7 +8,7 @@ made once; nothing grows.
 
 import torch
 
-from reformer_ref.attention.pytorch import attend_unchecked
+from reformer_ref.attention.pytorch import attend
 from reformer_ref.chunking.pytorch import sort_by_bucket
 from reformer_ref.lsh_attention.streaming import inverse_length
 
@@ -241,7 +241,7 @@ def attend_one(q, table, entries, visible, scale, alone=None):
         )
     else:
         k, v = (x if entries is None else x[:, :, entries] for x in (table.k, table.v))
-    out, _ = attend_unchecked(q[..., None, :], k, v, visible[..., None, :], scale)
+    out, _ = attend(q[..., None, :], k, v, visible[..., None, :], scale)
     out = out.squeeze(-2)
     return out if alone is None else torch.where(visible.any(-1, keepdim=True), out, alone)
 

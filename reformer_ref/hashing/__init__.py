@@ -1,3 +1,5 @@
-"""Angular locality-sensitive hashing: nearby directions fall into the same bucket (paper section 2,
-"LSH").
-"""
+"""Angular locality-sensitive hashing: vectors in similar directions fall into the same bucket."""
+
+from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
+
+__all__ = ["default_n_buckets", "hash_vectors", "random_rotations"]

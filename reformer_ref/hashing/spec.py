@@ -40,6 +40,11 @@ def default_n_buckets(length, chunk_length):
     return first, 2 * (n_buckets // (2 * first))
 
 
+def factors_of(n_buckets):
+    """The factors of a number of buckets as a tuple: 16 -> (16,), (4, 6) -> (4, 6)."""
+    return tuple(n_buckets) if isinstance(n_buckets, (tuple, list)) else (n_buckets,)
+
+
 def random_rotations(rng, n_hashes, d, n_buckets, n_heads=None):
     """Gaussian matrices R, one per round: float64 (n_hashes, d, Σfactors/2), drawn from ``rng`` and
     from nothing else.

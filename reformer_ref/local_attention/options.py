@@ -33,6 +33,11 @@ class LocalOptions:
             if self.scale <= 0:
                 raise ValueError(f"scale must be positive or None for 1/√d, got {self.scale}")
 
+    @property
+    def width(self):
+        """Chunks in one window: before + 1 + after."""
+        return self.chunks_before + 1 + self.chunks_after
+
     def scale_for(self, d):
         """The factor of q·k for vectors of size d."""
         return d**-0.5 if self.scale is None else self.scale

@@ -1,64 +1,55 @@
-"""Local attention, in PyTorch: the sequence as one bucket, cut into chunks; any device, any length."""
+"""Local attention, the version to read: all chunks at once, by ordinary autograd.
+
+Sizes in the comments: L tokens, n chunks of m tokens, w·m keys in the window of a chunk. Memory
+grows with L·w·m; ``streaming`` computes the same function block by block.
+"""
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from reformer_ref._arguments import require_int
-from reformer_ref._tensors import (
-    require_finite,
-    require_floating,
-    require_padding_mask,
-    require_same_kind,
-)
+from reformer_ref.attention.pytorch import attend
+from reformer_ref.chunking.pytorch import gather_rows, look_adjacent, split_chunks, undo_sort
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import as_rows, from_rows
-from reformer_ref.lsh_attention.streaming import LARGEST, stream_attention
-from reformer_ref.lsh_attention.windows import Windows
 
 
-def local_attention(q, k, v, options, padding_mask=None, *, block_size=None):
-    """Chunked local attention: (…, L, d_v) in the dtype of v.
+def local_attention(
+    q: Float[Tensor, "*batch L d"],
+    k: Float[Tensor, "*batch L d"],
+    v: Float[Tensor, "*batch L d_v"],
+    options: LocalOptions,
+    padding_mask: Bool[Tensor, "..."] | None = None,
+) -> Float[Tensor, "*batch L d_v"]:
+    """Attend within chunks of the sequence and their neighbours.
 
-    q, k (…, L, d), v (…, L, d_v) floating; padding_mask bool (…, L), True = real token. Padding is
-    sorted behind the real tokens before the sequence is cut into chunks, so without wrap it changes
-    nothing wherever it stands. Any L ≥ 1. A query sees itself; one that sees nothing gets zeros.
-    Statistics of the softmax are float32 at least. ValueError for shapes, TypeError for dtypes that
-    do not fit.
+    Arguments as in ``local_attention.api``, not checked. The softmax is float32 at least; the
+    output has the dtype of v.
     """
-    padding_mask = _check(q, k, v, options, padding_mask)
-    if block_size is not None:
-        require_int("block_size", block_size)
     length, d = q.shape[-2:]
-    one_bucket = LSHOptions(
-        **{**options.to_dict(), "scale": 1.0}, within_bucket=False, count_once=False
-    )
-    flat_mask = None if padding_mask is None else padding_mask.reshape(-1, length)
-    (rows_q, rows_k, rows_v), heads = as_rows(q, k, v)
-    zeros = torch.zeros(len(rows_q) // length, 1, length, dtype=torch.int32, device=q.device)
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    windows = Windows(zeros, one_bucket, flat_mask, heads=heads, see_self=True, dtype=dtype)
-    out, _ = stream_attention(
-        rows_q, rows_k, rows_v, windows, options.scale_for(d), block_size=block_size
-    )
-    return from_rows(out, q.shape[:-1], heads)
+    real = torch.ones(q.shape[:-1], dtype=torch.bool, device=q.device)  # (…, L)
+    if padding_mask is not None:
+        real = padding_mask.expand(real.shape)
 
+    # 1. Move padding behind the real tokens.
+    order = torch.sort(~real, dim=-1, stable=True).indices  # (…, L)
 
-def _check(q, k, v, options, padding_mask):
-    if not isinstance(options, LocalOptions):
-        raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        require_floating(name, x)
-    require_same_kind("q", q, k=k, v=v)
-    if (
-        q.ndim < 2
-        or 0 in q.shape
-        or 0 in v.shape
-        or q.shape != k.shape
-        or v.shape[:-1] != q.shape[:-1]
-    ):
-        raise ValueError(
-            "q, k (…, L, d) and v (…, L, d_v) must agree, every size ≥ 1; got "
-            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
-    require_finite("q", q, LARGEST), require_finite("k", k, LARGEST), require_finite("v", v)
-    return require_padding_mask(padding_mask, q.shape[:-1], q.device)
+    # 2. Cut the sequence into chunks of m positions. Slots beyond the end hold −1.
+    queries = split_chunks(order, min(options.chunk_length, length))  # (…, n, m)
+
+    # 3. Each chunk looks at its neighbours.
+    before, after = options.chunks_before, options.chunks_after
+    keys = look_adjacent(queries[..., None], before, after, options.wrap, fill=-1).squeeze(-1)
+    # (…, n, w·m)
+
+    # 4. Which keys each query can attend to, itself included.
+    key_is_real = (keys >= 0) & gather_rows(real[..., None], keys).squeeze(-1)
+    visible = key_is_real[..., None, :].expand(*queries.shape, -1)  # (…, n, m, w·m)
+    if options.causal:
+        visible = visible & (keys[..., None, :] <= queries[..., :, None])
+
+    # 5. Softmax within each window.
+    rows = [gather_rows(x, positions) for x, positions in ((q, queries), (k, keys), (v, keys))]
+    out, _ = attend(*rows, visible, options.scale_for(d))  # (…, n, m, d_v)
+
+    # 6. Undo the sort.
+    return out.flatten(-3, -2).take_along_dim(undo_sort(order)[..., None], -2)  # (…, L, d_v)

@@ -1,191 +1,157 @@
-"""LSH attention, in PyTorch: hash, sort, chunk, attend and undo, several rounds as one softmax, on
-any device.
+"""LSH attention, the version to read: all chunks of all rounds at once, by ordinary autograd.
+
+Sizes in the comments: L tokens, d = d_head, R rounds, n chunks of m tokens in a round, w·m keys in
+the window of a chunk (w = before + 1 + after). Memory grows with R·L·w·m; ``streaming`` computes
+the same function block by block.
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from reformer_ref._arguments import require_bool, require_int
-from reformer_ref._tensors import (
-    Scratch,
-    has_values,
-    require_finite,
-    require_floating,
-    require_padding_mask,
-    require_same_kind,
-    require_tensor,
+from reformer_ref.attention.pytorch import normalize_keys
+from reformer_ref.chunking.pytorch import (
+    gather_rows,
+    look_adjacent,
+    sort_by_bucket,
+    split_chunks,
+    undo_sort,
 )
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.streaming import (
-    LARGEST,
-    block_scores,
-    inverse_length,
-    stream_attention,
-)
-from reformer_ref.lsh_attention.windows import Windows
+from reformer_ref.lsh_attention.record import AttentionRecord
 
 
 def lsh_attention(
-    qk, v, buckets, options, padding_mask=None, *, return_record=False, block_size=None
-):
-    """LSH attention with shared queries and keys: (…, L, d_v) in the dtype of v.
+    qk: Float[Tensor, "*batch L d"],
+    v: Float[Tensor, "*batch L d_v"],
+    buckets: Int[Tensor, "*batch n_hashes L"],
+    options: LSHOptions,
+    padding_mask: Bool[Tensor, "..."] | None = None,
+    *,
+    return_record: bool = False,
+) -> Float[Tensor, "*batch L d_v"] | tuple[Float[Tensor, "*batch L d_v"], AttentionRecord]:
+    """Attend with shared queries and keys within windows of the sorted sequence (paper section 2).
 
-    qk (…, L, d), v (…, L, d_v) floating; buckets int (…, n_hashes, L) without round offsets;
-    padding_mask bool (…, L), True = real token. Any L ≥ 1. Padding sorts last and is never seen. A
-    token sees itself only if no round shows it anything else; a query to which nothing at all is
-    visible, as happens to padding, gets zeros. Statistics of the softmax are float32 at least. No
-    gradient through buckets, sort, masks or counts. Memory beyond the tensors of the size of qk and
-    v is that of one block of ``block_size`` scores (None: chosen for the device), also in backward.
-
-    return_record: also return an ``AttentionRecord`` (buckets, order, windows, weights per round,
-    the L × L matrix). Errors: ValueError for shapes that do not fit, TypeError for wrong dtypes.
-    Source: paper section 2.
+    Arguments as in ``lsh_attention.api``, not checked. Scores, softmax and log-sum-exp are float32
+    at least; the output has the dtype of v.
     """
-    padding_mask = _check(qk, v, buckets, options, padding_mask)
-    require_bool("return_record", return_record)
-    if block_size is not None:
-        require_int("block_size", block_size)
-    (q, v), heads = as_rows(qk, v)
     length, d = qk.shape[-2:]
-    flat_mask = None if padding_mask is None else padding_mask.reshape(-1, length)
-    dtype = torch.float64 if qk.dtype == torch.float64 else torch.float32
-    windows = Windows(
-        buckets.reshape(-1, *buckets.shape[-2:]), options, flat_mask, heads=heads, dtype=dtype
-    )
-    out, total = stream_attention(
-        q, None, v, windows, options.scale_for(d), options.norm_eps, block_size
-    )
-    out = from_rows(out, qk.shape[:-1], heads)
+    chunk_length = min(options.chunk_length, length)
+    real = torch.ones(qk.shape[:-1], dtype=torch.bool, device=qk.device)  # (…, L)
+    if padding_mask is not None:
+        real = padding_mask.expand(real.shape)
+
+    # 1. Sort by (bucket, position). Padding goes last and has a bucket of its own.
+    order = sort_by_bucket(buckets, real)  # (…, R, L)
+    slot = undo_sort(order)  # (…, R, L)
+    bucket = buckets.long().masked_fill(~real[..., None, :], -1)  # (…, R, L)
+
+    # 2. Cut every round into chunks of m slots. Slots beyond the end hold −1.
+    queries = split_chunks(order, chunk_length)  # (…, R, n, m) positions
+
+    # 3. Each chunk looks at its neighbours. With ``wrap`` the chunks of all rounds form one ring.
+    n_hashes, n_chunks = queries.shape[-3:-1]
+    rounds = torch.arange(n_hashes, device=qk.device)[:, None, None]  # (R, 1, 1)
+    chunks = torch.stack([queries, rounds.expand_as(queries)], dim=-1)  # (…, R, n, m, 2)
+    if options.wrap:
+        chunks = chunks.flatten(-4, -3)  # (…, R·n, m, 2)
+    before, after = options.chunks_before, options.chunks_after
+    windows = look_adjacent(chunks, before, after, options.wrap, fill=-1)
+    keys, key_rounds = windows.reshape(*queries.shape[:-1], -1, 2).unbind(-1)  # (…, R, n, w·m)
+
+    # 4. Scores. The query is q, the key is q / ‖q‖.
+    q = gather_rows(qk, queries)  # (…, R, n, m, d)
+    k = gather_rows(normalize_keys(qk, options.norm_eps), keys)  # (…, R, n, w·m, d)
+    scores = q @ k.mT  # (…, R, n, m, w·m)
+    scores = options.scale_for(d) * scores.to(torch.promote_types(qk.dtype, torch.float32))
+
+    # 5. Which keys each query can attend to. A query never sees itself here, but see step 10.
+    i = queries[..., :, None]  # (…, R, n, m, 1)
+    j = keys[..., None, :]  # (…, R, n, 1, w·m)
+    key_is_real = (keys >= 0) & gather_rows(real[..., None], keys).squeeze(-1)
+    visible = key_is_real[..., None, :] & (j != i)  # (…, R, n, m, w·m)
+    if options.causal:
+        visible = visible & (j <= i)
+    if options.within_bucket:
+        visible = visible & (key_rounds == rounds)[..., None, :]
+        visible = visible & (at(bucket, queries)[..., :, None] == at(bucket, keys)[..., None, :])
+    if options.window == "rank":  # the m most recent earlier members of the bucket
+        distance = at(slot, queries)[..., :, None] - at(slot, keys)[..., None, :]
+        visible = visible & (distance > 0) & (distance <= chunk_length)
+
+    # 6. Count each key once: a pair that N_ij windows show gets 1/N_ij of its weight in each.
+    if options.count_once and (n_hashes > 1 or options.wrap):
+        n_windows = count_windows(queries, keys, bucket, slot, chunk_length, options)
+        scores = scores - n_windows.clamp(min=1).to(scores.dtype).log()
+
+    # 7. Softmax within each window. A query without a visible key gets weights 0 and lse −∞; its
+    #    scores stay finite, so that no NaN arises.
+    sees_a_key = visible.any(-1, keepdim=True)  # (…, R, n, m, 1)
+    scores = scores.masked_fill(~visible & sees_a_key, -torch.inf)
+    lse = scores.logsumexp(-1).masked_fill(~sees_a_key.squeeze(-1), -torch.inf)  # (…, R, n, m)
+    weights = scores.softmax(-1).masked_fill(~visible, 0.0)  # (…, R, n, m, w·m)
+    out = weights.to(v.dtype) @ gather_rows(v, keys)  # (…, R, n, m, d_v)
+
+    # 8. Undo the sort.
+    out = out.flatten(-3, -2).take_along_dim(slot[..., None], -2)  # (…, R, L, d_v)
+    lse = lse.flatten(-2).take_along_dim(slot, -1)  # (…, R, L)
+
+    # 9. Merge the rounds into one softmax: each has its share of the sum of exponentials.
+    only_self = (lse == -torch.inf).all(-2)  # (…, L)
+    round_weights = lse.masked_fill(only_self[..., None, :], 0.0).softmax(-2)  # (…, R, L)
+    out = (round_weights[..., None] * out).sum(-3).to(v.dtype)  # (…, L, d_v)
+
+    # 10. A token attends to itself only if nothing else is visible to it in any round.
+    only_self = only_self & real
+    out = torch.where(only_self[..., None], v, out)
     if not return_record:
         return out
-    with torch.no_grad():
-        return out, _record(q, windows, buckets, total)
+    weights = weights * at(round_weights, queries)[..., None]
+    return out, AttentionRecord.make(buckets, order, queries, keys, weights, only_self, before)
 
 
-def as_rows(*tensors):
-    """Tensors (…, L, d) as rows (N, d), and the number of heads interleaved in them (1: none).
+def at(table: Tensor, positions: Tensor) -> Tensor:
+    """The entries of a table (…, R or 1, L) at positions (…, R, n, any): (…, R, n, any)."""
+    index = positions.clamp(min=0).flatten(-2)  # (…, R, n·any)
+    return table.take_along_dim(index, -1).view_as(positions)
 
-    Heads that lie in memory as (…, L, heads, d), as a projection leaves them, become rows without a
-    copy.
+
+def count_windows(
+    queries: Tensor,
+    keys: Tensor,
+    bucket: Tensor,
+    slot: Tensor,
+    chunk_length: int,
+    options: LSHOptions,
+) -> Tensor:
+    """N_ij: in how many places, over all rounds, query i looks at key j: (…, R, n, m, w·m).
+
+    A round shows the pair if the distance from key to query, in chunks (in slots for "rank"), lies
+    in [nearest, farthest]. On a ring distances are taken modulo its length, and a window that goes
+    around the ring shows a key several times.
     """
-    first = tensors[0]
-    if (
-        first.ndim > 2
-        and not first.is_contiguous()
-        and all(x.transpose(-3, -2).is_contiguous() for x in tensors)
-    ):
-        return [x.transpose(-3, -2).flatten(0, -2) for x in tensors], first.shape[-3]
-    return [x.reshape(-1, x.shape[-1]) for x in tensors], 1
-
-
-def from_rows(rows, shape, heads):
-    """Rows (N, d) back to ``shape`` + (d,), shape = (…, L): the inverse of ``as_rows``, without a
-    copy.
-    """
-    if heads == 1:
-        return rows.view(*shape, rows.shape[-1])
-    return rows.view(*shape[:-2], shape[-1], heads, rows.shape[-1]).transpose(-3, -2)
-
-
-@dataclass(frozen=True)
-class AttentionRecord:
-    """Everything that happened in one call of LSH attention; leading "…" as in the inputs.
-
-    buckets (…, n_hashes, L) · order (…, n_hashes, L): positions in sorted order · queries (…,
-    n_hashes, n_chunks, chunk_length) and keys (…, n_hashes, n_chunks, width·chunk_length):
-    positions in each chunk and its window, −1 = nobody · weights (…, n_hashes, n_chunks,
-    chunk_length, width·chunk_length): share of the one softmax.
-    """
-
-    buckets: torch.Tensor
-    order: torch.Tensor
-    queries: torch.Tensor
-    keys: torch.Tensor
-    weights: torch.Tensor
-
-    def dense(self):
-        """The attention matrix (…, L, L): row i holds the weights with which query i sees each
-        position.
-        """
-        length = self.buckets.shape[-1]
-        lead = self.weights.shape[:-4]
-        dense = self.weights.new_zeros(
-            *lead, (length + 1) * (length + 1)
-        )  # one row and column for "nobody"
-        cell = (self.queries % (length + 1))[..., None] * (length + 1) + (self.keys % (length + 1))[
-            ..., None, :
-        ]
-        dense.scatter_add_(-1, cell.flatten(len(lead)), self.weights.flatten(len(lead)))
-        return dense.view(*lead, length + 1, length + 1)[..., :length, :length]
-
-
-def _record(q, windows, buckets, total):
-    """Weights round by round, from the total log-sum-exp: exp(score − total)."""
-    o, lead = windows.options, buckets.shape[:-2]
-    shift = torch.nn.functional.pad(total, (0, 1), value=math.inf)
-    inverse, seen, weights = inverse_length(q, o.norm_eps), [], []
-    for h in range(o.n_hashes):
-        block = windows.block(h, slice(0, windows.batch), 0, windows.n_chunks)
-        scores, _, _ = block_scores(
-            q, None, inverse, windows, block, o.scale_for(q.shape[-1]), Scratch()
-        )
-        queries, keys = block.queries.flatten(0, 1), block.spread(block.keys)
-        shares = torch.exp2(
-            scores - shift.masked_fill(shift == -math.inf, math.inf)[queries][..., None]
-        )
-        if h == 0:  # a token that sees only itself: once, in its own chunk of the first round
-            real = (
-                torch.ones_like(total, dtype=torch.bool) if windows.real is None else windows.real
-            )
-            alone = torch.nn.functional.pad((total == -math.inf) & real, (0, 1))[queries]
-            own = shares.narrow(-1, o.chunks_before * o.chunk_length, o.chunk_length)
-            own.diagonal(dim1=-2, dim2=-1).masked_fill_(alone, 1.0)
-        seen.append((queries, keys)), weights.append(shares)
-
-    def by_round(parts):
-        x = torch.stack(parts).unflatten(1, (windows.batch, windows.n_chunks)).transpose(0, 1)
-        return x.reshape(*lead, *x.shape[1:])  # (…, n_hashes, n_chunks, …)
-
-    positions = [by_round(p) for p in zip(*seen, strict=True)]
-    queries, keys = (
-        torch.where(p == windows.nobody, -1, p // windows.heads % windows.length) for p in positions
-    )
-    order = queries.flatten(-2)[..., : windows.length]
-    return AttentionRecord(buckets, order, queries, keys, by_round(weights))
-
-
-def _check(qk, v, buckets, options, padding_mask):
-    if not isinstance(options, LSHOptions):
-        raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
-    require_floating("qk", qk), require_floating("v", v), require_tensor("buckets", buckets)
-    require_same_kind("qk", qk, v=v)
-    if qk.ndim < 2 or 0 in qk.shape or v.ndim < 2 or 0 in v.shape:
-        raise ValueError(
-            f"qk and v must have shape (…, L, d) with every size ≥ 1, got {tuple(qk.shape)} and {tuple(v.shape)}"
-        )
-    if v.shape[:-1] != qk.shape[:-1]:
-        raise ValueError(
-            f"v must have shape {tuple(qk.shape[:-1])} + (d_v,) to go with qk, got {tuple(v.shape)}"
-        )
-    if (
-        buckets.dtype not in (torch.int64, torch.int32, torch.int16)
-        or buckets.layout != torch.strided
-    ):
-        raise TypeError(
-            f"buckets must be int64, int32 or int16, and dense, got {buckets.dtype}, {buckets.layout}"
-        )
-    if buckets.device != qk.device:
-        raise ValueError(f"buckets must be on the device of qk ({qk.device}), got {buckets.device}")
-    want = (*qk.shape[:-2], options.n_hashes, qk.shape[-2])
-    if tuple(buckets.shape) != want:
-        raise ValueError(
-            f"buckets must have shape {want} = (…, n_hashes, L), got {tuple(buckets.shape)}"
-        )
-    if has_values(buckets):
-        low, high = (int(b) for b in buckets.aminmax())
-        if low < 0 or high == torch.iinfo(torch.int64).max:
-            raise ValueError(f"buckets must lie in 0 … 2⁶³ − 2, got {low} … {high}")
-    require_finite("qk", qk, LARGEST), require_finite("v", v)
-    return require_padding_mask(padding_mask, qk.shape[:-1], qk.device)
+    n_hashes, n_chunks = queries.shape[-3:-1]
+    nearest, farthest = -options.chunks_after, options.chunks_before
+    place = slot // chunk_length  # (…, R, L)
+    if options.window == "rank":
+        nearest, farthest, place = 1, chunk_length, slot
+    if options.wrap:
+        place = place + n_chunks * torch.arange(n_hashes, device=slot.device)[:, None]
+    n_windows = torch.zeros((), dtype=torch.int64, device=slot.device)
+    for s in range(n_hashes):
+        query_place = at(place[..., s : s + 1, :], queries)[..., :, None]
+        across_rounds = options.wrap and not options.within_bucket
+        for t in range(n_hashes) if across_rounds else (s,):
+            distance = query_place - at(place[..., t : t + 1, :], keys)[..., None, :]
+            if options.wrap:  # how many numbers of [nearest, farthest] equal it modulo the ring
+                ring = n_hashes * n_chunks
+                shown = (farthest - distance) // ring - (nearest - 1 - distance) // ring
+            else:
+                shown = (distance >= nearest) & (distance <= farthest)
+            if options.within_bucket:
+                bucket_s = bucket[..., s : s + 1, :]
+                shown = shown * (
+                    at(bucket_s, queries)[..., :, None] == at(bucket_s, keys)[..., None, :]
+                )
+            n_windows = n_windows + shown
+    return n_windows

@@ -191,3 +191,40 @@ def inverse_length(q, norm_eps):
         wide = torch.float32 if q.dtype in (torch.float16, torch.bfloat16) else q.dtype
         square = torch.linalg.vector_norm(q, dim=-1, dtype=wide).square() + q.shape[-1] * norm_eps
         return torch.where(square > 0, square.rsqrt(), 0)
+
+
+def lsh_attention(qk, v, buckets, options, padding_mask=None, *, block_size=None):
+    """The function of ``lsh_attention.pytorch``, block by block; not checked."""
+    (q, v), heads = as_rows(qk, v)
+    length, d = qk.shape[-2:]
+    if padding_mask is not None:
+        padding_mask = padding_mask.expand(qk.shape[:-1]).reshape(-1, length)
+    dtype = torch.float64 if qk.dtype == torch.float64 else torch.float32
+    rounds = buckets.reshape(-1, *buckets.shape[-2:])
+    windows = Windows(rounds, options, padding_mask, heads=heads, dtype=dtype)
+    scale = options.scale_for(d)
+    out, _ = stream_attention(q, None, v, windows, scale, options.norm_eps, block_size)
+    return from_rows(out, qk.shape[:-1], heads)
+
+
+def as_rows(*tensors):
+    """Tensors (…, L, d) as rows (N, d), and the number of heads interleaved in them (1: none).
+
+    Heads that lie in memory as (…, L, heads, d), as a projection leaves them, become rows without a
+    copy.
+    """
+    first = tensors[0]
+    if (
+        first.ndim > 2
+        and not first.is_contiguous()
+        and all(x.transpose(-3, -2).is_contiguous() for x in tensors)
+    ):
+        return [x.transpose(-3, -2).flatten(0, -2) for x in tensors], first.shape[-3]
+    return [x.reshape(-1, x.shape[-1]) for x in tensors], 1
+
+
+def from_rows(rows, shape, heads):
+    """Rows (N, d) back to ``shape`` + (d,), shape = (…, L): the inverse of ``as_rows``."""
+    if heads == 1:
+        return rows.view(*shape, rows.shape[-1])
+    return rows.view(*shape[:-2], shape[-1], heads, rows.shape[-1]).transpose(-3, -2)

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from reformer_ref._arguments import bucket_factors, require_choice, require_int
 from reformer_ref._tensors import has_values
-from reformer_ref.attention.pytorch import regular_attention, shared_qk_attention
+from reformer_ref.attention.streaming import regular_attention, shared_qk_attention
 from reformer_ref.feed_forward.pytorch import FeedForward, feed_forward
-from reformer_ref.hashing.pytorch import hash_vectors, random_rotations
-from reformer_ref.local_attention.pytorch import local_attention
-from reformer_ref.lsh_attention.pytorch import lsh_attention
+from reformer_ref.hashing.pytorch import random_rotations
+from reformer_ref.hashing.streaming import hash_vectors
+from reformer_ref.local_attention.api import unchecked_local_attention
+from reformer_ref.lsh_attention.api import unchecked_lsh_attention
 from reformer_ref.model.config import LAYER_KINDS, n_buckets_for, require_config, rotation_width
 
 ROWS_AT_A_TIME = 1 << 16  # tokens times heads that attention works on together, where it may choose
@@ -140,15 +141,15 @@ class SelfAttention(nn.Module):
         if self.kind == "lsh":
             if heads not in memo:
                 memo[heads] = self.hash(q, heads, rotation_seed, padding_mask)
-            out = lsh_attention(q, v, memo[heads], c.lsh, mask)
+            out = unchecked_lsh_attention(q, v, memo[heads], c.lsh, mask)
         elif self.kind == "local":
-            out = local_attention(q, k, v, c.local, mask)
+            out = unchecked_local_attention(q, k, v, c.local, mask)
         elif self.kind == "dense":
             out = shared_qk_attention(
-                q, v, c.causal, mask, c.lsh.scale, c.lsh.norm_eps, strip=c.dense_block
+                q, v, c.causal, mask, c.lsh.scale, c.lsh.norm_eps, block_size=c.dense_block
             )
         else:
-            out = regular_attention(q, k, v, c.causal, mask, strip=c.dense_block)
+            out = regular_attention(q, k, v, c.causal, mask, block_size=c.dense_block)
         return out.transpose(1, 2).flatten(2)
 
     def inputs(self):
@@ -225,7 +226,7 @@ class CrossAttention(nn.Module):
             for y in (self.q(self.norm(x)), self.k(encoder_output), self.v(encoder_output))
         )
         mask = None if encoder_mask is None else encoder_mask[:, None]
-        out = regular_attention(q, k, v, False, mask, strip=self.config.dense_block)
+        out = regular_attention(q, k, v, False, mask, block_size=self.config.dense_block)
         return self.dropout(self.out(out.transpose(1, 2).flatten(2)))
 
 

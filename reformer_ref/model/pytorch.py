@@ -14,7 +14,7 @@ from reformer_ref._tensors import has_values, require_floating, require_padding_
 from reformer_ref.feed_forward.pytorch import IGNORED, require_targets, sliced, total_nats
 from reformer_ref.model.config import padding_to_multiple, require_config
 from reformer_ref.model.layers import CrossAttention, FeedForwardLayer, SelfAttention
-from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
+from reformer_ref.positions.modules import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_loss
 
 

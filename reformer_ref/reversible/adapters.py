@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from reformer_ref.hashing.pytorch import hash_vectors
+from reformer_ref.hashing.api import hash_vectors
 from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
 from reformer_ref.testing import to_numpy
 

@@ -16,10 +16,10 @@ from reformer_lab.classroom.exercises import memory
 from reformer_lab.classroom.grading import grade
 from reformer_lab.classroom.policy import broken_rules
 from reformer_lab.classroom.variants import Variant
-from reformer_ref.attention.pytorch import shared_qk_attention
-from reformer_ref.hashing.pytorch import hash_vectors
+from reformer_ref.attention.api import shared_qk_attention
+from reformer_ref.hashing.api import hash_vectors
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.lsh_attention.windows import Windows
 from reformer_ref.memory.count import Counter
 from reformer_ref.model.config import ReformerConfig

@@ -4,7 +4,9 @@ is installed.
 
 import builtins
 import collections
+import hashlib
 import importlib.util
+import re
 
 import numpy as np
 import pytest
@@ -12,13 +14,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reformer_lab.data import translation as t
 
-needs_bleu = pytest.mark.skipif(importlib.util.find_spec("sacrebleu") is None, reason="needs the extra `reproduce`")
+STORED_SHA256 = "18caf2dd9ee5ec21df0653b0f4d0d5162980ecae8eb628955d02d08bb17d3c3e"
+needs_bleu = pytest.mark.skipif(importlib.util.find_spec("sacrebleu") is None, reason="needs the extra `lab`")
 PAIRS = [(f"the {a} dog sees the {b} cat", f"der {a}e hund sieht die {b}e katze") for a in "abcdef" for b in "ghijkl"]
 
 
 def written(path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+# The stored pairs
+
+
+def test_the_stored_pairs_are_those_of_the_recorded_claim():
+    pairs = t.english_german(20_000)
+    text = "".join(f"{english}\t{german}\n" for english, german in pairs)
+    assert hashlib.sha256(text.encode()).hexdigest() == STORED_SHA256
+    assert len({english for english, _ in pairs}) == 20_000
+    assert t.english_german(50) == pairs[:50]
+    assert pairs[0] == ("Do I have to follow the green horse today?", "Muss ich heute dem grünen Pferd folgen?")
+    train, held_out = t.split(t.fitting(pairs, 200), 300)
+    assert (len(train), len(held_out)) == (19_700, 300)
+    for wrong in (0, 20_001):
+        with pytest.raises(ValueError, match="count"):
+            t.english_german(wrong)
+    with pytest.raises(TypeError, match="count"):
+        t.english_german(1.5)
+
+
+def test_stored_sentences_are_well_formed():
+    for english, german in t.english_german(20_000):
+        for text in (english, german):
+            assert re.fullmatch(r"[A-ZÄÖÜ][A-Za-zÄÖÜäöüß, ]*[.?]", text)
+            assert "  " not in text
+            assert " ," not in text
+        assert english[-1] == german[-1]
+        assert (", " in german) == bool(re.search(" (because|although|while|before) ", english))
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|\bthis \w*s\b(?<!glass)", english) or "this" in english
+        assert not re.search(r"\b(in|bei) dem ", german)
+        negations = len(re.findall(r"\b(nicht|kein(?:e[nmrs]?)?)\b", german.lower()))
+        assert negations == len(re.findall(r"\b(?:not|cannot)\b", english)), (english, german)
 
 
 # Reading
@@ -273,5 +309,5 @@ def test_missing_sacrebleu_names_the_extra(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'reformer_ref\[reproduce\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'reformer_ref\[lab\]'"):
         t.bleu(["a"], ["a"])

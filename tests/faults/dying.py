@@ -1,8 +1,8 @@
 """The command in a process that kills itself (SIGKILL) at a chosen moment of writing: dying.py WHAT
 N train ….
 
-WHAT is a function of the module `os` (before its N-th call from `reformer_lab.training.files` or
-`checkpoint` on), or "half-written": in the middle of the N-th file.
+WHAT is a function of the module `os` (before its N-th call from `reformer_lab.training.files` on), or "half-written":
+in the middle of the N-th file.
 """
 
 import os

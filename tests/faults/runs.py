@@ -1,18 +1,19 @@
 """Real runs of the command in real processes, small enough to be killed by the dozen."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from reformer_lab.training import checkpoint
+
 ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("REFORMER_FAULTS") == "full"  # as many kills as the README reports, instead of a few
 STEPS = 150
 TINY = {
-    "text": "text.txt", "steps": STEPS, "length": 64, "batch": 2, "layers": 2, "d-model": 16, "heads": 2, "d-ff": 32,
-    "chunk-length": 8, "dropout": 0.1, "lr": 1e-2, "warmup": 5, "held-out-windows": 2, "evaluate-every": 20,
-    "checkpoint-every": 10, "threads": 1,
+    "text": "text.txt", "steps": STEPS, "length": 64, "batch": 2, "n-layers": 2, "d-model": 16, "n-heads": 2,
+    "d-ff": 32, "chunk-length": 8, "dropout": 0.1, "learning-rate": 1e-2, "warmup": 5,
+    "held-out-windows": 2, "evaluate-every": 20, "checkpoint-every": 10, "threads": 1,
 }  # fmt: skip
 
 
@@ -69,8 +70,7 @@ def train(folder, out, **changes):
 
 
 def outcome(run):
-    """Everything about a run that must not depend on what happened to it: metrics, checksums of
-    weights and state.
-    """
-    manifest = json.loads((Path(run) / f"checkpoints/step-{STEPS:09d}.json").read_text())
-    return Path(run, "metrics.jsonl").read_bytes(), manifest["files"], manifest["state"]["tokens"]
+    """Everything about a run that must not depend on what happened to it: metrics, weights, state of the optimiser."""
+    last = checkpoint.read(Path(run) / f"checkpoints/step-{STEPS:09d}.safetensors")
+    tensors = {name: t.numpy().tobytes() for name, t in (last.weights | last.training).items()}
+    return Path(run, "metrics.jsonl").read_bytes(), tensors, last.state["tokens"]

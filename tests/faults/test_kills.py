@@ -11,11 +11,11 @@ from reformer_lab.training import checkpoint
 from tests.faults.runs import FULL, STEPS, arguments, finish, outcome, start, train, wait_for
 
 KILLS = range(30 if FULL else 3)
-# Each checkpoint writes three files: fsync of the file, rename, fsync of the folder. Journals begin
-# with two files.
+# A file takes an fsync of it, a rename, and an fsync of its folder. Before the first checkpoint two folders are synced
+# and two journals written, so checkpoint n is file n + 2, with the fsyncs 2n + 5 and 2n + 6.
 INSIDE = [
-    ("half-written", 9), ("replace", 8), ("fsync", 19), ("half-written", 10), ("replace", 10), ("fsync", 24),
-    ("half-written", 11), ("fsync", 27), ("replace", 3), ("half-written", 3),
+    ("half-written", 5), ("replace", 4), ("fsync", 11), ("fsync", 12), ("half-written", 3), ("replace", 3),
+    ("fsync", 7), ("half-written", 2), ("replace", 10), ("half-written", 16),
 ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def steps_in(run):
 def test_killed_at_a_random_moment(number, whole, tmp_path):
     chance, places = random.Random(number), []
     for _ in range(1 + number % 3):  # once, twice, three times in one run
-        found = checkpoint.manifests(tmp_path / "run/checkpoints")
+        found = checkpoint.paths(tmp_path / "run/checkpoints")
         process = start(tmp_path, *arguments("run", resume=True))
         wait_for(process, "going on" if found else "baselines")
         target = chance.randrange(STEPS - 30)
@@ -65,7 +65,7 @@ def test_killed_inside_the_writing_of_a_checkpoint(what, call, whole, tmp_path):
     process = start(tmp_path, what, call, *arguments("run"), program=("-m", "tests.faults.dying"))
     assert killed(process)
     left = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("*"))
-    assert f"step-{STEPS:09d}.json" not in left
+    assert f"step-{STEPS:09d}.safetensors" not in left
     printed = train(tmp_path, "run", resume=True)
     assert outcome(tmp_path / "run") == whole
     assert not list((tmp_path / "run/checkpoints").glob(".*.tmp"))

@@ -36,7 +36,7 @@ def curve(run):
 
 def first_moments(run, step):
     """Adam's exp_avg after one step is 0.1 times the gradient."""
-    found = checkpoint.read(Path(run, f"checkpoints/step-{step:09d}.json"))
+    found = checkpoint.read(Path(run, f"checkpoints/step-{step:09d}.safetensors"))
     return {name: t.double() for name, t in found.training.items() if name.endswith("exp_avg")}
 
 
@@ -83,7 +83,7 @@ def test_when_one_process_dies_the_other_ends_and_the_run_goes_on(dies, tmp_path
     train(tmp_path, "whole", processes=2)
     process = start(tmp_path, *arguments("run", processes=2, steps=150), **port())
     wait_for(process, "baselines")
-    while not checkpoint.manifests(tmp_path / "run/checkpoints"):
+    while not checkpoint.paths(tmp_path / "run/checkpoints"):
         time.sleep(0.01)
     second = children(process)[0]
     os.kill(process.pid if dies == "the first" else second, signal.SIGKILL)

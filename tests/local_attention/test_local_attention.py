@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reformer_ref.attention.pytorch import regular_attention
 from reformer_ref.local_attention import checks, spec
+from reformer_ref.local_attention.api import local_attention
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.local_attention.pytorch import local_attention
 from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, expect_equal, to_numpy, to_torch
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reformer_ref.lsh_attention import spec
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.testing import expect_close, to_numpy, to_torch
 
 quick = settings(max_examples=25, deadline=None)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from reformer_ref.attention.spec import attend, normalize_keys
 from reformer_ref.lsh_attention import checks, spec
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, expect_equal, to_numpy, to_torch
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()

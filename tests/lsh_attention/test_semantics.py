@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from reformer_ref.attention.pytorch import shared_qk_attention
+from reformer_ref.attention.api import shared_qk_attention
 from reformer_ref.lsh_attention import spec
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.testing import as_numpy, expect_close, expect_equal, relative_error, to_numpy, to_torch
 
 BOTH = pytest.mark.parametrize("fn", [spec.lsh_attention, as_numpy(lsh_attention)], ids=["spec", "pytorch"])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.memory.count import BLOCK, Counter
 from reformer_ref.memory.measure import count_peak
 from reformer_ref.model.config import ReformerConfig

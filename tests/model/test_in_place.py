@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from reformer_ref.local_attention.api import local_attention
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.local_attention.pytorch import local_attention
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.layers import SelfAttention
 from reformer_ref.model.pytorch import ReformerLM

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from reformer_ref.hashing.pytorch import random_rotations
+from reformer_ref.hashing.api import random_rotations
 from reformer_ref.model import checks, spec
 from reformer_ref.model.checks import random_params, small_config
 from reformer_ref.model.config import n_buckets_for

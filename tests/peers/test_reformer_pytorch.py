@@ -10,7 +10,7 @@ import torch
 from reformer_ref.attention import pytorch as attention_pytorch
 from reformer_ref.attention import spec as attention_spec
 from reformer_ref.chunking import spec as chunking_spec
-from reformer_ref.hashing.pytorch import hash_vectors
+from reformer_ref.hashing.api import hash_vectors
 from reformer_ref.lsh_attention import pytorch as lsh_pytorch
 from reformer_ref.lsh_attention import spec as lsh_spec
 from reformer_ref.lsh_attention.options import LSHOptions

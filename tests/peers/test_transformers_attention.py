@@ -4,7 +4,7 @@ rotations.
 
 import pytest
 import torch
-from reformer_ref.hashing.pytorch import hash_vectors
+from reformer_ref.hashing.api import hash_vectors
 from reformer_ref.huggingface.weights import config_from_huggingface
 from reformer_ref.local_attention import pytorch as local_pytorch
 from reformer_ref.local_attention import spec as local_spec

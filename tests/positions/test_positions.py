@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reformer_ref.positions import checks, pytorch, spec
-from reformer_ref.positions.pytorch import AxialPositions, LearnedPositions, SinusoidalPositions
+from reformer_ref.positions.modules import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.testing import as_numpy, autograd_vjp, expect_close
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()

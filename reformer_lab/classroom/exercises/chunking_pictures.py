@@ -6,17 +6,17 @@ from matplotlib.patches import Rectangle
 
 from reformer_lab.classroom import cases
 from reformer_lab.classroom.exercises.chunking import EXERCISES
-from reformer_lab.plots.chunking import five_strips
-from reformer_lab.plots.drawing import Picture, bucket_colours, strip, styled
+from reformer_lab.plots.chunking import round_in_rows
+from reformer_lab.plots.drawing import Picture, bucket_colours, cell_row, styled
 
 
 @styled
 def whole_way(tokens, buckets, order, slot, chunks, visible, variant):
-    """``five_strips`` in the words of a variant: who comes first in a bucket, and on which side a
+    """``round_in_rows`` in the words of a variant: who comes first in a bucket, and on which side a
     window lies.
     """
     back, earliest = variant.look == "back", variant.sort_ties == "earliest_first"
-    picture = five_strips(tokens, buckets, order, slot, chunks, visible, variant.n_look if back else 0)
+    picture = round_in_rows(tokens, buckets, order, slot, chunks, visible, variant.n_look if back else 0)
     words = {} if back else {"further back": "further ahead", "chunks before": "chunks after"}
     if not earliest:
         words |= {"by (bucket, position)": "by bucket, later first", "bucket, by position": "bucket, later ones first"}
@@ -28,7 +28,7 @@ def whole_way(tokens, buckets, order, slot, chunks, visible, variant):
 
     for text in picture.axes[0].texts:
         text.set_text(told(text.get_text()))
-    return picture.tell(told(picture.caption), **{told(name): value for name, value in picture.numbers.items()})
+    return picture.describe(told(picture.caption), **{told(name): value for name, value in picture.numbers.items()})
 
 
 def illustrate(name, variant):
@@ -45,7 +45,7 @@ def _draw_sort(buckets, order):
     caption = (
         "Two strips of cells, one per token, with its bucket (also its colour) and position: as they come, and sorted."
     )
-    return _strips(rows).tell(caption, buckets=_row(buckets), order=_row(order))
+    return _strips(rows).describe(caption, buckets=_row(buckets), order=_row(order))
 
 
 def _draw_chunk(order, chunk_length, chunks):
@@ -69,7 +69,7 @@ def _draw_visible(buckets, chunks, windows, seen):
     caption = (
         "One strip per query: its window. Coloured, by bucket: it sees this key. In brackets: it does not. −1: nobody."
     )
-    return _strips(rows, chunks.shape[1]).tell(caption, buckets=_row(buckets), **{"pairs seen": int(seen.sum())})
+    return _strips(rows, chunks.shape[1]).describe(caption, buckets=_row(buckets), **{"pairs seen": int(seen.sum())})
 
 
 def _draw_undo(rows, chunks, out):
@@ -90,7 +90,7 @@ def _strips(rows, group=0):
     """
     picture, width = (Picture(8.5, 0.15 + 0.34 * len(rows)), max(len(labels) for _, labels, _ in rows))
     for ax, (title, labels, colours) in zip(picture.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-        strip(ax, [str(label).replace("-", "−") for label in labels], colours, title)
+        cell_row(ax, [str(label).replace("-", "−") for label in labels], colours, title)
         ax.set_xlim(-0.05, width + 0.05)
         for start in range(0, len(labels), group) if group and len(labels) == width else ():
             ax.add_patch(Rectangle((start, 0), group, 1, fill=False, linewidth=2, clip_on=False))
@@ -106,7 +106,7 @@ def _in_chunks(chunks, caption, *rows):
     for chunk, colour in zip(chunks, shades, strict=True):
         colours[chunk[chunk >= 0]] = colour
     picture = _strips([(title, labels, _coloured(at, colours)) for title, labels, at in rows], chunks.shape[1])
-    return picture.tell(caption, chunks=" | ".join(map(_row, chunks)))
+    return picture.describe(caption, chunks=" | ".join(map(_row, chunks)))
 
 
 def _coloured(positions, colours):

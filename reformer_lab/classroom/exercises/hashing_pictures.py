@@ -27,4 +27,4 @@ def wedges(points, rotations, buckets, ring):
         elif h.isdigit():
             ax.yaxis.label.set_text(f"bucket, round {int(h) - 1}")
     told = {f"round {h}": row for h, row in enumerate(picture.numbers.values())}
-    return picture.tell(f"{picture.caption} Arrows: the columns of R, in the order of the title.", **told)
+    return picture.describe(f"{picture.caption} Arrows: the columns of R, in the order of the title.", **told)
