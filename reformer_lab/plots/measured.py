@@ -301,7 +301,7 @@ def draw_parts(ax, rows):
 
 @styled
 def memory_bars(rows, budget=None, kind="predicted"):
-    """Stacked bars of bytes: rows {name: {category: bytes}}, categories as in ``memory.predict.PARTS``; budget: a line, bytes.
+    """Stacked bars of bytes: rows {name: {category: bytes}}, the categories of ``memory.predict.PARTS``; budget: bytes.
 
     kind: "predicted", "counted" or "measured". A budget far beyond all bars is named, not drawn.
     """

@@ -11,7 +11,6 @@ from reformer_lab.classroom.variants import Variant
 from reformer_ref.attention.api import shared_qk_attention
 from reformer_ref.hashing.api import hash_vectors
 from reformer_ref.lsh_attention.api import lsh_attention
-from reformer_ref.lsh_attention.layout import blocks, bucket_layout, sequences_per_block
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.memory.count import Counter, MetaCounter
 from reformer_ref.model.config import ReformerConfig
