@@ -55,13 +55,13 @@ def computed_by_its_weights(layer, names):
             return False
         if isinstance(module, FeedForward) and module.dropout and module.training:
             return False
-    return list(dict(layer.named_parameters())) == names
+    return tuple(dict(layer.named_parameters())) == names
 
 
 class InPlaceFeedForward:
     """A `FeedForwardLayer` in place, one chunk of positions after the other."""
 
-    weights = ["norm.weight", "norm.bias", "inner.w1", "inner.b1", "inner.w2", "inner.b2"]
+    weights = ("norm.weight", "norm.bias", "inner.w1", "inner.b1", "inner.w2", "inner.b2")
 
     def __init__(self, module):
         self.module = module
@@ -106,7 +106,7 @@ class InPlaceAttention:
         self.module, self.config = module, module.config
         self.inputs = ["q", "v"] if module.k is None else ["q", "k", "v"]
         projections = [f"{name}.weight" for name in (*self.inputs, "out")]
-        self.weights = ["norm.weight", "norm.bias", *projections]
+        self.weights = ("norm.weight", "norm.bias", *projections)
 
     def add_(self, y, x, context, saved):
         params = dict(self.module.named_parameters())
