@@ -64,10 +64,11 @@ def require_float(
 
 def require_choice(name: str, value: Any, choices: Sequence) -> Any:
     """``value`` if it is one of ``choices``."""
-    if not any(value is c or (type(value) is type(c) and value == c) for c in choices):
-        accepted = ", ".join(map(repr, choices))
-        raise ValueError(f"{name} must be one of {accepted}, got {shown(value)}")
-    return value
+    for choice in choices:
+        if value is choice or (type(value) is type(choice) and value == choice):
+            return value
+    accepted = ", ".join(map(repr, choices))
+    raise ValueError(f"{name} must be one of {accepted}, got {shown(value)}")
 
 
 def bucket_factors(n_buckets: Any) -> tuple[int, ...]:

@@ -103,7 +103,7 @@ class NotFinite(ValueError, FloatingPointError):
 def require_finite(name: str, x: Tensor, largest: float = math.inf) -> Tensor:
     """NotFinite, a ValueError, if ``x`` holds NaN, infinity, or anything of size ``largest``."""
     if has_values(x) and x.numel():
-        low, high = (float(end) for end in x.detach().aminmax())
+        low, high = torch.stack(x.detach().aminmax()).tolist()
         if not -largest < low <= high < largest:
             accepted = "finite"
             if largest < math.inf:

@@ -40,53 +40,53 @@ def expect(condition: Any, message: str) -> None:
         raise AssertionError(message)
 
 
-def expect_close(what: str, got: Any, want: Any, tolerance: float, hint: str = "") -> float:
+def expect_close(label: str, got: Any, want: Any, tolerance: float, hint: str = "") -> float:
     """Return the relative error, or raise an AssertionError that says where it is largest."""
     got, want = _numbers("got", got), _numbers("want", want)
-    _expect_shape(what, got, want, hint)
+    _expect_shape(label, got, want, hint)
     error = relative_error(got, want)
     if not error <= tolerance:
         difference = np.nan_to_num(np.abs(got - want), nan=np.inf)
         at = tuple(int(i) for i in np.unravel_index(np.argmax(difference), got.shape))
         raise AssertionError(
-            f"{what}: relative error {error:.2e} > {tolerance:.0e}; worst at {at}: "
+            f"{label}: relative error {error:.2e} > {tolerance:.0e}; worst at {at}: "
             f"got {got[at]:.6g}, expected {want[at]:.6g}. {hint}".strip()
         )
     return error
 
 
-def expect_equal(what: str, got: Any, want: Any, hint: str = "") -> None:
+def expect_equal(label: str, got: Any, want: Any, hint: str = "") -> None:
     """Raise an AssertionError that says where two integer or boolean arrays first differ."""
     got, want = as_array("got", got), as_array("want", want)
-    _expect_shape(what, got, want, hint)
+    _expect_shape(label, got, want, hint)
     if not np.array_equal(got, want):
         at = tuple(int(i) for i in np.argwhere(got != want)[0])
         raise AssertionError(
-            f"{what}: {int((got != want).sum())} of {got.size} entries differ; first at {at}: "
+            f"{label}: {int((got != want).sum())} of {got.size} entries differ; first at {at}: "
             f"got {got[at]}, expected {want[at]}. {hint}".strip()
         )
 
 
-def _expect_shape(what, got, want, hint):
-    text = f"{what}: got shape {got.shape}, expected {want.shape}. {hint}"
+def _expect_shape(label, got, want, hint):
+    text = f"{label}: got shape {got.shape}, expected {want.shape}. {hint}"
     expect(got.shape == want.shape, text.strip())
 
 
 def compare_all(name: str, comparisons: Iterable[tuple], tolerance: float) -> None:
-    """Expect every (what, got, want, hint) to be close, and print how many there were."""
+    """Expect every (label, got, want, hint) to be close, and print how many there were."""
     errors = [expect_close(*c[:3], tolerance, c[3]) for c in comparisons]
     print(f"{name}: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
 def compare_gradients(name: str, comparisons: Iterable[tuple], tolerance: float) -> None:
-    """Expect every (what, got, want, numeric, hint) to be close: to the gradient ``want``, and to
+    """Expect every (label, got, want, numeric, hint) to be close: to the gradient ``want``, and to
     the central differences ``numeric`` within 1e-7, unless they are None.
     """
     errors, differences = [], []
-    for what, got, want, numeric, hint in comparisons:
+    for label, got, want, numeric, hint in comparisons:
         if numeric is not None:
-            differences.append(expect_close(what, got, numeric, 1e-7, hint))
-        errors.append(expect_close(what, got, want, tolerance, hint))
+            differences.append(expect_close(label, got, numeric, 1e-7, hint))
+        errors.append(expect_close(label, got, want, tolerance, hint))
     print(
         f"{name}: {len(errors)} cases, worst relative error {max(errors):.1e}, "
         f"against central differences {max(differences):.1e}"

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from reformer_ref._arguments import clear_errors, require_int
 from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.api import lsh_attention
+from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
 from reformer_ref.memory.measure import count_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig

@@ -62,8 +62,8 @@ def _run(settings, name, device):
     import torch
     from reformer_ref.attention.api import shared_qk_attention
     from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
-    from reformer_ref.lsh_attention.options import LSHOptions
     from reformer_ref.lsh_attention.api import lsh_attention
+    from reformer_ref.lsh_attention.options import LSHOptions
 
     length = settings["length"]
     shape = (settings["tokens"] // length, settings["heads"], length, settings["d_head"])

@@ -120,24 +120,24 @@ def check_visible_pairs(fn, seed=0):
         for name, causal, mask in _visibilities(rng, lead, length, key_length):
             want = _counts_by_pair(() if mask is None else lead, length, key_length, causal, mask)
             got = np.asarray(fn(length, key_length, causal, mask))
-            what = f"visible_pairs of {length} queries, {key_length} keys, {name}"
+            label = f"visible_pairs of {length} queries, {key_length} keys, {name}"
             if got.dtype.kind not in "biu":
-                raise AssertionError(f"{what}: expected booleans or integers, got {got.dtype}")
+                raise AssertionError(f"{label}: expected booleans or integers, got {got.dtype}")
             hint = "Causal: j ≤ i. Padding hides keys (columns), not queries (rows)."
-            expect_equal(what, got.astype(int), want, hint)
+            expect_equal(label, got.astype(int), want, hint)
             n += 1
     print(f"check_visible_pairs: {n} cases")
 
 
 def _check(name, fn, seed, tolerance):
     def comparisons():
-        for what, inputs, fixed, options in _cases(name, np.random.default_rng(seed), SIZES):
+        for label, inputs, fixed, options in _cases(name, np.random.default_rng(seed), SIZES):
             got = fn(*inputs, *fixed, *options)
             want = FORMULAS[name](*inputs, *fixed, *options)
             if name == "attend":
-                yield f"weights, {what}", got[1], want[1], HINTS[name]
+                yield f"weights, {label}", got[1], want[1], HINTS[name]
                 got, want = got[0], want[0]
-            yield what, got, want, HINTS[name]
+            yield label, got, want, HINTS[name]
 
     compare_all(f"check_{name}", comparisons(), tolerance)
 
@@ -149,14 +149,14 @@ def _check_vjp(name, fn, names, seed, tolerance):
 
     def comparisons():
         rng = np.random.default_rng(seed)
-        for what, inputs, fixed, options in _cases(name, rng, SMALL):
+        for label, inputs, fixed, options in _cases(name, rng, SMALL):
             d_out = rng.standard_normal(formula(*inputs, *fixed, *options).shape)
             got = fn(*inputs, *fixed, d_out, *options)
             want = getattr(spec, f"{name}_vjp")(*inputs, *fixed, d_out, *options)
             if len(names) == 1:
                 want = (want,)
             if len(got) != len(names):
-                raise AssertionError(f"{what}: got {len(got)} gradients, expected {names}.")
+                raise AssertionError(f"{label}: got {len(got)} gradients, expected {names}.")
             for i, gradient in enumerate(names):
 
                 def of_one(x, i=i, args=(*inputs, *fixed, *options)):
@@ -165,7 +165,7 @@ def _check_vjp(name, fn, names, seed, tolerance):
                 # Where a gradient is zero its error is absolute: rounding is taken for zero.
                 numeric = _without_dust(central_difference(of_one, inputs[i], d_out), 1e-9)
                 exact = _without_dust(want[i], 1e-14)
-                yield f"{gradient} of {what}", got[i], exact, numeric, HINTS[name]
+                yield f"{gradient} of {label}", got[i], exact, numeric, HINTS[name]
 
     compare_gradients(f"check_{name}_vjp", comparisons(), tolerance)
 
@@ -175,11 +175,11 @@ def _without_dust(x, size):
 
 
 def _cases(name, rng, sizes):
-    """(what, inputs to differentiate, fixed inputs, options) of one function."""
+    """(label, inputs to differentiate, fixed inputs, options) of one function."""
     for lead, length, key_length, d, d_v in sizes:
         shapes = ((length, d), (key_length, d), (key_length, d_v))
         q, k, v = (rng.standard_normal((*lead, *shape)) for shape in shapes)
-        what = f"{name}, q {q.shape}, k {k.shape}"
+        label = f"{name}, q {q.shape}, k {k.shape}"
         if name == "normalize_keys":
             if sizes is SIZES:
                 q = q * 10.0 ** rng.integers(-4, 5, (*lead, length, 1))
@@ -188,11 +188,11 @@ def _cases(name, rng, sizes):
                 yield f"{name} of shape {q.shape}, norm_eps={norm_eps}", (q,), (), (norm_eps,)
         elif name == "attend":
             for table, counts in _count_tables(rng, (*lead, length, key_length)).items():
-                yield f"{what}, {table}", (q, k, v), (counts,), (0.7,)
+                yield f"{label}, {table}", (q, k, v), (counts,), (0.7,)
                 if sizes is SIZES:
-                    yield f"{what}, {table}, scale=-1", (q, k, v), (counts,), (-1.0,)
+                    yield f"{label}, {table}, scale=-1", (q, k, v), (counts,), (-1.0,)
                     large = (rng.integers(-3, 4, x.shape) * s for x, s in ((q, 500.0), (k, 1.0)))
-                    yield f"{what}, {table}, huge logits", (*large, v), (counts,), (1.0,)
+                    yield f"{label}, {table}, huge logits", (*large, v), (counts,), (1.0,)
         elif name == "regular_attention" or length == key_length:
             inputs = (q, v) if name == "shared_qk_attention" else (q, k, v)
             visibilities = _visibilities(rng, lead, length, key_length)
@@ -200,7 +200,7 @@ def _cases(name, rng, sizes):
                 norm_eps = NORM_EPS[i // 2 % len(NORM_EPS)]
                 for scale in SCALES if sizes is SIZES else (SCALES[i % len(SCALES)],):
                     options = (causal, mask, scale, norm_eps)[: 4 if len(inputs) == 2 else 3]
-                    yield f"{what}, {visible}, options {options[2:]}", inputs, (), options
+                    yield f"{label}, {visible}, options {options[2:]}", inputs, (), options
 
 
 def _visibilities(rng, lead, length, key_length):

@@ -62,8 +62,10 @@ def attend_vjp(q, k, v, counts, d_out, scale=1.0):
     return d_scores @ k, np.swapaxes(d_scores, -1, -2) @ q, np.swapaxes(weights, -1, -2) @ d_out
 
 
-def self_as_last_resort(counts: Int[np.ndarray, "*batch L L"]) -> Int[np.ndarray, "*batch L L"]:
-    """Apply the self rule: a token sees itself only if nothing else is visible (paper section 2)."""
+def self_as_last_resort(counts: np.ndarray) -> np.ndarray:
+    """Apply the self rule to counts (…, L, L): a token sees itself only if nothing else is visible
+    to it (paper section 2).
+    """
     eye = np.eye(counts.shape[-1], dtype=bool)
     others = np.where(eye, 0, counts)
     only_self = np.sum(others, axis=-1, keepdims=True) == 0

@@ -39,8 +39,8 @@ def check_sort_by_bucket(fn, seed=0):
                 numbers = np.where(real[index[:-1]], buckets[index], 2**63 - 1).tolist()
                 want[index] = sorted(range(length), key=lambda i, numbers=numbers: (numbers[i], i))
             hint = "Sort by bucket and, within a bucket, by position (a stable sort), padding last."
-            what = f"sort_by_bucket of shape {buckets.shape}, buckets from {offset}, {side}"
-            expect_equal(what, fn(buckets, mask), want, hint)
+            label = f"sort_by_bucket of shape {buckets.shape}, buckets from {offset}, {side}"
+            expect_equal(label, fn(buckets, mask), want, hint)
             n += 1
     print(f"check_sort_by_bucket: {n} cases, buckets up to 2^62")
 
@@ -71,8 +71,8 @@ def check_split_chunks(fn, seed=0):
         want = np.full((*lead, (length + chunk_length - 1) // chunk_length, chunk_length), -1)
         for s in range(length):
             want[..., s // chunk_length, s % chunk_length] = order[..., s]
-        what = f"split_chunks of shape {order.shape}, chunk_length={chunk_length}"
-        expect_equal(what, fn(order, chunk_length), want, hint)
+        label = f"split_chunks of shape {order.shape}, chunk_length={chunk_length}"
+        expect_equal(label, fn(order, chunk_length), want, hint)
     print(f"check_split_chunks: {len(cases)} cases")
 
 

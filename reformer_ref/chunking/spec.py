@@ -7,13 +7,13 @@ section 2, "LSH attention", figure 2 b and 2 c).
 """
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Integer
 
 
 def sort_by_bucket(
-    buckets: Int[np.ndarray, "*batch n_hashes L"],
+    buckets: Integer[np.ndarray, "*batch n_hashes L"],
     padding_mask: Bool[np.ndarray, "*batch L"] | None = None,
-) -> Int[np.ndarray, "*batch n_hashes L"]:
+) -> Integer[np.ndarray, "*batch n_hashes L"]:
     """Sort positions: ``order[…, h, s]`` is the position in slot s of round h.
 
     padding_mask: True = real token; padding sorts behind every bucket, by position. The sort key
@@ -26,14 +26,14 @@ def sort_by_bucket(
     return np.argsort(buckets, axis=-1, kind="stable")
 
 
-def undo_sort(order: Int[np.ndarray, "*batch L"]) -> Int[np.ndarray, "*batch L"]:
+def undo_sort(order: Integer[np.ndarray, "*batch L"]) -> Integer[np.ndarray, "*batch L"]:
     """Invert the permutation: ``slot[…, i]`` is the slot in which position i stands."""
     return np.argsort(order, axis=-1)
 
 
 def split_chunks(
-    order: Int[np.ndarray, "*batch L"], chunk_length: int
-) -> Int[np.ndarray, "*batch n_chunks chunk_length"]:
+    order: Integer[np.ndarray, "*batch L"], chunk_length: int
+) -> Integer[np.ndarray, "*batch n_chunks chunk_length"]:
     """Cut the sorted order into ⌈L / chunk_length⌉ chunks; slots beyond the end hold −1."""
     *batch, length = order.shape
     n_chunks = -(-length // chunk_length)
@@ -43,7 +43,11 @@ def split_chunks(
 
 
 def look_adjacent(
-    chunks: np.ndarray, chunks_before: int, chunks_after: int, wrap: bool = False, fill: float = 0
+    chunks: np.ndarray,
+    chunks_before: int,
+    chunks_after: int,
+    wrap: bool = False,
+    fill: int | float = 0,
 ) -> np.ndarray:
     """Put each chunk together with its neighbours, the earliest first.
 

@@ -51,14 +51,14 @@ def check_default_n_buckets(fn):
     cases = [*product(lengths, (1, 4, 37, 64))]
     for length, chunk_length in cases:
         got = fn(length, chunk_length)
-        what = f"default_n_buckets({length}, {chunk_length}): got {got}, expected"
+        label = f"default_n_buckets({length}, {chunk_length}): got {got}, expected"
         factors = spec.factors_of(got)
-        expect(all(factor % 2 == 0 for factor in factors), f"{what} even factors.")
+        expect(all(factor % 2 == 0 for factor in factors), f"{label} even factors.")
         most = 2 * max(1, length // chunk_length)
         in_all = f"{most // 2} to {most} buckets in all, about two per chunk."
-        expect(most / 2 <= math.prod(factors) <= most, f"{what} {in_all}")
+        expect(most / 2 <= math.prod(factors) <= most, f"{label} {in_all}")
         doubled = fn(2 * length, 2 * chunk_length)
-        expect(doubled == got, f"{what} {doubled}, as for twice both: a function of their ratio.")
+        expect(doubled == got, f"{label} {doubled}, as for twice both: a function of their ratio.")
     print(f"check_default_n_buckets: {len(AUTHORS)} recorded numbers and {len(cases)} others")
 
 
@@ -92,8 +92,8 @@ def check_random_rotations(fn, make_generator=np.random.default_rng, seed=0):
         "two heads": (r[0], r[1]),
         "two rounds": (r[0, 0], r[0, 1]),
     }
-    for what, (a, b) in others.items():
-        text = f"random_rotations: {what} gave the same numbers, expected independent ones."
+    for label, (a, b) in others.items():
+        text = f"random_rotations: {label} gave the same numbers, expected independent ones."
         expect(not np.array_equal(a, b), text)
     # Moments of the normal distribution, with their standard deviations over r.size samples.
     for power, (want, variance) in enumerate(((0, 1), (1, 2), (0, 15), (3, 96)), start=1):
@@ -121,17 +121,17 @@ def check_hash_vectors(fn, seed=0, tolerance=1e-12):
         rotations = spec.random_rotations(rng, n_hashes, d, n_buckets, *rotation_lead[-1:])
         if len(rotation_lead) > 1:
             rotations = np.stack([rotations, rotations[::-1]])
-        what = f"hash_vectors of x {x.shape}, rotations {rotations.shape}, n_buckets={n_buckets}"
+        label = f"hash_vectors of x {x.shape}, rotations {rotations.shape}, n_buckets={n_buckets}"
         got = np.asarray(fn(x, rotations, n_buckets))
-        n_close += _expect_buckets(what, got, x, rotations, n_buckets, tolerance)
+        n_close += _expect_buckets(label, got, x, rotations, n_buckets, tolerance)
         powers = 2.0 ** rng.integers(-8, 9, (*x.shape[:-1], 1))  # exact in every precision
         hint = "Only the direction of a vector matters, not its length."
-        expect_equal(f"{what}, lengths changed", fn(x * powers, rotations, n_buckets), got, hint)
+        expect_equal(f"{label}, lengths changed", fn(x * powers, rotations, n_buckets), got, hint)
         # Small whole numbers: every score is exact, and many are equal.
         x, rotations = (rng.integers(-1, 2, a.shape).astype(np.float64) for a in (x, rotations))
         x[..., 0, :] = 0
         got = fn(x, rotations, n_buckets)
-        _expect_buckets(f"{what}, with ties", got, x, rotations, n_buckets, 0.0)
+        _expect_buckets(f"{label}, with ties", got, x, rotations, n_buckets, 0.0)
     x = np.array([[1, 1, 0], [-1, 0, -1], [1, -1, 0], [-1, 1, 0], [0, 0, -1], [0, 0, 0.0]])
     identity = np.eye(3)[None]
     hint = "bucket = argmax([xR ; −xR]), the lowest index on a tie."
@@ -159,28 +159,28 @@ def check_collision_probability(fn, seed=0, n_hashes=4096):
         rotations = spec.random_rotations(rng, n_hashes, d, n_buckets)
         buckets = np.asarray(fn(x, rotations, n_buckets))  # (n_hashes, angles)
         shared = np.mean(buckets == buckets[:, :1], axis=0)
-        what = f"n_buckets={n_buckets}: probabilities {shared.round(3)}, expected"
-        expect(shared[-1] == 0, f"{what} 0 for opposite vectors: they never share a bucket.")
+        label = f"n_buckets={n_buckets}: probabilities {shared.round(3)}, expected"
+        expect(shared[-1] == 0, f"{label} 0 for opposite vectors: they never share a bucket.")
         falls = np.all(np.diff(shared) <= 4 / math.sqrt(n_hashes))
-        expect(falls, f"{what} falling with the angle.")
+        expect(falls, f"{label} falling with the angle.")
         if n_buckets == 2:
             want = 1 - angles / np.pi
             standard_error = np.sqrt(want * (1 - want) / n_hashes)
             errors = (np.abs(shared - want)[1:-1] / standard_error[1:-1]).max()
             text = f"1 − θ/π = {want.round(3)} ± {standard_error.max():.3f}."
-            expect(errors <= 4, f"{what} {text}")
+            expect(errors <= 4, f"{label} {text}")
     worst = f"at most {errors:.1f} standard errors from 1 − θ/π"
     print(f"check_collision_probability: {len(angles)} angles, {worst}")
 
 
-def _expect_buckets(what, got, x, rotations, n_buckets, tolerance):
+def _expect_buckets(label, got, x, rotations, n_buckets, tolerance):
     """How many buckets differ from the formula's; AssertionError unless those are near ties."""
     got = np.asarray(got)
     lead = np.broadcast_shapes(x.shape[:-2], rotations.shape[:-3])
     want = np.zeros((*lead, rotations.shape[-3], x.shape[-2]), dtype=np.int64)
     fits = got.dtype.kind in "iu" and got.shape == want.shape
     text = (
-        f"{what}: got {got.dtype} {got.shape}, expected integers {want.shape} = (…, n_hashes, L)."
+        f"{label}: got {got.dtype} {got.shape}, expected integers {want.shape} = (…, n_hashes, L)."
     )
     expect(fits, text)
     x = np.broadcast_to(x, lead + x.shape[-2:])
@@ -206,5 +206,5 @@ def _expect_buckets(what, got, x, rotations, n_buckets, tolerance):
         "bucket = argmax([xR ; −xR]) on unnormalised vectors, the lowest index on a tie; b0 + "
         "f0·b1 + f0·f1·b2 …"
     )
-    expect_equal(what, got, np.where(near, got, want) if tolerance else want, hint)
+    expect_equal(label, got, np.where(near, got, want) if tolerance else want, hint)
     return int((got != want).sum())

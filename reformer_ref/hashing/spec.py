@@ -52,7 +52,7 @@ def hash_vectors(
     x: Float[np.ndarray, "*batch L d"],
     rotations: Float[np.ndarray, "*heads n_hashes d half_buckets"],
     n_buckets: int | tuple[int, ...],
-) -> Int[np.ndarray, "*batch n_hashes L"]:
+) -> Int[np.ndarray, "... n_hashes L"]:
     """Hash vectors to buckets in [0, Πfactors): bucket = argmax([xR ; −xR]).
 
     Only directions matter. The rotations may have leading dimensions that broadcast against those

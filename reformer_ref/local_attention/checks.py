@@ -40,11 +40,11 @@ def check_local_attention(fn, options=None, seed=0, tolerance=1e-12):
         for o in OPTIONS if options is None else (options,):
             rng = np.random.default_rng(seed)
             for identity in IDENTITIES:
-                for what, got, want, hint in identity(fn, o, rng):
-                    yield f"{what}, {o}", got, want, hint
-            for what, inputs, mask in _cases(o, rng):
+                for label, got, want, hint in identity(fn, o, rng):
+                    yield f"{label}, {o}", got, want, hint
+            for label, inputs, mask in _cases(o, rng):
                 want = spec.local_attention(*inputs, o, mask)
-                yield f"{what}, {o}", fn(*inputs, o, mask), want, COMPARE
+                yield f"{label}, {o}", fn(*inputs, o, mask), want, COMPARE
 
     compare_all("check_local_attention", comparisons(), tolerance)
 
@@ -58,7 +58,7 @@ def check_local_attention_vjp(fn, options=None, seed=0, tolerance=1e-12):
     def comparisons():
         for o in OPTIONS if options is None else (options,):
             rng = np.random.default_rng(seed)
-            for what, inputs, mask in _cases(o, rng):
+            for label, inputs, mask in _cases(o, rng):
                 d_out = rng.standard_normal(inputs[2].shape)
                 # Side by side, (…, L, 2 d + d_v): where a query sees one key only, d_q and d_k are
                 # zero and have no size to compare with.
@@ -72,12 +72,12 @@ def check_local_attention_vjp(fn, options=None, seed=0, tolerance=1e-12):
                         return spec.local_attention(*np.split(x, splits, axis=-1), o, mask)
 
                     numeric = central_difference(of_all, np.concatenate(inputs, axis=-1), d_out)
-                yield f"(d_q, d_k, d_v) side by side, {what}, {o}", got, want, numeric, GRADIENT
+                yield f"(d_q, d_k, d_v) side by side, {label}, {o}", got, want, numeric, GRADIENT
 
     compare_gradients("check_local_attention_vjp", comparisons(), tolerance)
 
 
-# Identities: each yields (what, got, wanted, hint)
+# Identities: each yields (label, got, wanted, hint)
 
 
 def _window_of_positions(fn, options, rng):
@@ -127,7 +127,7 @@ def _padding_never_matters(fn, options, rng):
     other = [np.where(mask[:, None], x, rng.standard_normal(x.shape)) for x in inputs]
     got = fn(*other, options, mask)[mask]
     yield "real tokens after the padded ones changed", got, want, hint
-    if not options.wrap:  # with it, what the first chunk sees depends on the length
+    if not options.wrap:  # with it, label the first chunk sees depends on the length
         without = fn(*(x[mask] for x in inputs), options, None)
         yield "real tokens alone, instead of with padding between them", want, without, hint
 
@@ -149,7 +149,7 @@ def _draw(rng, length, lead=()):
 
 
 def _cases(options, rng):
-    """(what, (q, k, v), padding_mask): lengths that divide nothing, padding anywhere."""
+    """(label, (q, k, v), padding_mask): lengths that divide nothing, padding anywhere."""
     c = options.chunk_length
     for length in sorted({1, 2, max(1, c - 1), c, c + 1, 3 * c + 2}):
         lead = (2,) if length > 2 else (2, 2)

@@ -2,7 +2,7 @@
 
 First come identities that need no specification: small cases whose answer one can see, and changes
 that must not matter. Each has a sentence of its own for when it fails. Then the spec is asked, over
-lengths that divide nothing, several sequences at once and padding anywhere. ``options``: what to
+lengths that divide nothing, several sequences at once and padding anywhere. ``options``: label to
 test; by default every preset and a few more.
 """
 
@@ -51,11 +51,11 @@ def check_lsh_attention(fn, options=None, seed=0, tolerance=1e-12):
         for o in OPTIONS if options is None else (options,):
             rng = np.random.default_rng(seed)
             for identity in IDENTITIES:
-                for what, got, want, hint in identity(fn, o, rng):
-                    yield f"{what}, {_name(o)}", got, want, hint
-            for what, inputs, mask in _cases(o, rng):
+                for label, got, want, hint in identity(fn, o, rng):
+                    yield f"{label}, {_name(o)}", got, want, hint
+            for label, inputs, mask in _cases(o, rng):
                 want = spec.lsh_attention(*inputs, o, mask)
-                yield f"{what}, {_name(o)}", fn(*inputs, o, mask), want, COMPARE
+                yield f"{label}, {_name(o)}", fn(*inputs, o, mask), want, COMPARE
 
     compare_all("check_lsh_attention", comparisons(), tolerance)
 
@@ -69,7 +69,7 @@ def check_lsh_attention_vjp(fn, options=None, seed=0, tolerance=1e-12):
     def comparisons():
         for o in OPTIONS if options is None else (options,):
             rng = np.random.default_rng(seed)
-            for what, (qk, v, buckets), mask in _cases(o, rng):
+            for label, (qk, v, buckets), mask in _cases(o, rng):
                 d_out = rng.standard_normal(v.shape)
                 # Side by side, (…, L, d + d_v): where a query sees one key only, d_qk is zero and
                 # has no size to compare with.
@@ -83,8 +83,8 @@ def check_lsh_attention_vjp(fn, options=None, seed=0, tolerance=1e-12):
                         return _plain(x[..., :d], x[..., d:], counts, o)
 
                     numeric = central_difference(of_both, np.concatenate([qk, v], axis=-1), d_out)
-                what = f"(d_qk, d_v) side by side, {what}, {_name(o)}"
-                yield what, got, np.concatenate(want, axis=-1), numeric, GRADIENT
+                label = f"(d_qk, d_v) side by side, {label}, {_name(o)}"
+                yield label, got, np.concatenate(want, axis=-1), numeric, GRADIENT
 
     compare_gradients("check_lsh_attention_vjp", comparisons(), tolerance)
 
@@ -105,22 +105,22 @@ def check_attention_record(fn, options=None, seed=0, tolerance=1e-12):
     def comparisons():
         for o in OPTIONS if options is None else (options,):
             rng = np.random.default_rng(seed)
-            for what, (qk, v, buckets), mask in _cases(o, rng):
-                what = f"{what}, {_name(o)}"
+            for label, (qk, v, buckets), mask in _cases(o, rng):
+                label = f"{label}, {_name(o)}"
                 out, dense = fn(qk, v, buckets, o, mask)
                 visible = spec.visible_counts(buckets, o, mask) > 0
                 want = spec.lsh_attention(qk, v, buckets, o, mask)
-                yield f"out, {what}", out, want, COMPARE
+                yield f"out, {label}", out, want, COMPARE
                 rows = visible.any(-1).astype(float)
-                yield f"row sums of dense, {what}", dense.sum(-1), rows, hint
-                yield f"dense · v, {what}", dense @ v, out, hint
+                yield f"row sums of dense, {label}", dense.sum(-1), rows, hint
+                yield f"dense · v, {label}", dense @ v, out, hint
                 seen = "Who is seen: visible_counts in the spec."
-                expect_equal(f"dense > 0, {what}", dense > 0, visible, seen)
+                expect_equal(f"dense > 0, {label}", dense > 0, visible, seen)
 
     compare_all("check_attention_record", comparisons(), tolerance)
 
 
-# Identities: each yields (what, got, wanted, hint)
+# Identities: each yields (label, got, wanted, hint)
 
 
 def _self_is_excluded(fn, options, rng):
@@ -261,7 +261,7 @@ def _padding_never_matters(fn, options, rng):
     v = np.where(mask[:, None], v, other_v)
     got = fn(qk, v, np.where(mask, buckets, other_buckets), options, mask)[mask]
     yield "real tokens after the padded ones changed", got, want, hint
-    if options.wrap:  # what stands in the last chunk depends on the length
+    if options.wrap:  # label stands in the last chunk depends on the length
         return
     want = fn(qk[mask], v[mask], buckets[:, mask], options, None)
     yield "real tokens alone, instead of with padding between them", got, want, hint
@@ -315,7 +315,7 @@ def _draw(rng, length, options, lead=(), n_buckets=3):
 
 
 def _cases(options, rng):
-    """(what, (qk, v, buckets), padding_mask): lengths that divide nothing, padding anywhere."""
+    """(label, (qk, v, buckets), padding_mask): lengths that divide nothing, padding anywhere."""
     c = options.chunk_length
     for length in sorted({1, 2, max(1, c - 1), c, c + 1, 3 * c + 2}):
         lead = (2,) if length > 2 else (2, 2)

@@ -30,8 +30,8 @@ def check_axial_positions(fn, seed=0, tolerance=1e-12):
     """fn(tables, positions) against the table of the whole grid, laid out as by the authors."""
     hint = "The last axis is the fastest: (j // n2, j % n2), in the order of the tables."
     comparisons = (
-        (what, fn(tables, positions), _grid(tables)[positions], hint)
-        for what, tables, positions in _axial_cases(seed)
+        (label, fn(tables, positions), _grid(tables)[positions], hint)
+        for label, tables, positions in _axial_cases(seed)
     )
     compare_all("check_axial_positions", comparisons, tolerance)
 
@@ -43,19 +43,19 @@ def check_axial_positions_vjp(fn, seed=0, tolerance=1e-12):
 
     def comparisons():
         rng = np.random.default_rng(seed + 1)
-        for what, tables, positions in _axial_cases(seed):
+        for label, tables, positions in _axial_cases(seed):
             d_out = rng.standard_normal((*positions.shape, sum(t.shape[1] for t in tables)))
             got = fn(tables, positions, d_out)
             want = spec.axial_positions_vjp(tables, positions, d_out)
             if len(got) != len(tables):
-                raise AssertionError(f"{what}: got {len(got)} gradients, expected one per table.")
+                raise AssertionError(f"{label}: got {len(got)} gradients, expected one per table.")
             for i in range(len(tables)):
 
                 def with_table(table, i=i, tables=tables, positions=positions):
                     return _grid([*tables[:i], table, *tables[i + 1 :]])[positions]
 
                 numeric = central_difference(with_table, tables[i], d_out)
-                yield f"gradient of table {i}, {what}", got[i], want[i], numeric, hint
+                yield f"gradient of table {i}, {label}", got[i], want[i], numeric, hint
 
     compare_gradients("check_axial_positions_vjp", comparisons(), tolerance)
 
@@ -91,9 +91,9 @@ def check_sinusoidal_positions(fn, seed=0, tolerance=1e-12):
                 want[(*index, 2 * i + 1)] = math.cos(angle)
         # An angle is known to one part in 2^53 only, so its sine can be off by that many radians.
         rounding = 4 * positions.max() * np.finfo(np.float64).eps
-        what = f"sinusoidal_positions of shape {shape}, d_model={d_model}"
+        label = f"sinusoidal_positions of shape {shape}, d_model={d_model}"
         got = fn(positions, d_model)
-        errors.append(expect_close(what, got, want, max(tolerance, rounding), hint))
+        errors.append(expect_close(label, got, want, max(tolerance, rounding), hint))
     norms = np.linalg.norm(fn(np.arange(7), 8), axis=-1)
     errors.append(expect_close("norm of each row, √(d_model/2)", norms, np.full(7, 2.0), tolerance))
     worst = f"{max(errors):.1e}"
@@ -101,7 +101,7 @@ def check_sinusoidal_positions(fn, seed=0, tolerance=1e-12):
 
 
 def _axial_cases(seed):
-    """(what, tables, positions)."""
+    """(label, tables, positions)."""
     rng = np.random.default_rng(seed)
     for axes, widths, shape in CASES:
         tables = [rng.standard_normal((n, d)) for n, d in zip(axes, widths, strict=True)]

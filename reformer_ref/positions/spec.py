@@ -9,11 +9,11 @@ every axis, and its vector is the rows of its coordinates side by side. Two tabl
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 
 def axial_positions(
-    tables: Sequence[Float[np.ndarray, "_ _"]], positions: Int[np.ndarray, "*batch"]
+    tables: Sequence[Float[np.ndarray, "_ _"]], positions: Integer[np.ndarray, "*batch"]
 ) -> Float[np.ndarray, "*batch d_model"]:
     """Put the rows of each position's coordinates side by side.
 
@@ -46,7 +46,7 @@ def _coordinates(tables, positions):
 
 
 def learned_positions(
-    table: Float[np.ndarray, "n d_model"], positions: Int[np.ndarray, "*batch"]
+    table: Float[np.ndarray, "n d_model"], positions: Integer[np.ndarray, "*batch"]
 ) -> Float[np.ndarray, "*batch d_model"]:
     """Look up one row per position: the axial case with a single axis."""
     return table[positions]
@@ -58,7 +58,7 @@ def learned_positions_vjp(table, positions, d_out):
 
 
 def sinusoidal_positions(
-    positions: Int[np.ndarray, "*batch"], d_model: int
+    positions: Integer[np.ndarray, "*batch"], d_model: int
 ) -> Float[np.ndarray, "*batch d_model"]:
     """Compute sin(j / 10000^(2i / d_model)) at 2i and the cosine at 2i + 1 (Vaswani et al. 2017,
     section 3.5).
