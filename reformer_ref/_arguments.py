@@ -1,21 +1,21 @@
-"""Argument checks shared by every room. Each error names the argument, what was given, and what is
-accepted.
+"""Argument checks of the public functions. Each error names the argument, what was given, and what
+is accepted.
 """
 
 import functools
 import inspect
 import math
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
 LARGEST_ARRAY = 2**40  # numbers in one array: more than any machine has memory for
-LARGEST_NUMBER = (
-    1e50  # in the arrays of a specification: the product of six of them is still a float64
-)
+LARGEST_NUMBER = 1e50  # in an array of floats: the product of six of them is still a float64
 
 
-def shown(value, longest=80):
+def shown(value: Any, longest: int = 80) -> str:
     """``repr(value)`` for a message: cut off where it is long, and no error of its own."""
     try:
         text = repr(value)
@@ -24,10 +24,8 @@ def shown(value, longest=80):
     return text if len(text) <= longest else f"{text[:longest]} …"
 
 
-def require_int(name, value, minimum=1, maximum=None):
-    """Return ``value`` as an int, or raise: TypeError if it is not an integer, ValueError if it is
-    out of range.
-    """
+def require_int(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> int:
+    """``value`` as an int: TypeError unless an integer, ValueError if out of range."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {shown(value)} ({type(value).__name__})")
     if value < minimum:
@@ -37,24 +35,25 @@ def require_int(name, value, minimum=1, maximum=None):
     return int(value)
 
 
-def require_bool(name, value):
-    """Return ``value`` if it is True or False; TypeError otherwise (1 and "no" are not booleans)."""
+def require_bool(name: str, value: Any) -> bool:
+    """``value`` if it is True or False; TypeError otherwise (1 and "no" are not booleans)."""
     if not isinstance(value, bool):
-        raise TypeError(
-            f"{name} must be True or False, got {shown(value)} ({type(value).__name__})"
-        )
+        given = f"{shown(value)} ({type(value).__name__})"
+        raise TypeError(f"{name} must be True or False, got {given}")
     return value
 
 
-def require_float(name, value, minimum=None, below=None):
-    """Return ``value`` as a finite float with ``minimum <= value < below``."""
+def require_float(
+    name: str, value: Any, minimum: float | None = None, below: float | None = None
+) -> float:
+    """``value`` as a finite float with ``minimum <= value < below``."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {shown(value)} ({type(value).__name__})")
     try:
         value = float(value)
     except OverflowError:
         raise ValueError(f"{name} must fit a float, got {shown(value)}") from None
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
@@ -63,78 +62,76 @@ def require_float(name, value, minimum=None, below=None):
     return value
 
 
-def require_choice(name, value, choices):
-    """Return ``value`` if it is one of ``choices``."""
-    if not any(value is c or (type(value) is type(c) and value == c) for c in choices):
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
-        )
-    return value
+def require_choice(name: str, value: Any, choices: Sequence) -> Any:
+    """``value`` if it is one of ``choices``."""
+    for choice in choices:
+        if value is choice or (type(value) is type(choice) and value == choice):
+            return value
+    accepted = ", ".join(map(repr, choices))
+    raise ValueError(f"{name} must be one of {accepted}, got {shown(value)}")
 
 
-def bucket_factors(n_buckets):
-    """The even factors of ``n_buckets`` (an int or a tuple of ints) as a tuple: 16 -> (16,), (4, 6)
-    -> (4, 6).
-    """
+def bucket_factors(n_buckets: Any) -> tuple[int, ...]:
+    """The even factors of ``n_buckets`` as a tuple: 16 -> (16,), (4, 6) -> (4, 6)."""
     factors = n_buckets if isinstance(n_buckets, (tuple, list)) else (n_buckets,)
     if not factors:
         raise ValueError("n_buckets must hold at least one factor, got an empty tuple")
     for factor in factors:
-        require_int("n_buckets", factor, minimum=2)
-        if factor % 2:
-            raise ValueError(
-                f"n_buckets must be even (a bucket and its mirror image), got the factor {shown(factor)}"
-            )
-    if math.prod([int(f) for f in factors]) >= 2**63:
-        raise ValueError(
-            f"n_buckets must be less than 2⁶³ in all, got the product of {shown(tuple(factors))}"
-        )
-    return tuple(int(f) for f in factors)
+        if require_int("n_buckets", factor, minimum=2) % 2:
+            given = f"the factor {shown(factor)}"
+            raise ValueError(f"n_buckets must be even (buckets and mirror images), got {given}")
+    factors = tuple(int(factor) for factor in factors)
+    if math.prod(factors) >= 2**63:
+        given = f"the product of {shown(factors)}"
+        raise ValueError(f"n_buckets must be less than 2⁶³ in all, got {given}")
+    return factors
 
 
-def require_shape(name, array, shape, meaning):
-    """ValueError unless ``array.shape`` equals ``shape``; ``meaning`` says what the shape stands
-    for.
-    """
+def require_window(options: Any) -> None:
+    """Check the sizes that local and LSH attention share, and make them plain integers."""
+    for name, minimum in (("chunk_length", 1), ("chunks_before", 0), ("chunks_after", 0)):
+        object.__setattr__(options, name, require_int(name, getattr(options, name), minimum))
+
+
+def require_scale(options: Any, otherwise: str) -> None:
+    """Check that ``options.scale`` is a positive number, and make it a plain float."""
+    scale = require_float("scale", options.scale, below=1e6)
+    if scale <= 0:
+        raise ValueError(f"scale must be positive or {otherwise}, got {scale}")
+    object.__setattr__(options, "scale", scale)
+
+
+def require_shape(name: str, array: Any, shape: Sequence[int], meaning: str) -> None:
+    """ValueError unless ``array.shape`` is ``shape``; ``meaning`` says what that stands for."""
     if tuple(array.shape) != tuple(shape):
-        raise ValueError(
-            f"{name} must have shape {tuple(shape)} = {meaning}, got {tuple(array.shape)}"
-        )
+        want = f"{tuple(shape)} = {meaning}"
+        raise ValueError(f"{name} must have shape {want}, got {tuple(array.shape)}")
 
 
-def require_room(**sizes):
-    """ValueError if the product of ``sizes`` is the size of an array that fits into no machine's
-    memory.
-    """
-    if math.prod(list(sizes.values())) >= LARGEST_ARRAY:
+def require_room(**sizes: int) -> None:
+    """ValueError if an array of these sizes fits into no machine's memory."""
+    if math.prod(sizes.values()) >= LARGEST_ARRAY:
         given = " · ".join(shown(int(size)) for size in sizes.values())
-        raise ValueError(
-            f"{' · '.join(sizes)} must be less than {LARGEST_ARRAY} numbers in all, got {given}"
-        )
+        product = " · ".join(sizes)
+        raise ValueError(f"{product} must be less than {LARGEST_ARRAY} numbers, got {given}")
 
 
-def as_array(name, value):
-    """``value`` as a NumPy array; TypeError if it is none and nothing that can become one, or a
-    masked array.
-    """
+def as_array(name: str, value: Any) -> np.ndarray:
+    """``value`` as a NumPy array; TypeError if nothing that can become one, or a masked array."""
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} must be a plain array, got a masked one, whose mask nothing here would heed"
-        )
+        raise TypeError(f"{name} must be a plain array, got a masked one")
     try:
         return np.asarray(value)
     except Exception as error:  # of NumPy, or of the object's own conversion
-        what = f"{type(value).__name__}: {shown(str(error))}"
-        raise TypeError(
-            f"{name} must be an array or something that NumPy makes one of, got {what}"
-        ) from None
+        given = f"{type(value).__name__}: {shown(str(error))}"
+        raise TypeError(f"{name} must be an array or convertible to one, got {given}") from None
 
 
-def as_floats(name, value, bounded=True, must="hold floating-point numbers"):
+def as_floats(
+    name: str, value: Any, bounded: bool = True, must: str = "hold floating-point numbers"
+) -> np.ndarray:
     """``value`` as float64 (a copy): TypeError unless floating point; if bounded, ValueError for
-    NaN, inf, ≥ 1e50.
-
-    must: what the message asks for.
+    NaN, infinity or anything as large as 1e50.
     """
     array = as_array(name, value)
     if array.dtype.kind != "f":
@@ -142,15 +139,13 @@ def as_floats(name, value, bounded=True, must="hold floating-point numbers"):
     with np.errstate(over="ignore"):  # a longdouble too large for float64 becomes infinite
         array = array.astype(np.float64)
     if bounded and not (np.abs(array) < LARGEST_NUMBER).all():
-        what = f"finite and smaller than {LARGEST_NUMBER:g} in size"
-        raise ValueError(f"{name} must be {what}, got NaN, infinity or a larger number")
+        accepted = f"finite and smaller than {LARGEST_NUMBER:g} in size"
+        raise ValueError(f"{name} must be {accepted}, got NaN, infinity or a larger number")
     return array
 
 
-def as_integers(name, value, must="be integers"):
-    """``value`` as int64: TypeError unless it holds integers, ValueError where one is too large for
-    int64.
-    """
+def as_integers(name: str, value: Any, must: str = "be integers") -> np.ndarray:
+    """``value`` as int64: TypeError unless integers, ValueError if too large for int64."""
     array = as_array(name, value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must {must}, got dtype {array.dtype}")
@@ -159,30 +154,18 @@ def as_integers(name, value, must="be integers"):
     return array.astype(np.int64)
 
 
-def as_mask(padding_mask, shape):
-    """``padding_mask`` as booleans broadcast to ``shape`` = (…, L), True = real token; None stays
-    None.
-    """
+def as_mask(padding_mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """``padding_mask`` as booleans broadcast to ``shape`` = (…, L), True = real token."""
     if padding_mask is None:
         return None
-    padding_mask = as_array("padding_mask", padding_mask)
-    if padding_mask.dtype != bool:
-        raise TypeError(
-            f"padding_mask must be boolean (True = real token), got dtype {padding_mask.dtype}"
-        )
-    return broadcast("padding_mask", padding_mask, shape, "(…, L)")
-
-
-def broadcast(name, array, shape, meaning):
-    """``array`` broadcast to ``shape``, or a ValueError; ``meaning`` says what the shape stands
-    for.
-    """
+    mask = as_array("padding_mask", padding_mask)
+    if mask.dtype != bool:
+        raise TypeError(f"padding_mask must be boolean (True = real token), got {mask.dtype}")
     try:
-        return np.broadcast_to(array, shape)
+        return np.broadcast_to(mask, shape)
     except ValueError:
-        raise ValueError(
-            f"{name} must broadcast to {tuple(shape)} = {meaning}, got {array.shape}"
-        ) from None
+        want = f"{tuple(shape)} = (…, L)"
+        raise ValueError(f"padding_mask must broadcast to {want}, got {mask.shape}") from None
 
 
 UNCLEAR = (
@@ -197,13 +180,11 @@ UNCLEAR = (
 )
 
 
-def clear_errors(function):
-    """Decorates a function that shows or tells what it is given: where it fails, the error names
-    the arguments.
+def clear_errors(function: Callable) -> Callable:
+    """Decorate a function so that, where it fails, the error names the arguments.
 
-    A TypeError stays one, everything else becomes a ValueError; what it came from stays its cause.
-    For functions whose data has many parts (pictures, reports); those that compute check their
-    arguments one by one.
+    A TypeError stays one, everything else becomes a ValueError with its cause. For functions whose
+    data has many parts (pictures, reports); those that compute check their arguments one by one.
     """
     parameters = inspect.signature(function).parameters
 
@@ -214,11 +195,9 @@ def clear_errors(function):
         except UNCLEAR as error:
             bound = [*zip(parameters, args, strict=False), *kwargs.items()]
             given = ", ".join(f"{name} = {_in_short(value)}" for name, value in bound)
-            kind, text = (
-                TypeError if isinstance(error, TypeError) else ValueError,
-                " ".join(str(error).split()),
-            )
-            raise kind(f"{text[:400]} ({function.__name__} was given {given[:400]})") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            text = " ".join(str(error).split())[:400]
+            raise kind(f"{text} ({function.__name__} was given {given[:400]})") from error
 
     return wrapped
 

@@ -1,16 +1,17 @@
-"""Checks on tensors shared by the PyTorch rooms. Checks that read values are skipped where values
-do not exist.
-"""
+"""Checks on tensors. Those that read values are skipped where values do not exist, or on CUDA."""
 
 import math
 import os
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from reformer_ref._arguments import shown
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATING_NAMES = "float32, float64, bfloat16 or float16"
 INTEGERS = (
     torch.int64,
     torch.int32,
@@ -22,37 +23,36 @@ INTEGERS = (
 )
 
 
-def has_values(x):
+def has_values(x: Tensor) -> bool:
     """Whether checks may read the numbers of ``x``.
 
     False while tracing and for fake or meta tensors, which hold none, and on CUDA, where reading
     waits for the device, unless the environment says REFORMER_CHECK_VALUES=1.
     """
     return (
-        type(x) in (torch.Tensor, torch.nn.Parameter)
+        type(x) in (Tensor, torch.nn.Parameter)
         and x.device.type != "meta"
         and (x.device.type != "cuda" or os.environ.get("REFORMER_CHECK_VALUES") == "1")
         and not torch.compiler.is_compiling()
     )
 
 
-def require_tensor(name, x):
+def require_tensor(name: str, x: Any) -> Tensor:
     """TypeError unless ``x`` is a tensor."""
-    if not isinstance(x, torch.Tensor):
+    if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     return x
 
 
-def require_floating(name, x):
+def require_floating(name: str, x: Any) -> Tensor:
     """TypeError unless ``x`` is a dense tensor of float32, float64, bfloat16 or float16."""
     if require_tensor(name, x).dtype not in FLOATING or x.layout != torch.strided:
-        raise TypeError(
-            f"{name} must be dense, of dtype float32, float64, bfloat16 or float16, got {x.dtype}, {x.layout}"
-        )
+        given = f"{x.dtype}, {x.layout}"
+        raise TypeError(f"{name} must be dense, of dtype {FLOATING_NAMES}, got {given}")
     return x
 
 
-def require_rows(name, x):
+def require_rows(name: str, x: Any) -> Tensor:
     """TypeError unless ``x`` is a floating tensor, ValueError unless (…, L, d), every size ≥ 1."""
     if require_floating(name, x).ndim < 2 or 0 in x.shape:
         given = tuple(x.shape)
@@ -60,116 +60,97 @@ def require_rows(name, x):
     return x
 
 
-def require_integers(name, x, must="be integers"):
-    """``x`` as int64; TypeError unless it is a dense tensor of integers that int64 can hold: not
-    uint64.
-
-    must: what the message asks for.
-    """
+def require_integers(name: str, x: Any, must: str = "be integers") -> Tensor:
+    """``x`` as int64; TypeError unless it is a dense tensor of integers that int64 can hold."""
     if require_tensor(name, x).dtype not in INTEGERS or x.layout != torch.strided:
         raise TypeError(f"{name} must {must}, dense, and not uint64, got {x.dtype}, {x.layout}")
     return x.long()
 
 
-def require_dtype(name, dtype):
+def require_dtype(name: str, dtype: Any) -> torch.dtype:
     """TypeError unless ``dtype`` is float32, float64, bfloat16 or float16."""
     if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
-        what = "float32, float64, bfloat16 or float16"
-        raise TypeError(f"{name} must be a floating torch.dtype ({what}), got {shown(dtype)}")
+        accepted = f"a floating torch.dtype ({FLOATING_NAMES})"
+        raise TypeError(f"{name} must be {accepted}, got {shown(dtype)}")
     return dtype
 
 
-def require_generator(name, generator):
+def require_generator(name: str, generator: Any) -> torch.Generator:
     """TypeError unless ``generator`` is a torch.Generator."""
     if not isinstance(generator, torch.Generator):
-        what = f"{type(generator).__name__}; try torch.Generator().manual_seed(0)"
-        raise TypeError(f"{name} must be a torch.Generator, got {what}")
+        given = f"{type(generator).__name__}; try torch.Generator().manual_seed(0)"
+        raise TypeError(f"{name} must be a torch.Generator, got {given}")
     return generator
 
 
-def require_device(name, device):
+def require_device(name: str, device: Any) -> Any:
     """ValueError unless tensors can be put on ``device``, or it is None (the default device)."""
     try:
         if device is not None and not torch.compiler.is_compiling():
             torch.empty(0, device=device)
     except Exception as error:  # RuntimeError, TypeError, AssertionError: each device has its own
-        what = f"{shown(device)} ({shown(str(error))})"
+        given = f"{shown(device)} ({shown(str(error))})"
         raise ValueError(
-            f"{name} must be a device that PyTorch finds here, such as 'cpu', got {what}"
+            f"{name} must be a device that PyTorch finds here, such as 'cpu', got {given}"
         ) from None
     return device
 
 
 class NotFinite(ValueError, FloatingPointError):
-    """Numbers that overflowed, or none: a mistake in an argument, or training that diverged."""
+    """Numbers that overflowed, or NaN: a mistake in an argument, or training that diverged."""
 
 
-def require_finite(name, x, largest=float("inf")):
-    """NotFinite, a ValueError, if ``x`` holds NaN, infinity, or anything of size ``largest`` or
-    more (one pass).
-    """
+def require_finite(name: str, x: Tensor, largest: float = math.inf) -> Tensor:
+    """NotFinite, a ValueError, if ``x`` holds NaN, infinity, or anything of size ``largest``."""
     if has_values(x) and x.numel():
-        low, high = (float(end) for end in x.detach().aminmax())
+        low, high = torch.stack(x.detach().aminmax()).tolist()
         if not -largest < low <= high < largest:
-            what = (
-                "finite"
-                if largest == float("inf")
-                else f"finite and smaller than {largest:g} in size"
-            )
-            raise NotFinite(
-                f"{name} must be {what}, got values from {low:g} to {high:g} (NaN if there is any)"
-            )
+            accepted = "finite"
+            if largest < math.inf:
+                accepted = f"finite and smaller than {largest:g} in size"
+            given = f"values from {low:g} to {high:g} (NaN if there is any)"
+            raise NotFinite(f"{name} must be {accepted}, got {given}")
     return x
 
 
-def require_same_kind(first_name, first, **others):
-    """ValueError unless every tensor in ``others`` has the dtype and the device of ``first``."""
+def require_same_kind(first_name: str, first: Tensor, **others: Tensor) -> None:
+    """Error unless every tensor in ``others`` has the dtype and the device of ``first``."""
     for name, x in others.items():
         if x.dtype != first.dtype:
-            raise TypeError(
-                f"{name} must have the dtype of {first_name} ({first.dtype}), got {x.dtype}"
-            )
+            want = f"the dtype of {first_name} ({first.dtype})"
+            raise TypeError(f"{name} must have {want}, got {x.dtype}")
         if x.device != first.device:
-            raise ValueError(
-                f"{name} must be on the device of {first_name} ({first.device}), got {x.device}"
-            )
+            want = f"the device of {first_name} ({first.device})"
+            raise ValueError(f"{name} must be on {want}, got {x.device}")
 
 
-def require_padding_mask(padding_mask, shape, device):
-    """``padding_mask`` as a boolean tensor of ``shape`` = (…, L), True = real token; None stays
-    None.
-    """
+def require_padding_mask(padding_mask: Any, shape: tuple[int, ...], device: Any) -> Tensor | None:
+    """``padding_mask`` expanded to ``shape`` = (…, L), True = real token; None stays None."""
     if padding_mask is None:
         return None
-    require_tensor("padding_mask", padding_mask)
-    if padding_mask.dtype != torch.bool:
-        raise TypeError(
-            f"padding_mask must be boolean (True = real token), got {padding_mask.dtype}"
-        )
+    if require_tensor("padding_mask", padding_mask).dtype != torch.bool:
+        given = padding_mask.dtype
+        raise TypeError(f"padding_mask must be boolean (True = real token), got {given}")
     if padding_mask.device != device:
         raise ValueError(f"padding_mask must be on {device}, got {padding_mask.device}")
     try:
         return padding_mask.expand(shape)
     except RuntimeError:
-        raise ValueError(
-            f"padding_mask must broadcast to {tuple(shape)} = (…, L), got {tuple(padding_mask.shape)}"
-        ) from None
+        want = f"{tuple(shape)} = (…, L)"
+        given = tuple(padding_mask.shape)
+        raise ValueError(f"padding_mask must broadcast to {want}, got {given}") from None
 
 
-def autocast_off(device_type):
+def autocast_off(device_type: str):
     """A context in which operations keep the dtypes of their inputs."""
-    return (
-        torch.autocast(device_type, enabled=False)
-        if torch.amp.is_autocast_available(device_type)
-        else nullcontext()
-    )
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 @contextmanager
-def evaluating(model):
-    """Eval mode without gradients; on leaving, every submodule is in the mode in which it was
-    found.
-    """
+def evaluating(model: torch.nn.Module):
+    """Eval mode without gradients; on leaving, every submodule is in its mode of before."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

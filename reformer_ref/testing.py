@@ -2,20 +2,22 @@
 on NumPy arrays.
 """
 
+from collections.abc import Callable, Iterable
 from functools import wraps
+from typing import Any
 
 import numpy as np
 
 from reformer_ref._arguments import as_array
 
 
-def relative_error(got, want):
-    """max |got − want| / max |want| (absolute where ``want`` is all zero). Non-finite differences
-    count as infinite.
+def relative_error(got: Any, want: Any) -> float:
+    """Compute max |got − want| / max |want|, absolute where ``want`` is all zero.
+
+    Differences that are not finite count as infinite.
     """
     got, want = _numbers("got", got), _numbers("want", want)
-    if got.shape != want.shape:
-        raise AssertionError(f"shapes differ: got {got.shape}, expected {want.shape}")
+    expect(got.shape == want.shape, f"shapes differ: got {got.shape}, expected {want.shape}")
     if got.size == 0:
         return 0.0
     with np.errstate(all="ignore"):
@@ -32,46 +34,84 @@ def _numbers(name, value):
         return array.astype(np.float64)
 
 
-def expect_close(what, got, want, tolerance, hint=""):
-    """Return the relative error, or raise an AssertionError that shows where the two differ most."""
+def expect(condition: Any, message: str) -> None:
+    """Raise an AssertionError with ``message`` unless the condition holds."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def expect_close(label: str, got: Any, want: Any, tolerance: float, hint: str = "") -> float:
+    """Return the relative error, or raise an AssertionError that says where it is largest."""
     got, want = _numbers("got", got), _numbers("want", want)
-    if got.shape != want.shape:
-        raise AssertionError(
-            f"{what}: got shape {got.shape}, expected {want.shape}. {hint}".strip()
-        )
+    _expect_shape(label, got, want, hint)
     error = relative_error(got, want)
     if not error <= tolerance:
-        at = np.unravel_index(np.argmax(np.nan_to_num(np.abs(got - want), nan=np.inf)), got.shape)
-        at = tuple(int(i) for i in at)
+        difference = np.nan_to_num(np.abs(got - want), nan=np.inf)
+        at = tuple(int(i) for i in np.unravel_index(np.argmax(difference), got.shape))
         raise AssertionError(
-            f"{what}: relative error {error:.2e} > {tolerance:.0e}; worst at {at}: got {got[at]:.6g}, "
-            f"expected {want[at]:.6g}. {hint}".strip()
+            f"{label}: relative error {error:.2e} > {tolerance:.0e}; worst at {at}: "
+            f"got {got[at]:.6g}, expected {want[at]:.6g}. {hint}".strip()
         )
     return error
 
 
-def expect_equal(what, got, want, hint=""):
-    """Raise an AssertionError that shows the first place where two integer or boolean arrays
-    differ.
-    """
+def expect_equal(label: str, got: Any, want: Any, hint: str = "") -> None:
+    """Raise an AssertionError that says where two integer or boolean arrays first differ."""
     got, want = as_array("got", got), as_array("want", want)
-    if got.shape != want.shape:
-        raise AssertionError(
-            f"{what}: got shape {got.shape}, expected {want.shape}. {hint}".strip()
-        )
+    _expect_shape(label, got, want, hint)
     if not np.array_equal(got, want):
         at = tuple(int(i) for i in np.argwhere(got != want)[0])
         raise AssertionError(
-            f"{what}: {int((got != want).sum())} of {got.size} entries differ; first at {at}: got {got[at]}, "
-            f"expected {want[at]}. {hint}".strip()
+            f"{label}: {int((got != want).sum())} of {got.size} entries differ; first at {at}: "
+            f"got {got[at]}, expected {want[at]}. {hint}".strip()
         )
 
 
-def central_difference(fn, x, d_out, step=1e-5):
-    """The vector-Jacobian product of ``fn`` at ``x`` with cotangent ``d_out``, by central
-    differences (float64).
+def _expect_shape(label, got, want, hint):
+    text = f"{label}: got shape {got.shape}, expected {want.shape}. {hint}"
+    expect(got.shape == want.shape, text.strip())
 
-    One pair of evaluations per entry of ``x``: for small arrays only. Error about step² plus
+
+def compare_all(name: str, comparisons: Iterable[tuple], tolerance: float) -> None:
+    """Expect every (label, got, want, hint) to be close, and print how many there were."""
+    errors = [expect_close(*c[:3], tolerance, c[3]) for c in comparisons]
+    print(f"{name}: {len(errors)} cases, worst relative error {max(errors):.1e}")
+
+
+def compare_gradients(name: str, comparisons: Iterable[tuple], tolerance: float) -> None:
+    """Expect every (label, got, want, numeric, hint) to be close: to the gradient ``want``, and to
+    the central differences ``numeric`` within 1e-7, unless they are None.
+    """
+    errors, differences = [], []
+    for label, got, want, numeric, hint in comparisons:
+        if numeric is not None:
+            differences.append(expect_close(label, got, numeric, 1e-7, hint))
+        errors.append(expect_close(label, got, want, tolerance, hint))
+    print(
+        f"{name}: {len(errors)} cases, worst relative error {max(errors):.1e}, "
+        f"against central differences {max(differences):.1e}"
+    )
+
+
+def padding_masks(rng: np.random.Generator, shape: tuple[int, ...]) -> dict:
+    """Draw masks (True = real token) by name: none, on either side, in holes, nothing but padding."""
+    position = np.broadcast_to(np.arange(shape[-1]), shape)
+    cut = rng.integers(0, shape[-1], (*shape[:-1], 1))
+    return {
+        "no mask": None,
+        "padded right": position <= cut,
+        "padded left": position >= cut,
+        "padded anywhere": rng.random(shape) < 0.6,
+        "padding only": np.zeros(shape, dtype=bool),
+    }
+
+
+def central_difference(
+    fn: Callable, x: np.ndarray, d_out: np.ndarray, step: float = 1e-5
+) -> np.ndarray:
+    """Differentiate ``fn`` at ``x`` by central differences: the gradient of Σ d_out · fn(x).
+
+    One pair of evaluations per entry of ``x``: for small arrays only. The error is about step² plus
     rounding / step.
     """
     x = np.array(x, dtype=np.float64)
@@ -84,10 +124,8 @@ def central_difference(fn, x, d_out, step=1e-5):
     return grad
 
 
-def in_a_sentence(check):
-    """Decorates a check: whatever the function under test breaks by what it returns becomes an
-    AssertionError too.
-    """
+def in_a_sentence(check: Callable) -> Callable:
+    """Decorate a check: an error of the function under test becomes an AssertionError too."""
 
     @wraps(check)
     def checked(*args, **kwargs):
@@ -95,49 +133,46 @@ def in_a_sentence(check):
             return check(*args, **kwargs)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise AssertionError(
-                f"{check.__name__}: the function under test failed, or gave something of another kind or shape than "
-                f"the check's docstring says: {type(error).__name__}: {error}"
+                f"{check.__name__}: the function under test failed, or returned another kind or "
+                f"shape than the check's docstring says: {type(error).__name__}: {error}"
             ) from error
 
     return checked
 
 
-def to_torch(value, dtype=None, device="cpu"):
-    """Arrays become tensors (floats in ``dtype``, float64 by default); lists and tuples by item,
-    the rest unchanged.
-    """
+def to_torch(value: Any, dtype: Any = None, device: Any = "cpu") -> Any:
+    """Turn arrays into tensors, floats into ``dtype`` (float64 by default); lists by item."""
     import torch
 
     from reformer_ref._tensors import require_device, require_dtype
 
     dtype = torch.float64 if dtype is None else dtype
     if isinstance(value, np.ndarray):
-        require_dtype("dtype", dtype), require_device("device", device)
+        require_dtype("dtype", dtype)
+        require_device("device", device)
+        native = np.array(value, value.dtype.newbyteorder("="), order="C")
         try:
-            tensor = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C")).to(
-                device
-            )
+            tensor = torch.from_numpy(native).to(device)
         except TypeError:  # text, objects, long doubles
-            raise TypeError(
-                f"value must hold numbers that PyTorch knows, got dtype {value.dtype}"
-            ) from None
+            given = value.dtype
+            raise TypeError(f"value must hold numbers that PyTorch knows, got {given}") from None
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
     if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) for v in value):
         return type(value)(to_torch(v, dtype, device) for v in value)
     return value
 
 
-def to_numpy(value):
-    """Tensors become arrays; tuples, lists and dicts by item."""
+def to_numpy(value: Any) -> Any:
+    """Turn tensors into arrays; tuples, lists and dicts by item."""
     import torch
 
     if isinstance(value, torch.Tensor):
         try:
             return value.detach().cpu().resolve_neg().resolve_conj().numpy()
         except (TypeError, RuntimeError):  # bfloat16, sparse, quantized
-            what = f"{value.dtype}, {value.layout}, {value.device}"
+            given = f"{value.dtype}, {value.layout}, {value.device}"
             raise TypeError(
-                f"value must be a dense tensor of a dtype that NumPy knows, got {what}"
+                f"value must be a dense tensor of a dtype that NumPy knows, got {given}"
             ) from None
     if isinstance(value, (list, tuple)):
         return type(value)(to_numpy(v) for v in value)
@@ -146,8 +181,8 @@ def to_numpy(value):
     return value
 
 
-def as_numpy(fn, dtype=None, device="cpu"):
-    """``fn`` on tensors, seen as a function on arrays."""
+def as_numpy(fn: Callable, dtype: Any = None, device: Any = "cpu") -> Callable:
+    """Wrap a function on tensors as a function on arrays."""
 
     def wrapped(*args, **kwargs):
         args = [to_torch(a, dtype, device) for a in args]
@@ -157,17 +192,18 @@ def as_numpy(fn, dtype=None, device="cpu"):
     return wrapped
 
 
-def autograd_vjp(fn, inputs, d_out, dtype=None, device="cpu"):
-    """(output, gradients of every array in ``inputs``) of ``fn(*inputs)`` by autograd, as arrays.
+def autograd_vjp(
+    fn: Callable, inputs: Iterable, d_out: Any, dtype: Any = None, device: Any = "cpu"
+) -> tuple:
+    """Run ``fn(*inputs)`` and autograd: (output, gradients of every input for d_out), as arrays.
 
-    ``d_out`` is the cotangent. Inputs that ``fn`` does not depend on get a zero gradient.
+    Inputs that ``fn`` does not depend on get a zero gradient.
     """
     import torch
 
     tensors = [to_torch(np.asarray(a), dtype, device).requires_grad_() for a in inputs]
     out = fn(*tensors)
-    grads = torch.autograd.grad(
-        out, tensors, to_torch(np.asarray(d_out), dtype, device), allow_unused=True
-    )
+    d_out = to_torch(np.asarray(d_out), dtype, device)
+    grads = torch.autograd.grad(out, tensors, d_out, allow_unused=True)
     grads = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, tensors, strict=True)]
     return to_numpy(out), to_numpy(grads)

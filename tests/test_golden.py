@@ -1,5 +1,5 @@
-"""The values of the authors' own code (see golden/README.md), reproduced by the spec and by PyTorch
-in float64.
+"""The values of the authors' own code (see golden/README.md), reproduced by the spec, the plain and the streaming
+versions in float64.
 """
 
 from pathlib import Path
@@ -10,12 +10,15 @@ import reformer_ref.attention.pytorch as attention_pytorch
 import reformer_ref.attention.spec as attention_spec
 import reformer_ref.chunking.pytorch as chunking_pytorch
 import reformer_ref.chunking.spec as chunking_spec
-import reformer_ref.hashing.pytorch as hashing_pytorch
+import reformer_ref.hashing.pytorch as hashing_plain
 import reformer_ref.hashing.spec as hashing_spec
-import reformer_ref.local_attention.pytorch as local_pytorch
+import reformer_ref.hashing.streaming as hashing_streaming
+import reformer_ref.local_attention.pytorch as local_plain
 import reformer_ref.local_attention.spec as local_spec
-import reformer_ref.lsh_attention.pytorch as lsh_pytorch
+import reformer_ref.local_attention.streaming as local_streaming
+import reformer_ref.lsh_attention.pytorch as lsh_plain
 import reformer_ref.lsh_attention.spec as lsh_spec
+import reformer_ref.lsh_attention.streaming as lsh_streaming
 import torch
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
@@ -28,6 +31,12 @@ PREFIX = "trax_lsh_"
 EXACT, SELF_ONLY, FLOAT32 = 1e-12, 1e-11, 1e-5
 
 BOTH = pytest.mark.parametrize("version", ["spec", "pytorch"])
+EVERY = pytest.mark.parametrize("version", ["spec", "plain", "streaming"])
+LSH = {"plain": lsh_plain.lsh_attention, "streaming": lsh_streaming.lsh_attention}
+LOCAL = {"plain": local_plain.local_attention, "streaming": local_streaming.local_attention}
+HASH = {"spec": hashing_spec.hash_vectors} | {
+    name: as_numpy(module.hash_vectors) for name, module in (("plain", hashing_plain), ("streaming", hashing_streaming))
+}
 
 
 def files(pattern):
@@ -55,7 +64,7 @@ def lsh(version, qk, v, buckets, options, mask, ct):
         out = lsh_spec.lsh_attention(qk, v, buckets, options, mask)
         return out, *lsh_spec.lsh_attention_vjp(qk, v, buckets, options, ct, mask)
     rest = to_torch(buckets), options, None if mask is None else to_torch(mask)
-    out, grads = autograd_vjp(lambda q, v: lsh_pytorch.lsh_attention(q, v, *rest), [qk, v], ct)
+    out, grads = autograd_vjp(lambda q, v: LSH[version](q, v, *rest), [qk, v], ct)
     return out, *grads
 
 
@@ -104,10 +113,10 @@ def head(name):
 
 
 @files("head_*")
-@BOTH
+@EVERY
 def test_head_hash_and_sort(name, version):
     z = head(name)
-    hash_vectors = hashing_spec.hash_vectors if version == "spec" else as_numpy(hashing_pytorch.hash_vectors)
+    hash_vectors = HASH[version]
     sort_by_bucket = chunking_spec.sort_by_bucket if version == "spec" else as_numpy(chunking_pytorch.sort_by_bucket)
     got = hash_vectors(z["qk"], z["rotations"].transpose(1, 0, 2), 16)
     expect_equal("buckets", got[:, z["rows"]], z["buckets"][:, z["rows"]])
@@ -115,7 +124,7 @@ def test_head_hash_and_sort(name, version):
 
 
 @files("head_*")
-@BOTH
+@EVERY
 def test_head(name, version):
     z = head(name)
     got = lsh(version, z["qk"], z["v"], z["buckets"], z["options"], z["mask"], z["ct"])
@@ -124,10 +133,11 @@ def test_head(name, version):
 
 
 @files("head_*")
-def test_head_in_float32(name):
+@pytest.mark.parametrize("version", LSH)
+def test_head_in_float32(name, version):
     """The authors' float32 is wrong by up to 1 % in rows that see only themselves: not compared."""
     z = head(name)
-    out = as_numpy(lsh_pytorch.lsh_attention, torch.float32)(z["qk"], z["v"], z["buckets"], z["options"], z["mask"])
+    out = as_numpy(LSH[version], torch.float32)(z["qk"], z["v"], z["buckets"], z["options"], z["mask"])
     rows = z["rows"] & ~z["alone"]
     expect_close("out", out[rows], z["out"][rows], FLOAT32)
     expect_close("rows that see only themselves", out[z["alone"]], z["v"][z["alone"]], 1e-7)
@@ -142,7 +152,7 @@ def test_head_round_by_round(name):
     """
     z = head(name)
     tensors = (to_torch([z["qk"], z["v"], z["buckets"]]), None if z["mask"] is None else to_torch(z["mask"]))
-    _, record = lsh_pytorch.lsh_attention(*tensors[0], z["options"], tensors[1], return_record=True)
+    _, record = lsh_plain.lsh_attention(*tensors[0], z["options"], tensors[1], return_record=True)
     positions, weights = (record.queries.numpy().ravel(), record.weights.numpy())  # (n_hashes·L,), (n_hashes, …)
     expect_equal("positions in sorted order", positions, z["st"])
     values = z["v"] if z["mask"] is None else z["v"] * z["mask"][:, None]
@@ -158,7 +168,7 @@ def test_head_round_by_round(name):
 
 
 @files("v1_*")
-@BOTH
+@EVERY
 def test_v1(name, version):
     """Within buckets and without duplicates is the default of the paper's time: the preset "paper"."""
     z = load(name)
@@ -178,8 +188,8 @@ def test_v1(name, version):
     got = lsh(version, z["qk"], z["v"], buckets, options, None, z["ct"])
     for key, value in zip(("out", "d_qk", "d_v"), got, strict=True):
         expect_rows(key, value, z[f"{key}_f64"], alone, tolerance)
-    if version == "pytorch":
-        out = as_numpy(lsh_pytorch.lsh_attention, torch.float32)(z["qk"], z["v"], buckets, options)
+    if version != "spec":
+        out = as_numpy(LSH[version], torch.float32)(z["qk"], z["v"], buckets, options)
         expect_close("out in float32", out[~alone], z["out"][~alone], FLOAT32)
 
 
@@ -191,7 +201,7 @@ def layer(version, z, attend, attend_vjp, shared):
     each.
     """
     x, ct, names = load("x")["x"], z["ct"], ["w_q", "w_v"] if shared else ["w_q", "w_k", "w_v"]
-    if version == "pytorch":
+    if version != "spec":
 
         def whole(x, w_o, *weights):
             heads = attend(*(torch.einsum("bld,hde->bhle", x, w) for w in weights))
@@ -220,7 +230,7 @@ def expect_layer(got, z, alone=None, weights=EXACT):
 
 
 @files("layer_lsh_*")
-@BOTH
+@EVERY
 def test_layer_lsh(name, version):
     z, masked = load(name), "masked" in name
     n_hashes = z["buckets"].shape[1] // 64
@@ -240,13 +250,13 @@ def test_layer_lsh(name, version):
         )
     else:
         rest = to_torch(buckets), options, None if mask is None else to_torch(mask)
-        got = layer(version, z, lambda q, v: lsh_pytorch.lsh_attention(q, v, *rest), None, shared=True)
+        got = layer(version, z, lambda q, v: LSH[version](q, v, *rest), None, shared=True)
     alone = sees_only_itself(buckets, options, None if mask is None else np.broadcast_to(mask, (2, 2, 64))).any(1)
     expect_layer(got, z, alone, SELF_ONLY if alone.any() else EXACT)  # gradients of weights are sums over all rows
 
 
 @files("layer_local_*_chunk*")
-@BOTH
+@EVERY
 def test_layer_local(name, version):
     z = load(name)
     causal = "causal" in name
@@ -260,7 +270,7 @@ def test_layer_local(name, version):
             shared=False,
         )
     else:
-        got = layer(version, z, lambda q, k, v: local_pytorch.local_attention(q, k, v, options), None, shared=False)
+        got = layer(version, z, lambda q, k, v: LOCAL[version](q, k, v, options), None, shared=False)
     expect_layer(got, z)
 
 
@@ -275,14 +285,14 @@ def test_layer_dense_shared_qk(name, version):
     expect_layer(layer(version, z, *functions, shared=True), z)
 
 
-@BOTH
+@EVERY
 def test_decoding_one_token_at_a_time_is_local_attention(version):
     """Memory 16, 8 of them dropped whenever it is full: the chunk of the token and the one before,
     as in training.
     """
     z = load("predict_local")
     q, k, v = (np.einsum("bld,hde->bhle", z["x"], z[w]) for w in ("w_q", "w_k", "w_v"))
-    attend = local_spec.local_attention if version == "spec" else as_numpy(local_pytorch.local_attention)
+    attend = local_spec.local_attention if version == "spec" else as_numpy(LOCAL[version])
     heads = attend(q, k, v, LocalOptions(chunk_length=z["chunk_len"]))
     expect_close("out", np.einsum("bhle,hed->bld", heads, z["w_o"]), z["out"], 1e-6)  # recorded in float32 only
 
@@ -290,10 +300,10 @@ def test_decoding_one_token_at_a_time_is_local_attention(version):
 # The pieces
 
 
-@BOTH
+@EVERY
 def test_hash(version):
     z = load("hash")
-    hash_vectors = hashing_spec.hash_vectors if version == "spec" else as_numpy(hashing_pytorch.hash_vectors)
+    hash_vectors = HASH[version]
     for n_hashes in (1, 2, 4):
         for tag, n_buckets in (("16", 16), ("4x6", (4, 6)), ("4x4x2", (4, 4, 2))):
             assert z[f"n_h{n_hashes}_{tag}"] == np.prod(n_buckets)
@@ -302,13 +312,13 @@ def test_hash(version):
             expect_equal(f"{n_hashes} rounds, {n_buckets} buckets", got, z[f"buckets_h{n_hashes}_{tag}"])
 
 
-@BOTH
+@EVERY
 def test_hash_of_a_layer_sorts_alike(version):
     """Round offsets and a bucket for padding are the authors' way to one sort key; here the two
     stay apart.
     """
     z = load("hash")
-    hash_vectors = hashing_spec.hash_vectors if version == "spec" else as_numpy(hashing_pytorch.hash_vectors)
+    hash_vectors = HASH[version]
     sort_by_bucket = chunking_spec.sort_by_bucket if version == "spec" else as_numpy(chunking_pytorch.sort_by_bucket)
     buckets = hash_vectors(z["vecs"], z["rot_h2_16"].transpose(1, 0, 2), 16)
     expect_equal("buckets", buckets, without_offsets(z["layer_h2_16"].reshape(2, 64), 16))

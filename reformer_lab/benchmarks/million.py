@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -110,30 +111,32 @@ def train(model, tokens, command):
 class Clock:
     """Time by part, and a progress bar: one tick for each layer, forward and backward.
 
-    It listens where a reversible stack calls its layers, ``add_`` and ``subtract_``; what is done elsewhere counts for
-    the part that ``now`` has named.
+    It observes the layers of the model; what is done elsewhere counts for the part that ``now`` has named.
     """
 
     def __init__(self, model, steps, quiet):
-        self.layers = [
-            layer for block in model.backbone.stack.blocks for layer in block.layers if hasattr(layer, "add_")
-        ]
+        self.backbone = model.backbone
         often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
-        total = 2 * len(self.layers) * steps
+        total = 2 * len(self.backbone.layers()) * steps
         self.bar = tqdm(total=total, unit="layer", disable=quiet, mininterval=often, dynamic_ncols=True)
         self.seconds, self.part, self.since = {}, None, None
 
     def __enter__(self):
-        for layer in self.layers:
-            kind = f"{layer.kind} attention" if hasattr(layer, "kind") else "feed-forward"
-            layer.add_ = self._timed(f"forward, {kind}", layer.add_)
-            layer.subtract_ = self._timed(f"backward, {kind}", layer.subtract_)
+        self.backbone.observe = self.observe
         return self
 
     def __exit__(self, *error):
-        for layer in self.layers:
-            del layer.add_, layer.subtract_  # the methods of the class come to light again
+        del self.backbone.observe  # the class has the observer that does nothing
         self.bar.close()
+
+    @contextmanager
+    def observe(self, direction, layer):
+        """Surrounds the work of one layer, ``direction`` "forward" or "backward"."""
+        kind = f"{layer.kind} attention" if hasattr(layer, "kind") else "feed-forward"
+        before = self.now(f"{direction}, {kind}")
+        yield
+        self.now(before)
+        self.bar.update()
 
     def begin(self):
         """A step begins."""
@@ -152,16 +155,6 @@ class Clock:
         """The step is over: {part: seconds}."""
         self.now(None)
         return self.seconds
-
-    def _timed(self, part, function):
-        def call(*args, **kwargs):
-            before = self.now(part)
-            result = function(*args, **kwargs)
-            self.now(before)
-            self.bar.update()
-            return result
-
-        return call
 
 
 def summary(data):

@@ -10,7 +10,7 @@ from reformer_ref.hashing.api import hash_vectors, random_rotations
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.model.config import n_buckets_for
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.reversible.pytorch import reversible_stack, reversible_stack_inverse
+from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
 
 from reformer_lab.claims import language
 from reformer_lab.claims.experiment import config_of

@@ -9,10 +9,10 @@ import math
 import numpy as np
 import torch
 from reformer_ref._arguments import clear_errors, require_bool, require_choice, require_int
-from reformer_ref.feed_forward.pytorch import FeedForward
+from reformer_ref.feed_forward import FeedForward
 from reformer_ref.hashing.api import hash_vectors, random_rotations
 from reformer_ref.memory.measure import count_peak
-from reformer_ref.reversible.pytorch import ReversibleStack, reversible_stack, reversible_stack_inverse
+from reformer_ref.reversible import ReversibleStack, reversible_stack, reversible_stack_inverse
 from reformer_ref.testing import relative_error
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode  # as PyTorch's notes on extending it name it

@@ -1,14 +1,14 @@
 """Sort and chunk, the PyTorch version: the functions of the spec, on any device. Not checked."""
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
 
 @torch.no_grad()
 def sort_by_bucket(
-    buckets: Int[Tensor, "*batch n_hashes L"], padding_mask: Bool[Tensor, "..."] | None = None
-) -> Int[Tensor, "*batch n_hashes L"]:
+    buckets: Integer[Tensor, "*batch n_hashes L"], padding_mask: Bool[Tensor, "..."] | None = None
+) -> Integer[Tensor, "*batch n_hashes L"]:
     """Sort positions by (bucket, position), padding last: ``order[…, h, s]`` is the position in
     slot s of round h.
 
@@ -22,7 +22,7 @@ def sort_by_bucket(
 
 
 @torch.no_grad()
-def undo_sort(order: Int[Tensor, "*batch L"]) -> Int[Tensor, "*batch L"]:
+def undo_sort(order: Integer[Tensor, "*batch L"]) -> Integer[Tensor, "*batch L"]:
     """Invert the permutation: ``slot[…, i]`` is the slot in which position i stands."""
     slots = torch.arange(order.shape[-1], device=order.device).expand(order.shape)
     return torch.empty_like(slots).scatter_(-1, order.long(), slots)  # (…, L)
@@ -30,8 +30,8 @@ def undo_sort(order: Int[Tensor, "*batch L"]) -> Int[Tensor, "*batch L"]:
 
 @torch.no_grad()
 def split_chunks(
-    order: Int[Tensor, "*batch L"], chunk_length: int
-) -> Int[Tensor, "*batch n_chunks chunk_length"]:
+    order: Integer[Tensor, "*batch L"], chunk_length: int
+) -> Integer[Tensor, "*batch n_chunks chunk_length"]:
     """Cut the sorted order into ⌈L / chunk_length⌉ chunks; slots beyond the end hold −1."""
     n_chunks = -(-order.shape[-1] // chunk_length)
     missing = n_chunks * chunk_length - order.shape[-1]
@@ -40,7 +40,7 @@ def split_chunks(
 
 
 def look_adjacent(
-    chunks: Tensor, chunks_before: int, chunks_after: int, wrap: bool = False, fill: float = 0
+    chunks: Tensor, chunks_before: int, chunks_after: int, wrap: bool = False, fill: int | float = 0
 ) -> Tensor:
     """Put each chunk together with its neighbours, the earliest first.
 
@@ -66,6 +66,8 @@ def look_adjacent(
 
 def gather_rows(x: Tensor, positions: Tensor) -> Tensor:
     """The rows of x (…, L, d) at positions (…, any): (…, any, d). A position −1 gives row 0."""
-    batch = x.ndim - 2
-    index = positions.clamp(min=0).flatten(batch)[..., None]  # (…, any, 1)
-    return x.take_along_dim(index, -2).unflatten(-2, positions.shape[batch:])
+    *batch, length, d = x.shape
+    rows = x.reshape(-1, d)  # all sequences, one after the other
+    first = torch.arange(0, len(rows), length, device=x.device)  # the first row of each sequence
+    first = first.view(*batch, *[1] * (positions.ndim - len(batch)))
+    return torch.nn.functional.embedding(positions.clamp(min=0) + first, rows)

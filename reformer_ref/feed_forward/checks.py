@@ -13,11 +13,10 @@ import numpy as np
 from reformer_ref.feed_forward import spec
 from reformer_ref.testing import central_difference, expect_close, in_a_sentence
 
-# (leading axes, L, slice lengths): slices that divide L, that do not, that are longer than L, and
-# no slices at all
+# (leading axes, L, chunk lengths): chunks that divide L, that do not, that are longer than L, none
 LENGTHS = (((), 1, (None, 1, 6)), ((2,), 7, (None, 1, 3, 5, 7, 12)), ((2, 3), 13, (None, 2, 4, 13)))
-SLICES = (
-    "Is every slice computed, the last and shorter one too, and are sums taken over all of them?"
+CHUNKS = (
+    "Is every chunk computed, the last and shorter one too, and are sums taken over all of them?"
 )
 
 
@@ -64,76 +63,76 @@ def check_layer_norm_vjp(fn, seed=0, tolerance=1e-12):
 
 @in_a_sentence
 def check_feed_forward(fn, seed=0, tolerance=1e-12):
-    """fn(x, w1, b1, w2, b2, activation, slice_length) against the formula, one position at a time."""
+    """fn(x, w1, b1, w2, b2, activation, chunk_length) against the formula, one position at a time."""
     errors = []
-    for arrays, activation, slice_lengths in _feed_forward_cases(seed):
+    for arrays, activation, chunk_lengths in _feed_forward_cases(seed):
         want = _by_position_feed_forward(*arrays, activation)
-        for slice_length in slice_lengths:
-            what = f"feed_forward of shape {want.shape}, {activation}, slice_length={slice_length}"
+        for chunk_length in chunk_lengths:
+            what = f"feed_forward of shape {want.shape}, {activation}, chunk_length={chunk_length}"
             errors.append(
-                expect_close(what, fn(*arrays, activation, slice_length), want, tolerance, SLICES)
+                expect_close(what, fn(*arrays, activation, chunk_length), want, tolerance, CHUNKS)
             )
     print(f"check_feed_forward: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
 @in_a_sentence
 def check_feed_forward_vjp(fn, seed=0, tolerance=1e-12):
-    """fn(x, w1, b1, w2, b2, d_out, activation, slice_length) -> five gradients, as for layer norm."""
+    """fn(x, w1, b1, w2, b2, d_out, activation, chunk_length) -> five gradients, as for layer norm."""
     rng = np.random.default_rng(seed + 1)
     report = _GradientReport("check_feed_forward_vjp", tolerance)
-    for arrays, activation, slice_lengths in _feed_forward_cases(seed):
+    for arrays, activation, chunk_lengths in _feed_forward_cases(seed):
         d_out = rng.standard_normal(arrays[0].shape)
         want = spec.feed_forward_vjp(*arrays, d_out, activation)
-        for slice_length in slice_lengths:
+        for chunk_length in chunk_lengths:
             report.compare(
-                f"feed_forward of shape {d_out.shape}, {activation}, slice_length={slice_length}",
+                f"feed_forward of shape {d_out.shape}, {activation}, chunk_length={chunk_length}",
                 ("d_x", "d_w1", "d_b1", "d_w2", "d_b2"),
-                fn(*arrays, d_out, activation, slice_length),
+                fn(*arrays, d_out, activation, chunk_length),
                 want,
                 lambda *a, activation=activation: _by_position_feed_forward(*a, activation),
                 arrays,
                 d_out,
-                SLICES,
+                CHUNKS,
             )
     report.print()
 
 
 @in_a_sentence
 def check_cross_entropy(fn, seed=0, tolerance=1e-12):
-    """fn(hidden, weight, bias, targets, slice_length) against the formula; ignored targets and huge
+    """fn(hidden, weight, bias, targets, chunk_length) against the formula; ignored targets and huge
     logits included.
     """
-    hint = f"Divide by the number of counted positions once, over all slices. {SLICES}"
+    hint = f"Divide by the number of counted positions once, over all chunks. {CHUNKS}"
     errors = []
-    for arrays, targets, slice_lengths in _cross_entropy_cases(seed):
+    for arrays, targets, chunk_lengths in _cross_entropy_cases(seed):
         want = _by_position_cross_entropy(*arrays, targets)
-        for slice_length in slice_lengths:
-            what = f"cross_entropy of targets of shape {targets.shape}, slice_length={slice_length}"
+        for chunk_length in chunk_lengths:
+            what = f"cross_entropy of targets of shape {targets.shape}, chunk_length={chunk_length}"
             errors.append(
-                expect_close(what, fn(*arrays, targets, slice_length), want, tolerance, hint)
+                expect_close(what, fn(*arrays, targets, chunk_length), want, tolerance, hint)
             )
     print(f"check_cross_entropy: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
 @in_a_sentence
 def check_cross_entropy_vjp(fn, seed=0, tolerance=1e-12):
-    """fn(hidden, weight, bias, targets, d_loss, slice_length) -> (d_hidden, d_weight, d_bias), as
+    """fn(hidden, weight, bias, targets, d_loss, chunk_length) -> (d_hidden, d_weight, d_bias), as
     for layer norm.
     """
     report = _GradientReport("check_cross_entropy_vjp", tolerance)
-    for arrays, targets, slice_lengths in _cross_entropy_cases(seed, huge=False):
-        for d_loss, slice_length in zip(
-            (1.0, -2.5, 0.7, 3.0, 0.1, 1.5), slice_lengths, strict=False
+    for arrays, targets, chunk_lengths in _cross_entropy_cases(seed, huge=False):
+        for d_loss, chunk_length in zip(
+            (1.0, -2.5, 0.7, 3.0, 0.1, 1.5), chunk_lengths, strict=False
         ):
             report.compare(
-                f"cross_entropy of targets of shape {targets.shape}, d_loss={d_loss}, slice_length={slice_length}",
+                f"cross_entropy of targets of shape {targets.shape}, d_loss={d_loss}, chunk_length={chunk_length}",
                 ("d_hidden", "d_weight", "d_bias"),
-                fn(*arrays, targets, d_loss, slice_length),
+                fn(*arrays, targets, d_loss, chunk_length),
                 spec.cross_entropy_vjp(*arrays, targets, d_loss),
                 lambda *a, targets=targets: _by_position_cross_entropy(*a, targets),
                 arrays,
                 d_loss,
-                f"An ignored position has gradient zero. {SLICES}",
+                f"An ignored position has gradient zero. {CHUNKS}",
             )
     report.print()
 
@@ -197,7 +196,7 @@ def _by_row_layer_norm(x, scale, bias, eps):
 def _feed_forward_cases(seed):
     rng = np.random.default_rng(seed)
     for activation in ("relu", "gelu"):
-        for lead, length, slice_lengths in LENGTHS:
+        for lead, length, chunk_lengths in LENGTHS:
             d_model, d_ff = 3, 5
             while True:  # until no activation sits so close to the kink of relu that a difference quotient straddles it
                 x, w1, b1, w2, b2 = (
@@ -212,7 +211,7 @@ def _feed_forward_cases(seed):
                 )
                 if np.abs(x @ w1 + b1).min() > 1e-3:
                     break
-            yield (x, w1, b1, w2, b2), activation, slice_lengths
+            yield (x, w1, b1, w2, b2), activation, chunk_lengths
 
 
 def _by_position_feed_forward(x, w1, b1, w2, b2, activation):
@@ -229,7 +228,7 @@ def _by_position_feed_forward(x, w1, b1, w2, b2, activation):
 
 def _cross_entropy_cases(seed, huge=True):
     rng = np.random.default_rng(seed)
-    for lead, length, slice_lengths in LENGTHS:
+    for lead, length, chunk_lengths in LENGTHS:
         for scale in (1.0, 1e3) if huge else (1.0,):
             hidden = scale * rng.standard_normal((*lead, length, 3))
             weight, bias = rng.standard_normal((3, 6)), rng.standard_normal(6)
@@ -237,8 +236,8 @@ def _cross_entropy_cases(seed, huge=True):
             if length > 1:
                 targets[..., [0, 2, 3, 6]] = (
                     spec.IGNORED
-                )  # counted and ignored positions unevenly spread over slices
-            yield (hidden, weight, bias), targets, slice_lengths
+                )  # counted and ignored positions unevenly spread over chunks
+            yield (hidden, weight, bias), targets, chunk_lengths
 
 
 def _by_position_cross_entropy(hidden, weight, bias, targets):

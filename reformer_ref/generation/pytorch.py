@@ -36,6 +36,7 @@ from reformer_ref.generation.options import (
     require_strict,
 )
 from reformer_ref.model.config import n_buckets_for, require_config
+from reformer_ref.model.layers import merge_heads
 from reformer_ref.model.pytorch import ReformerLM, check_tokens, count_positions
 
 MOST_ROWS = 1 << 16  # continuations of one prompt
@@ -239,25 +240,20 @@ class Decoder:
         """The half on whole prompts, x (rows, L, d_model), by the very code that trains; the cache
         is filled.
         """
-        n, memo, every = half.norm(x), {}, range(half.config.n_heads)
-        projected = {name: layer(n) for name, layer in half.inputs().items()}
-        out = half.attend(projected, every, mask, None, memo)
-        q, k, v = (
-            projected[p].unflatten(-1, (len(every), -1)).transpose(1, 2) if p in projected else None
-            for p in "qkv"
-        )
-        cache.fill(q, k, v, memo.get(every), positions, mask)
-        return half.out(out)
+        q, k, v = half.project(half.norm(x))
+        buckets = half.buckets(q, mask)
+        out = half.attend(q, k, v, mask, buckets)
+        cache.fill(q, k, v, buckets, positions, mask)
+        return half.out(merge_heads(out))
 
     def _next(self, half, cache, x):
         """The half on the next token of each row, x (rows, d_model)."""
-        n, heads = half.norm(x), half.config.n_heads
-        q, v, k = (
-            layer(n).unflatten(-1, (heads, -1))
-            for layer in (half.q, half.v, getattr(half, "k", half.q))
-        )
+        q, k, v = half.project(half.norm(x)[:, None])  # (rows, heads, 1, d)
+        buckets = half.buckets(q)
+        q, v = q[:, :, 0], v[:, :, 0]
+        k = q if k is None else k[:, :, 0]
         if half.kind == "lsh":
-            buckets = half.hash(q[:, :, None], range(heads))[..., 0]  # (rows, heads, n_hashes)
+            buckets = buckets[..., 0]  # (rows, heads, n_hashes)
             out = cache.attend(q, v, buckets)
             cache.append(q, v, buckets, self.positions)
         elif half.kind == "local":

@@ -22,6 +22,7 @@ from reformer_ref.hashing import pytorch as plain
 from reformer_ref.hashing import spec, streaming
 
 BACKENDS = ("auto", "plain", "streaming")
+PLAIN_UP_TO = 1 << 12  # scores x·R up to which "auto" takes "plain"
 
 
 def default_n_buckets(length: int, chunk_length: int) -> int | tuple[int, int]:
@@ -94,7 +95,7 @@ def hash_vectors(
     n_buckets: int | tuple[int, ...],
     *,
     backend: str = "auto",
-) -> Int[Tensor, "*batch n_hashes L"]:
+) -> Int[Tensor, "... n_hashes L"]:
     """Hash vectors to buckets: bucket = argmax([xR ; −xR]), the lowest index on a tie.
 
     Only the direction of a vector matters. No gradient flows. Source: paper section 2, "Locality
@@ -107,7 +108,8 @@ def hash_vectors(
         n_buckets: an even int, or a tuple (f0, f1, …) of even factors: each hashes with its own
             columns of R, and bucket = b0 + f0·b1 + f0·f1·b2 + ….
         backend: "plain" is ``hashing.pytorch``, whose memory grows with L·n_buckets; "streaming"
-            works on a block of positions at a time; "auto" is "streaming", the faster one.
+            works on a block of positions at a time; "auto" takes "plain" for up to 2¹² scores and
+            "streaming" beyond, each where it is the faster one.
 
     Returns:
         int64 bucket numbers in [0, Πfactors).
@@ -136,6 +138,9 @@ def hash_vectors(
 
 def unchecked_hash_vectors(x, rotations, n_buckets, *, backend="auto"):
     """``hash_vectors`` without checks, for use inside the package."""
+    if backend == "auto":
+        scores = x[..., 0].numel() * rotations.shape[-3] * rotations.shape[-1]
+        backend = "plain" if scores <= PLAIN_UP_TO else "streaming"
     version = plain if backend == "plain" else streaming
     return version.hash_vectors(x, rotations, n_buckets)
 

@@ -35,7 +35,7 @@ def hash_vectors(
     x: Float[Tensor, "*batch L d"],
     rotations: Float[Tensor, "*heads n_hashes d half_buckets"],
     n_buckets: int | tuple[int, ...],
-) -> Int[Tensor, "*batch n_hashes L"]:
+) -> Int[Tensor, "... n_hashes L"]:
     """Hash vectors: bucket = argmax([xR ; −xR]), combined over the factors of ``n_buckets``."""
     projected = x[..., None, :, :] @ rotations.to(x)  # (…, n_hashes, L, Σfactors/2)
     buckets, stride, start = 0, 1, 0

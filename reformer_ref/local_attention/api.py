@@ -38,12 +38,12 @@ def local_attention(
         q: queries; finite, below 1e12 in size.
         k: keys, of the shape and dtype of q; finite, below 1e12 in size.
         v: values, of the dtype of q; finite.
-        options: what a query may see.
+        options: label a query may see.
         padding_mask: True = real token; broadcast to (…, L). Padding is moved behind the real
             tokens before chunks are cut, so without ``wrap`` it changes nothing, wherever it is.
         backend: "plain" is ``local_attention.pytorch``, whose memory grows with L·chunk_length;
             "streaming" works block by block, also in backward; "auto" takes "plain" for calls of
-            up to 2¹⁷ scores, where it is the faster one, and "streaming" beyond.
+            up to 2¹⁷ scores, where both take about as long, and "streaming" beyond.
         block_size: scores that the streaming version computes at a time; None: as suits the device.
 
     Returns:

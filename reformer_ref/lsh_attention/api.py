@@ -19,7 +19,9 @@ from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.record import AttentionRecord
 
 BACKENDS = ("auto", "plain", "streaming")
-PLAIN_UP_TO = 1 << 17  # scores, over all sequences and rounds, up to which "auto" takes "plain"
+# Scores, over all sequences and rounds, up to which "auto" takes "plain". On one CPU core "plain" is
+# the faster one up to about 2¹⁴; at 2¹⁷ either takes a few milliseconds, then "streaming" wins.
+PLAIN_UP_TO = 1 << 17
 LARGEST = 1e12  # entries of qk must be smaller in size
 
 
@@ -44,12 +46,12 @@ def lsh_attention(
         qk: queries, which are also the keys once scaled to length 1; finite, below 1e12 in size.
         v: values, of the dtype of qk; finite.
         buckets: bucket numbers ≥ 0 without round offsets, int64, int32 or int16.
-        options: what a query may see, and how it is counted.
+        options: label a query may see, and how it is counted.
         padding_mask: True = real token; broadcast to (…, L). Padding sorts last and is never seen.
         return_record: also return an ``AttentionRecord`` of the call, from the plain version.
         backend: "plain" is ``lsh_attention.pytorch``, whose memory grows with L·chunk_length;
             "streaming" works block by block, also in backward; "auto" takes "plain" for calls of
-            up to 2¹⁷ scores, where it is the faster one, and "streaming" beyond.
+            up to 2¹⁷ scores (two heads, 256 tokens and two rounds), and "streaming" beyond.
         block_size: scores that the streaming version computes at a time; None: as suits the device.
 
     Returns:
@@ -108,6 +110,6 @@ def _require_buckets(buckets, qk, n_hashes):
         given = tuple(buckets.shape)
         raise ValueError(f"buckets must have shape {want} = (…, n_hashes, L), got {given}")
     if has_values(buckets):
-        low, high = (int(b) for b in buckets.aminmax())
+        low, high = torch.stack(buckets.aminmax()).tolist()
         if low < 0 or high == torch.iinfo(torch.int64).max:  # which is where padding sorts
             raise ValueError(f"buckets must lie in 0 … 2⁶³ − 2, got {low} … {high}")

@@ -2,7 +2,7 @@
 
 First come identities that need no specification: small cases whose answer one can see, and changes
 that must not matter. Each has a sentence of its own for when it fails. Then the spec is asked, over
-lengths that divide nothing, several sequences at once and padding anywhere. ``options``: what to
+lengths that divide nothing, several sequences at once and padding anywhere. ``options``: label to
 test; by default every preset and a few more.
 """
 
@@ -12,7 +12,14 @@ import numpy as np
 
 from reformer_ref.lsh_attention import spec
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
-from reformer_ref.testing import central_difference, expect_close, expect_equal, in_a_sentence
+from reformer_ref.testing import (
+    central_difference,
+    compare_all,
+    compare_gradients,
+    expect_equal,
+    in_a_sentence,
+    padding_masks,
+)
 
 OPTIONS = (
     *(
@@ -39,16 +46,18 @@ def check_lsh_attention(fn, options=None, seed=0, tolerance=1e-12):
     qk (…, L, d), v (…, L, d_v), buckets int (…, n_hashes, L), padding_mask bool (…, L) or None, out
     (…, L, d_v). Of the options given, only ``n_hashes`` and ``chunk_length`` are varied.
     """
-    errors = []
-    for o in OPTIONS if options is None else (options,):
-        rng = np.random.default_rng(seed)
-        for identity in IDENTITIES:
-            for what, got, want, hint in identity(fn, o, rng):
-                errors.append(expect_close(f"{what}, {_name(o)}", got, want, tolerance, hint))
-        for what, inputs, mask in _cases(o, rng):
-            got, want = fn(*inputs, o, mask), spec.lsh_attention(*inputs, o, mask)
-            errors.append(expect_close(f"{what}, {_name(o)}", got, want, tolerance, COMPARE))
-    print(f"check_lsh_attention: {len(errors)} cases, worst relative error {max(errors):.1e}")
+
+    def comparisons():
+        for o in OPTIONS if options is None else (options,):
+            rng = np.random.default_rng(seed)
+            for identity in IDENTITIES:
+                for label, got, want, hint in identity(fn, o, rng):
+                    yield f"{label}, {_name(o)}", got, want, hint
+            for label, inputs, mask in _cases(o, rng):
+                want = spec.lsh_attention(*inputs, o, mask)
+                yield f"{label}, {_name(o)}", fn(*inputs, o, mask), want, COMPARE
+
+    compare_all("check_lsh_attention", comparisons(), tolerance)
 
 
 @in_a_sentence
@@ -56,35 +65,28 @@ def check_lsh_attention_vjp(fn, options=None, seed=0, tolerance=1e-12):
     """``fn(qk, v, buckets, options, d_out, padding_mask) -> (d_qk, d_v)`` equals central
     differences and the spec.
     """
-    n, worst, worst_difference = 0, 0.0, 0.0
-    for o in OPTIONS if options is None else (options,):
-        rng = np.random.default_rng(seed)
-        for what, (qk, v, buckets), mask in _cases(o, rng):
-            what, d_out = (
-                f"(d_qk, d_v) side by side, {what}, {_name(o)}",
-                rng.standard_normal(v.shape),
-            )
-            # side by side: where a query sees one key only, d_qk is zero and has no size to compare
-            # with
-            got = np.concatenate(fn(qk, v, buckets, o, d_out, mask), axis=-1)  # (…, L, d + d_v)
-            want = np.concatenate(spec.lsh_attention_vjp(qk, v, buckets, o, d_out, mask), axis=-1)
-            if (
-                qk.size <= 40 and o.norm_eps > 0
-            ):  # without it the direction of a short key turns too sharply
-                counts, d = spec.visible_counts(buckets, o, mask), qk.shape[-1]
 
-                def of_both(x, counts=counts, d=d, o=o):
-                    return _plain(x[..., :d], x[..., d:], counts, o)
+    def comparisons():
+        for o in OPTIONS if options is None else (options,):
+            rng = np.random.default_rng(seed)
+            for label, (qk, v, buckets), mask in _cases(o, rng):
+                d_out = rng.standard_normal(v.shape)
+                # Side by side, (…, L, d + d_v): where a query sees one key only, d_qk is zero and
+                # has no size to compare with.
+                got = np.concatenate(fn(qk, v, buckets, o, d_out, mask), axis=-1)
+                want = spec.lsh_attention_vjp(qk, v, buckets, o, d_out, mask)
+                numeric = None
+                if qk.size <= 40 and o.norm_eps > 0:  # else short keys turn too sharply
+                    counts = spec.visible_counts(buckets, o, mask)
 
-                numeric = central_difference(of_both, np.concatenate([qk, v], axis=-1), d_out)
-                worst_difference = max(
-                    worst_difference, expect_close(what, got, numeric, 1e-7, GRADIENT)
-                )
-            worst, n = max(worst, expect_close(what, got, want, tolerance, GRADIENT)), n + 1
-    print(
-        f"check_lsh_attention_vjp: {n} cases, worst relative error {worst:.1e}, "
-        f"against central differences {worst_difference:.1e}"
-    )
+                    def of_both(x, counts=counts, d=qk.shape[-1], o=o):
+                        return _plain(x[..., :d], x[..., d:], counts, o)
+
+                    numeric = central_difference(of_both, np.concatenate([qk, v], axis=-1), d_out)
+                label = f"(d_qk, d_v) side by side, {label}, {_name(o)}"
+                yield label, got, np.concatenate(want, axis=-1), numeric, GRADIENT
+
+    compare_gradients("check_lsh_attention_vjp", comparisons(), tolerance)
 
 
 @in_a_sentence
@@ -95,49 +97,41 @@ def check_attention_record(fn, options=None, seed=0, tolerance=1e-12):
     A row sums to one, or to zero where the query sees nothing; an entry is positive exactly where
     the query sees the key; and dense · v = out = the spec's output.
     """
-    n, worst = 0, 0.0
-    for o in OPTIONS if options is None else (options,):
-        rng = np.random.default_rng(seed)
-        for what, (qk, v, buckets), mask in _cases(o, rng):
-            what = f"{what}, {_name(o)}"
-            out, dense = fn(qk, v, buckets, o, mask)
-            visible = spec.visible_counts(buckets, o, mask) > 0
-            hint = "Each row of the attention matrix is one softmax over everything the query sees in any round."
-            rows = visible.any(-1).astype(float)
-            errors = [
-                expect_close(
-                    f"out, {what}",
-                    out,
-                    spec.lsh_attention(qk, v, buckets, o, mask),
-                    tolerance,
-                    COMPARE,
-                ),
-                expect_close(f"row sums of dense, {what}", dense.sum(-1), rows, tolerance, hint),
-                expect_close(f"dense · v, {what}", dense @ v, out, tolerance, hint),
-            ]
-            expect_equal(
-                f"dense > 0, {what}", dense > 0, visible, "Who is seen: visible_counts in the spec."
-            )
-            n, worst = n + 1, max(worst, *errors)
-    print(f"check_attention_record: {n} cases, worst relative error {worst:.1e}")
+    hint = (
+        "Each row of the attention matrix is one softmax over everything the query sees in any "
+        "round."
+    )
+
+    def comparisons():
+        for o in OPTIONS if options is None else (options,):
+            rng = np.random.default_rng(seed)
+            for label, (qk, v, buckets), mask in _cases(o, rng):
+                label = f"{label}, {_name(o)}"
+                out, dense = fn(qk, v, buckets, o, mask)
+                visible = spec.visible_counts(buckets, o, mask) > 0
+                want = spec.lsh_attention(qk, v, buckets, o, mask)
+                yield f"out, {label}", out, want, COMPARE
+                rows = visible.any(-1).astype(float)
+                yield f"row sums of dense, {label}", dense.sum(-1), rows, hint
+                yield f"dense · v, {label}", dense @ v, out, hint
+                seen = "Who is seen: visible_counts in the spec."
+                expect_equal(f"dense > 0, {label}", dense > 0, visible, seen)
+
+    compare_all("check_attention_record", comparisons(), tolerance)
 
 
-# Identities: each yields (what, got, wanted, hint)
+# Identities: each yields (label, got, wanted, hint)
 
 
 def _self_is_excluded(fn, options, rng):
     o = replace(options, chunk_length=7)
     qk, v, buckets = _draw(rng, 7, o)
-    before = fn(qk, v, 0 * buckets, o, None)
+    want = fn(qk, v, 0 * buckets, o, None)
     for i in (3, 6):
         changed = v.copy()
         changed[i] += 10.0
-        yield (
-            f"out[{i}] after a change of v[{i}]",
-            fn(qk, changed, 0 * buckets, o, None)[i],
-            before[i],
-            SELF,
-        )
+        got = fn(qk, changed, 0 * buckets, o, None)
+        yield f"out[{i}] after a change of v[{i}]", got[i], want[i], SELF
 
 
 def _sort_is_undone(fn, options, rng):
@@ -155,35 +149,32 @@ def _causality(fn, options, rng):
     if not options.causal:
         return
     length = 3 * options.chunk_length + 2
+    t = length // 2
     qk, v, buckets = _draw(rng, length, options)
-    want, t = fn(qk, v, buckets, options, None), length // 2
-    qk[t:], v[t:] = rng.standard_normal(qk[t:].shape), rng.standard_normal(v[t:].shape)
-    hint = "Causal: no key at a later position. Compare original positions, not places in the sorted order."
-    yield (
-        f"out[:{t}] after later qk and v changed",
-        fn(qk, v, buckets, options, None)[:t],
-        want[:t],
-        hint,
-    )
+    want = fn(qk, v, buckets, options, None)
+    qk[t:] = rng.standard_normal(qk[t:].shape)
+    v[t:] = rng.standard_normal(v[t:].shape)
+    got = fn(qk, v, buckets, options, None)
+    hint = "Causal: no key at a later position. Compare original positions, not sorted slots."
+    yield f"out[:{t}] after later qk and v changed", got[:t], want[:t], hint
 
 
-def _alone_sees_itself(fn, options, rng):
+def _only_self(fn, options, rng):
     qk, v, buckets = _draw(rng, 7, options)
     if options.causal:
         yield "out of the first token", fn(qk, v, buckets, options, None)[0], v[0], SELF
-    yield (
-        "out of a sequence of one token",
-        fn(qk[:1], v[:1], buckets[:, :1], options, None),
-        v[:1],
-        SELF,
-    )
+    got = fn(qk[:1], v[:1], buckets[:, :1], options, None)
+    yield "out of a sequence of one token", got, v[:1], SELF
 
 
 def _everything_visible_is_dense(fn, options, rng):
     qk, v, buckets = _draw(rng, 9, options)
     o = replace(options, chunk_length=9)
     counts = np.tril(np.ones((9, 9))) if o.causal else np.ones((9, 9))
-    hint = "One bucket and one chunk is dense attention: keys k̂ = q / √(‖q‖² + d·norm_eps), logits scale·q·k̂."
+    hint = (
+        "One bucket and one chunk is dense attention: keys k̂ = q / √(‖q‖² + d·norm_eps), logits "
+        "scale·q·k̂."
+    )
     yield "all in one bucket", fn(qk, v, 0 * buckets, o, None), _plain(qk, v, counts, o), hint
 
 
@@ -200,15 +191,11 @@ def _one_bucket_is_a_window(fn, options, rng):
     if options.causal:
         seen &= j <= i
     hint = (
-        "The sort is stable: within a bucket tokens keep their order. A query sees its own chunk, chunks_before and "
-        "chunks_after; with rank windows, the chunk_length most recent members."
+        "The sort is stable: within a bucket tokens keep their order. A query sees its own chunk, "
+        "chunks_before and chunks_after; with rank windows, the chunk_length most recent members."
     )
-    yield (
-        "one bucket, many chunks",
-        fn(qk, v, 0 * buckets, options, None),
-        _plain(qk, v, seen, options),
-        hint,
-    )
+    want = _plain(qk, v, seen, options)
+    yield "one bucket, many chunks", fn(qk, v, 0 * buckets, options, None), want, hint
 
 
 def _rounds_form_one_softmax(fn, options, rng):
@@ -216,30 +203,24 @@ def _rounds_form_one_softmax(fn, options, rng):
         return
     length = 12
     rows, columns = np.arange(length) // 4, np.arange(length) % 4  # no pair shares both
-    together = [(b[:, None] == b).astype(float) for b in (rows, columns)]
+    same_row, same_column = ((b[:, None] == b).astype(float) for b in (rows, columns))
     if options.causal:
-        together = [np.tril(t) for t in together]
+        same_row, same_column = np.tril(same_row), np.tril(same_column)
     two, three = (replace(options, chunk_length=length, n_hashes=n) for n in (2, 3))
     qk, v, _ = _draw(rng, length, options)
-    want = _plain(qk, v, together[0] + together[1], options)
-    hint = "Rounds form one softmax: weigh each round's output with its share of the total, exp(its log-sum-exp − total)."
-    yield (
-        "two rounds that share no pair",
-        fn(qk, v, np.stack([rows, columns]), two, None),
-        want,
-        hint,
+    want = _plain(qk, v, same_row + same_column, options)
+    got = fn(qk, v, np.stack([rows, columns]), two, None)
+    hint = (
+        "Rounds form one softmax: weigh each round's output with exp(its log-sum-exp − that of all "
+        "rounds)."
     )
-    if options.count_once:
-        hint = "count_once: a key counts once however many rounds show it (the paper's N_ij)."
-    else:
-        want = _plain(qk, v, 2 * together[0] + together[1], options)
+    yield "two rounds that share no pair", got, want, hint
+    hint = "count_once: a key counts once however many rounds show it (the paper's N_ij)."
+    if not options.count_once:
+        want = _plain(qk, v, 2 * same_row + same_column, options)
         hint = "count_once=False: a key shown by two rounds counts twice."
-    yield (
-        "a round that comes twice",
-        fn(qk, v, np.stack([rows, rows, columns]), three, None),
-        want,
-        hint,
-    )
+    got = fn(qk, v, np.stack([rows, rows, columns]), three, None)
+    yield "a round that comes twice", got, want, hint
 
 
 def _order_of_rounds(fn, options, rng):
@@ -256,37 +237,31 @@ def _strict_prefix(fn, options, rng):
     length = 4 * options.chunk_length + 3
     qk, v, buckets = _draw(rng, length, options)
     want = fn(qk, v, buckets, options, None)
-    hint = "window='rank': a token sees the chunk_length most recent earlier members of its bucket, wherever chunks end."
+    hint = (
+        "window='rank': a token sees the chunk_length most recent earlier members of its bucket, "
+        "wherever chunks end."
+    )
     for t in (1, options.chunk_length, length // 2, length - 1):
-        yield (
-            f"the first {t} tokens alone",
-            fn(qk[:t], v[:t], buckets[:, :t], options, None),
-            want[:t],
-            hint,
-        )
+        got = fn(qk[:t], v[:t], buckets[:, :t], options, None)
+        yield f"the first {t} tokens alone", got, want[:t], hint
         other = buckets.copy()
         other[:, t:] = rng.integers(0, 3, other[:, t:].shape)
-        yield (
-            f"out[:{t}] after later buckets changed",
-            fn(qk, v, other, options, None)[:t],
-            want[:t],
-            hint,
-        )
+        got = fn(qk, v, other, options, None)
+        yield f"out[:{t}] after later buckets changed", got[:t], want[:t], hint
 
 
 def _padding_never_matters(fn, options, rng):
     length = 3 * options.chunk_length + 2
     qk, v, buckets = _draw(rng, length, options)
     mask = rng.random(length) < 0.7
-    want, hint = (
-        fn(qk, v, buckets, options, mask)[mask],
-        "Padding sorts behind all real tokens and is never a key.",
-    )
-    other = _draw(rng, length, options)
-    qk, v = (np.where(mask[:, None], a, b) for a, b in zip((qk, v), other, strict=False))
-    got = fn(qk, v, np.where(mask, buckets, other[2]), options, mask)[mask]
+    hint = "Padding sorts behind all real tokens and is never a key."
+    want = fn(qk, v, buckets, options, mask)[mask]
+    other_qk, other_v, other_buckets = _draw(rng, length, options)
+    qk = np.where(mask[:, None], qk, other_qk)
+    v = np.where(mask[:, None], v, other_v)
+    got = fn(qk, v, np.where(mask, buckets, other_buckets), options, mask)[mask]
     yield "real tokens after the padded ones changed", got, want, hint
-    if options.wrap:  # what stands in the last chunk depends on the length
+    if options.wrap:  # label stands in the last chunk depends on the length
         return
     want = fn(qk[mask], v[mask], buckets[:, mask], options, None)
     yield "real tokens alone, instead of with padding between them", got, want, hint
@@ -295,20 +270,16 @@ def _padding_never_matters(fn, options, rng):
 def _sequences_are_independent(fn, options, rng):
     qk, v, buckets = _draw(rng, options.chunk_length + 3, options, (2, 3))
     got = fn(qk, v, buckets, options, None)
-    one_by_one = [fn(qk[i], v[i], buckets[i], options, None) for i in np.ndindex(2, 3)]
-    yield (
-        "six sequences at once",
-        got,
-        np.reshape(one_by_one, got.shape),
-        "Leading axes are separate sequences.",
-    )
+    want = [fn(qk[i], v[i], buckets[i], options, None) for i in np.ndindex(2, 3)]
+    hint = "Leading axes are separate sequences."
+    yield "six sequences at once", got, np.reshape(want, got.shape), hint
 
 
 IDENTITIES = (  # the most telling first
     _self_is_excluded,
     _sort_is_undone,
     _causality,
-    _alone_sees_itself,
+    _only_self,
     _everything_visible_is_dense,
     _one_bucket_is_a_window,
     _rounds_form_one_softmax,
@@ -320,20 +291,21 @@ IDENTITIES = (  # the most telling first
 
 SELF = "A token attends to itself only when no round shows it anything else, and then wholly."
 COMPARE = "Compare who sees whom with visible_counts in the spec."
-GRADIENT = "qk collects two gradients, as queries and, through the normalisation, as keys. Nothing flows through buckets."
+GRADIENT = (
+    "qk collects two gradients, as queries and, through the normalisation, as keys. Nothing flows "
+    "through buckets."
+)
 
 
 def _plain(qk, v, counts, options):
-    """The softmax written out for logits of modest size, oneself left out unless there is nothing
-    else.
-    """
+    """The softmax written out for logits of modest size, with the self rule."""
     keys = qk / np.sqrt(np.sum(qk**2, axis=-1, keepdims=True) + qk.shape[-1] * options.norm_eps)
     scale = qk.shape[-1] ** -0.5 if options.scale == "rsqrt_d" else options.scale
     weights = counts * np.exp(scale * qk @ np.swapaxes(keys, -1, -2))  # (…, L, L)
     others = weights * (1 - np.eye(weights.shape[-1]))
     weights = np.where(others.any(-1, keepdims=True), others, weights)
-    total = weights.sum(-1, keepdims=True)
-    return weights @ v / np.where(total > 0, total, 1)
+    row_sum = weights.sum(-1, keepdims=True)
+    return weights @ v / np.where(row_sum > 0, row_sum, 1)
 
 
 def _draw(rng, length, options, lead=(), n_buckets=3):
@@ -343,25 +315,13 @@ def _draw(rng, length, options, lead=(), n_buckets=3):
 
 
 def _cases(options, rng):
-    """(what, (qk, v, buckets), padding_mask): lengths that divide nothing, padding on any side and
-    in holes.
-    """
+    """(label, (qk, v, buckets), padding_mask): lengths that divide nothing, padding anywhere."""
     c = options.chunk_length
     for length in sorted({1, 2, max(1, c - 1), c, c + 1, 3 * c + 2}):
-        yield f"L={length}", _draw(rng, length, options), None
         lead = (2,) if length > 2 else (2, 2)
-        left, right = (
-            np.arange(length) >= min(2, length - 1),
-            np.arange(length) < max(1, length - 2),
-        )
-        for side, mask in (
-            ("left", left),
-            ("right", right),
-            ("random", rng.random((*lead, length)) < 0.6),
-        ):
-            mask = np.array(np.broadcast_to(mask, (*lead, length)))
-            yield f"L={length}, {side} padding", _draw(rng, length, options, lead), mask
-    yield "nothing but padding", _draw(rng, 5, options), np.zeros(5, dtype=bool)
+        for side, mask in padding_masks(rng, (*lead, length)).items():
+            inputs = _draw(rng, length, options, () if mask is None else lead)
+            yield f"L={length}, {side}", inputs, mask
 
 
 def _name(options):

@@ -50,7 +50,7 @@ def lsh_attention(
     queries = split_chunks(order, chunk_length)  # (…, R, n, m) positions
 
     # 3. Each chunk looks at its neighbours. With ``wrap`` the chunks of all rounds form one ring.
-    n_hashes, n_chunks = queries.shape[-3:-1]
+    n_hashes = queries.shape[-3]
     rounds = torch.arange(n_hashes, device=qk.device)[:, None, None]  # (R, 1, 1)
     chunks = torch.stack([queries, rounds.expand_as(queries)], dim=-1)  # (…, R, n, m, 2)
     if options.wrap:
@@ -59,11 +59,12 @@ def lsh_attention(
     windows = look_adjacent(chunks, before, after, options.wrap, fill=-1)
     keys, key_rounds = windows.reshape(*queries.shape[:-1], -1, 2).unbind(-1)  # (…, R, n, w·m)
 
-    # 4. Scores. The query is q, the key is q / ‖q‖.
+    # 4. Scores, in float32 at least: q·k̂ can be as large as ‖q‖. The query is q, the key q / ‖q‖.
     q = gather_rows(qk, queries)  # (…, R, n, m, d)
     k = gather_rows(normalize_keys(qk, options.norm_eps), keys)  # (…, R, n, w·m, d)
-    scores = q @ k.mT  # (…, R, n, m, w·m)
-    scores = options.scale_for(d) * scores.to(torch.promote_types(qk.dtype, torch.float32))
+    wide = torch.promote_types(qk.dtype, torch.float32)
+    scores = (q.to(wide) @ k.to(wide).mT).to(wide)  # (…, R, n, m, w·m); autocast narrows products
+    scores = options.scale_for(d) * scores
 
     # 5. Which keys each query can attend to. A query never sees itself here, but see step 10.
     i = queries[..., :, None]  # (…, R, n, m, 1)
@@ -96,7 +97,7 @@ def lsh_attention(
     out = out.flatten(-3, -2).take_along_dim(slot[..., None], -2)  # (…, R, L, d_v)
     lse = lse.flatten(-2).take_along_dim(slot, -1)  # (…, R, L)
 
-    # 9. Merge the rounds into one softmax: each has its share of the sum of exponentials.
+    # 9. Merge the rounds into one softmax: each weighs as much as its sum of exponentials.
     only_self = (lse == -torch.inf).all(-2)  # (…, L)
     round_weights = lse.masked_fill(only_self[..., None, :], 0.0).softmax(-2)  # (…, R, L)
     out = (round_weights[..., None] * out).sum(-3).to(v.dtype)  # (…, L, d_v)
@@ -111,7 +112,7 @@ def lsh_attention(
 
 
 def at(table: Tensor, positions: Tensor) -> Tensor:
-    """The entries of a table (…, R or 1, L) at positions (…, R, n, any): (…, R, n, any)."""
+    """The entries of a table (…, R, L) at positions (…, R, n, any): (…, R, n, any)."""
     index = positions.clamp(min=0).flatten(-2)  # (…, R, n·any)
     return table.take_along_dim(index, -1).view_as(positions)
 
@@ -137,21 +138,23 @@ def count_windows(
         nearest, farthest, place = 1, chunk_length, slot
     if options.wrap:
         place = place + n_chunks * torch.arange(n_hashes, device=slot.device)[:, None]
-    n_windows = torch.zeros((), dtype=torch.int64, device=slot.device)
+    ring = n_hashes * n_chunks
+    # One tensor for each round s:
+    query_place = gather_rows(place.mT, queries)[..., :, None, :].unbind(-1)  # (…, R, n, m, 1)
+    key_place = gather_rows(place.mT, keys)[..., None, :, :].unbind(-1)  # (…, R, n, 1, w·m)
+    if options.within_bucket:
+        query_bucket = gather_rows(bucket.mT, queries)[..., :, None, :].unbind(-1)
+        key_bucket = gather_rows(bucket.mT, keys)[..., None, :, :].unbind(-1)
+    n_windows = torch.zeros((), device=slot.device)
     for s in range(n_hashes):
-        query_place = at(place[..., s : s + 1, :], queries)[..., :, None]
         across_rounds = options.wrap and not options.within_bucket
         for t in range(n_hashes) if across_rounds else (s,):
-            distance = query_place - at(place[..., t : t + 1, :], keys)[..., None, :]
+            distance = query_place[s] - key_place[t]  # (…, R, n, m, w·m)
             if options.wrap:  # how many numbers of [nearest, farthest] equal it modulo the ring
-                ring = n_hashes * n_chunks
-                shown = (farthest - distance) // ring - (nearest - 1 - distance) // ring
+                meets = (farthest - distance) // ring - (nearest - 1 - distance) // ring
             else:
-                shown = (distance >= nearest) & (distance <= farthest)
+                meets = (distance >= nearest) & (distance <= farthest)
             if options.within_bucket:
-                bucket_s = bucket[..., s : s + 1, :]
-                shown = shown * (
-                    at(bucket_s, queries)[..., :, None] == at(bucket_s, keys)[..., None, :]
-                )
-            n_windows = n_windows + shown
+                meets = meets * (query_bucket[s] == key_bucket[s])
+            n_windows = n_windows + meets
     return n_windows

@@ -1,4 +1,4 @@
-"""What happened in one call of LSH attention, for pictures and for the curious."""
+"""A record of one call of LSH attention, for pictures and tests."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionRecord:
-    """Everything that happened in one call of LSH attention.
+    """What one call of LSH attention did.
 
     Attributes:
         buckets: the bucket numbers of the call.
@@ -30,12 +30,14 @@ class AttentionRecord:
     def make(cls, buckets, order, queries, keys, weights, only_self, chunks_before):
         """The record of merged weights, to which the self rule and empty slots are applied."""
         weights = weights.masked_fill(queries[..., None] < 0, 0.0)
-        # A token that sees only itself does so in its own chunk of the first round.
+        # A token that sees only itself does so in the first round.
         first = queries[..., 0, :, :].flatten(-2)  # (…, n·m)
         sees_self = only_self.gather(-1, first.clamp(min=0)) & (first >= 0)
         chunk_length = queries.shape[-1]
-        own_chunk = weights[..., 0, :, :, :].narrow(-1, chunks_before * chunk_length, chunk_length)
-        diagonal = own_chunk.diagonal(dim1=-2, dim2=-1)  # (…, n, m), a view
+        query_chunk = weights[..., 0, :, :, :].narrow(
+            -1, chunks_before * chunk_length, chunk_length
+        )
+        diagonal = query_chunk.diagonal(dim1=-2, dim2=-1)  # (…, n, m), a view
         diagonal.masked_fill_(sees_self.view_as(diagonal), 1.0)
         return cls(buckets, order, queries, keys, weights)
 

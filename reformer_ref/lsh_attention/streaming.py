@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from reformer_ref._tensors import Scratch, autocast_off
-from reformer_ref.lsh_attention.windows import pick
+from reformer_ref.lsh_attention.windows import Windows, pick
 
 LOG2E = math.log2(math.e)
 HIDE = 1e28  # taken from hidden scores: more than any score (see LARGEST), and finite, so that no NaN can arise

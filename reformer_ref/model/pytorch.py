@@ -1,69 +1,60 @@
-"""The whole Reformer, in PyTorch: halves of reversible blocks, a backbone of them, and the language
-model on top.
+"""The whole Reformer in PyTorch: a backbone of reversible blocks, and the language model on top.
 
-Tokens are embedded, positions added, and the result stands in both residual streams. Each layer
-adds attention to the first stream and a feed-forward layer to the second; at the end the streams
-are joined and normalised (paper section 3).
+Tokens are embedded, positions added, and the result starts both residual streams. Each block adds
+attention to the first stream and a feed-forward layer to the second; at the end the streams are
+joined and normalised (paper section 3).
 """
 
+from functools import partial
+
 import torch
-from torch import nn
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
-from reformer_ref._arguments import require_bool, require_int, require_shape
-from reformer_ref._tensors import has_values, require_floating, require_padding_mask, require_tensor
-from reformer_ref.feed_forward.pytorch import IGNORED, require_targets, sliced, total_nats
-from reformer_ref.model.config import padding_to_multiple, require_config
+from reformer_ref._tensors import require_finite
+from reformer_ref.feed_forward.pytorch import IGNORED
+from reformer_ref.model.arguments import check_head, check_targets, check_tokens
+from reformer_ref.model.config import ReformerConfig, padding_to_multiple, require_config
+from reformer_ref.model.in_place import in_place_layer
 from reformer_ref.model.layers import CrossAttention, FeedForwardLayer, SelfAttention
-from reformer_ref.positions.modules import AxialPositions, LearnedPositions, SinusoidalPositions
-from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_loss
-
-
-class ResidualStack(nn.Module):
-    """The residuals of an ordinary Transformer over the same blocks: y = x + F(x), z = y + G(y),
-    all of it stored.
-    """
-
-    def __init__(self, blocks):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x, _, *extras):
-        """(z, z) from x (B, L, d_model), given twice as to a `ReversibleStack`."""
-        for block in self.blocks:
-            for half in block.layers:
-                x = x + half(x, *extras)
-        return x, x
+from reformer_ref.model.loss import chunked_cross_entropy, final_norm, logits_of
+from reformer_ref.positions import AxialPositions, LearnedPositions, SinusoidalPositions
+from reformer_ref.reversible import ReversibleBlock, ReversibleStack
+from reformer_ref.reversible.in_place import reversible_loss, unobserved
+from reformer_ref.reversible.in_place import reversible_stack as reversible_stack_in_place
+from reformer_ref.reversible.pytorch import reversible_stack
 
 
 class ReformerBackbone(nn.Module):
-    """Everything between tokens and head: tokens (B, L) -> (B, L, 2·d_model), both streams joined
-    and normalised.
+    """Everything between tokens and head.
+
+    ``in_place`` says whether reversible layers work in the streams themselves (``model.in_place``)
+    or as in ``reversible.pytorch``: the same function, with more memory. ``observe(name, layer)``
+    returns a context that surrounds the work of a layer in place, name "forward" or "backward".
     """
+
+    in_place = True
+    observe = staticmethod(unobserved)
 
     def __init__(self, config, cross_attention=False):
         super().__init__()
-        self.config = require_config(config)
-        require_bool("cross_attention", cross_attention)
+        self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.positions = {
-            "axial": lambda: AxialPositions(config.axial_shape, config.axial_dims),
-            "learned": lambda: LearnedPositions(config.max_length, config.d_model),
-            "sinusoidal": lambda: SinusoidalPositions(config.d_model),
-            "none": lambda: None,
-        }[config.positions]()
+        self.positions = None
+        if config.positions == "axial":
+            self.positions = AxialPositions(config.axial_shape, config.axial_dims)
+        elif config.positions == "learned":
+            self.positions = LearnedPositions(config.max_length, config.d_model)
+        elif config.positions == "sinusoidal":
+            self.positions = SinusoidalPositions(config.d_model)
         blocks = []
         for index, kind in enumerate(config.layers):
-            middle = [CrossAttention(config)] if cross_attention else []
-            blocks.append(
-                ReversibleBlock(
-                    SelfAttention(config, kind, index), *middle, FeedForwardLayer(config)
-                )
-            )
-        self.stack = (
-            ReversibleStack(blocks, config.reversible)
-            if config.streams == 2
-            else ResidualStack(blocks)
-        )
+            layers = [SelfAttention(config, kind, index), FeedForwardLayer(config)]
+            if cross_attention:
+                layers.insert(1, CrossAttention(config))
+            blocks.append(ReversibleBlock(*layers))
+        self.stack = ReversibleStack(blocks, config.reversible)
         self.norm = nn.LayerNorm(2 * config.d_model, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -71,11 +62,10 @@ class ReformerBackbone(nn.Module):
         self, tokens, padding_mask=None, generator=None, encoder_output=None, encoder_mask=None
     ):
         length = tokens.shape[1]
-        tokens, padding_mask = self._to_multiple(tokens, padding_mask)
-        x = self.embed(tokens, padding_mask)
-        y1, y2 = self.stack(
-            x, x, *self._extras(padding_mask, generator, encoder_output, encoder_mask)
-        )
+        tokens, padding_mask = self._pad(tokens, padding_mask)
+        x = self.embed(tokens, padding_mask)  # (B, L, d_model)
+        context = self._context(padding_mask, generator, encoder_output, encoder_mask)
+        y1, y2 = self._streams(x, context)
         return self.final_norm(y1, y2)[:, :length]  # (B, L, 2·d_model)
 
     def loss(
@@ -88,108 +78,78 @@ class ReformerBackbone(nn.Module):
         encoder_output=None,
         encoder_mask=None,
     ):
-        """Mean nats of ``targets`` (B, L), −100 = not counted, in slices; head None: tied to the
-        embedding.
-        """
-        tokens, padding_mask = self._to_multiple(tokens, padding_mask)
-        targets = nn.functional.pad(targets, (0, tokens.shape[1] - targets.shape[1]), value=IGNORED)
-        x = self.embed(tokens, padding_mask)
-        extras = self._extras(padding_mask, generator, encoder_output, encoder_mask)
-        weights = (self.norm.weight, self.norm.bias, *self.head_weights(head))
-        count, dropout = (
-            (targets != IGNORED).sum(),
-            self._dropout(),
-        )  # as it is now, also when backward replays it
-
-        def nats(y1, y2, targets, scale, bias, *head):
-            def of_slice(y1, y2, targets, scale, bias, *head):
-                hidden, weight, head_bias = head_inputs(
-                    self._final_norm(y1, y2, scale, bias, dropout), *head
-                )
-                return total_nats(hidden, targets, weight, head_bias)
-
-            slice_length = self.config.loss_chunk
-            return (
-                sliced(
-                    of_slice,
-                    (y1, y2, targets),
-                    (scale, bias, *head),
-                    slice_length,
-                    dim=1,
-                    total=True,
-                )
-                / count
-            )
-
-        if self.config.streams == 1:
-            return nats(*self.stack(x, x, *extras), targets, *weights)
-        return reversible_loss(
-            nats,
-            x,
-            x,
-            self.stack.blocks,
-            *extras,
-            head_tensors=(targets, *weights),
-            reversible=self.stack.reversible,
+        """Mean nats of ``targets`` (B, L), −100 = not counted; head None: tied to the embedding."""
+        tokens, padding_mask = self._pad(tokens, padding_mask)
+        targets = F.pad(targets, (0, tokens.shape[1] - targets.shape[1]), value=IGNORED)
+        x = self.embed(tokens, padding_mask)  # (B, L, d_model)
+        context = self._context(padding_mask, generator, encoder_output, encoder_mask)
+        loss_tensors = (targets, self.norm.weight, self.norm.bias, *self.head_weights(head))
+        loss = partial(
+            chunked_cross_entropy,
+            eps=self.norm.eps,
+            dropout=self._dropout(),  # as it is now, also when backward computes it again
+            chunk_length=self.config.loss_chunk,
         )
+        if self._works_in_place():
+            layers = [in_place_layer(layer) for layer in self.layers()]
+            return reversible_loss(loss, loss_tensors, x, x, layers, *context, observe=self.observe)
+        return loss(*self._streams(x, context), *loss_tensors)
+
+    def _streams(self, x, context):
+        """Both streams after the last block."""
+        if self.config.streams == 1:  # an ordinary Transformer: y = x + F(x), z = y + G(y)
+            for layer in self.layers():
+                x = x + layer(x, *context)
+            return x, x
+        if self._works_in_place():
+            layers = [in_place_layer(layer) for layer in self.layers()]
+            return reversible_stack_in_place(x, x, layers, *context, observe=self.observe)
+        return reversible_stack(x, x, self.stack.blocks, *context, reversible=self.stack.reversible)
+
+    def _works_in_place(self):
+        return self.in_place and self.stack.reversible and self.config.streams == 2
+
+    def layers(self):
+        """All layers of all blocks, in order."""
+        return [layer for block in self.stack.blocks for layer in block.layers]
 
     def embed(self, tokens, padding_mask=None):
         """What both streams start from: (B, L, d_model)."""
         return self.embed_at(tokens, count_positions(tokens, padding_mask))
 
     def embed_at(self, tokens, positions):
-        """Tokens (…) at given positions, int64 of the same shape or broadcast to it: (…, d_model)."""
+        """Tokens (…) at positions of the same shape, or one that broadcasts to it: (…, d_model)."""
         x = self.dropout(self.embedding(tokens))
         return x if self.positions is None else x + self.positions(positions).to(x.dtype)
 
-    def head_weights(self, head):
-        """What ``head_inputs`` takes: weight and bias of the head, or the embedding alone if there is
-        none (tied).
-        """
-        if head is None:
-            return (self.embedding.weight,)
-        hooked = isinstance(head, nn.Linear) and (head._forward_hooks or head._forward_pre_hooks)
-        if (
-            not isinstance(head, nn.Linear)
-            or type(head).forward is not nn.Linear.forward
-            or hooked
-            or head.bias is None
-        ):
-            raise TypeError(
-                "head must be an nn.Linear with a bias and without hooks: only its weights are read, in slices"
-            )
-        return head.weight, head.bias
-
     def final_norm(self, y1, y2):
-        """Both streams side by side, normalised: (B, L, 2·d_model)."""
-        return self._final_norm(y1, y2, self.norm.weight, self.norm.bias, self._dropout())
+        """Both streams joined and normalised: (…, 2·d_model)."""
+        return final_norm(y1, y2, self.norm.weight, self.norm.bias, self.norm.eps, self._dropout())
+
+    def head_weights(self, head):
+        """What ``logits_of`` takes: weight and bias of the head, or, if it is tied, the embedding."""
+        return (self.embedding.weight,) if head is None else (head.weight, head.bias)
 
     def _dropout(self):
         return self.dropout.p if self.dropout.training else 0.0
 
-    def _final_norm(self, y1, y2, scale, bias, dropout):
-        both = torch.cat([y1, y2], dim=-1)
-        joined = nn.functional.layer_norm(both, both.shape[-1:], scale, bias, self.norm.eps)
-        return nn.functional.dropout(joined, dropout) if dropout else joined
+    def _context(self, padding_mask, generator, encoder_output, encoder_mask):
+        """What every layer is given besides its stream."""
+        seed = None
+        if generator is not None:  # of the rotations of all layers
+            seed = torch.randint(2**62, (), generator=generator, device="cpu")
+        if encoder_output is None:
+            return padding_mask, seed
+        return padding_mask, seed, encoder_output, encoder_mask
 
-    def _extras(self, padding_mask, generator, encoder_output, encoder_mask):
-        seed = (
-            None
-            if generator is None
-            else torch.randint(2**62, (), generator=generator, device="cpu")
-        )
-        return (
-            (padding_mask, seed)
-            if encoder_output is None
-            else (padding_mask, seed, encoder_output, encoder_mask)
-        )
-
-    def _to_multiple(self, tokens, padding_mask):
-        short = padding_to_multiple(self.config, tokens.shape[1])
-        if not short:
+    def _pad(self, tokens, padding_mask):
+        """Tokens and mask padded to ``config.length_multiple``."""
+        added = padding_to_multiple(self.config, tokens.shape[1])
+        if added == 0:
             return tokens, padding_mask
-        real = torch.ones_like(tokens, dtype=torch.bool) if padding_mask is None else padding_mask
-        return nn.functional.pad(tokens, (0, short)), nn.functional.pad(real, (0, short))
+        if padding_mask is None:
+            padding_mask = torch.ones_like(tokens, dtype=torch.bool)
+        return F.pad(tokens, (0, added)), F.pad(padding_mask, (0, added))
 
 
 class ReformerLM(nn.Module):
@@ -199,123 +159,120 @@ class ReformerLM(nn.Module):
     not touched.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ReformerConfig):
         super().__init__()
         self.config = require_config(config)
         with torch.random.fork_rng(devices=[]):
             self.backbone = ReformerBackbone(config)
-            self.head = (
-                None if config.tie_head else nn.Linear(2 * config.d_model, config.vocab_size)
-            )
+            self.head = None
+            if not config.tie_head:
+                self.head = nn.Linear(2 * config.d_model, config.vocab_size)
         initialize(self, config.seed)
 
-    def forward(self, tokens, padding_mask=None, generator=None):
-        """Logits (B, L, vocab_size) of tokens (B, L), int64 or int32.
+    def forward(
+        self,
+        tokens: Int[Tensor, "B L"],
+        padding_mask: Bool[Tensor, "..."] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B L vocab_size"]:
+        """Compute the logits of tokens.
 
-        padding_mask: bool (B, L), True = real token; positions count real tokens only, so padding
-        on any side changes nothing (with ``lsh.wrap``: see ``LSHOptions``). Where ``lsh.n_buckets``
-        is None, the longest sequence of the batch decides for all. generator: a CPU
-        ``torch.Generator`` from which fresh rotations are drawn for this call; None uses the stored
-        ones. ValueError or TypeError for tokens that do not fit the configuration.
+        Args:
+            tokens: int64 or int32, in [0, vocab_size).
+            padding_mask: True = real token, broadcast to (B, L). Positions count real tokens only,
+                so padding on any side changes nothing (with ``lsh.wrap``: see ``LSHOptions``).
+            generator: a CPU generator that draws fresh rotations for this call; None: the stored
+                ones.
+
+        Returns:
+            The logits.
+
+        Raises:
+            TypeError: for tokens, a mask or a generator of another type.
+            ValueError: for those that do not fit the configuration, or weights that are not finite.
         """
         return self.logits(self.hidden(tokens, padding_mask, generator))
 
-    def logits(self, hidden):
-        """Logits (…, vocab_size) of hidden (…, 2·d_model), as ``hidden`` returns it."""
-        hidden, weight, bias = head_inputs(hidden, *self.backbone.head_weights(self.head))
-        return hidden @ weight + bias
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B L"],
+        padding_mask: Bool[Tensor, "..."] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B L two_d_model"]:
+        """Compute what the head is given; arguments and errors as in ``forward``."""
+        padding_mask = self._check(tokens, padding_mask, generator)
+        hidden = self.backbone(tokens, padding_mask, generator)
+        return require_finite("what the model computes from its weights", hidden)
 
-    def hidden(self, tokens, padding_mask=None, generator=None):
-        """What the head sees: (B, L, 2·d_model)."""
-        return self.backbone(tokens, self._check(tokens, padding_mask, generator), generator)
+    def logits(self, hidden: Float[Tensor, "*batch two_d_model"]) -> Float[Tensor, "*batch V"]:
+        """Compute the logits of ``hidden``'s result."""
+        check_head(self.head)
+        return logits_of(hidden, *self.backbone.head_weights(self.head))
 
-    def loss(self, tokens, targets=None, padding_mask=None, generator=None):
-        """Mean cross-entropy in nats over the predicted tokens, computed in slices of
-        ``config.loss_chunk`` positions.
+    def loss(
+        self,
+        tokens: Int[Tensor, "B L"],
+        targets: Int[Tensor, "B L"] | None = None,
+        padding_mask: Bool[Tensor, "..."] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Compute the mean cross-entropy in nats, ``config.loss_chunk`` positions at a time.
 
-        targets: int (B, L), what each position should say, −100 = not counted; None: the next token
-        (causal models), padding not counted. Each loss can be differentiated once. Hooks on backbone,
-        stack and norm do not run.
+        It can be differentiated once. Hooks on backbone, stack and last norm do not run, and of the
+        head only the weights are read.
+
+        Args:
+            tokens: as in ``forward``.
+            targets: what each position should say, −100 = not counted; None: the next token (causal
+                models). Padding is not counted.
+            padding_mask: as in ``forward``.
+            generator: as in ``forward``.
+
+        Returns:
+            The mean over the positions that count.
+
+        Raises:
+            TypeError: as in ``forward``.
+            ValueError: as in ``forward``, for targets that do not fit, or where none counts.
         """
         padding_mask = self._check(tokens, padding_mask, generator)
+        check_head(self.head)
         if targets is None:
             if not self.config.causal:
-                raise ValueError(
-                    "targets must be given for a model that is not causal (−100 where nothing is asked)"
-                )
+                what = "for a model that is not causal (−100 where nothing is asked)"
+                raise ValueError(f"targets must be given {what}")
             if tokens.shape[1] < 2:
                 raise ValueError("tokens must hold at least 2 tokens to predict one, got 1")
             targets = next_tokens(tokens, padding_mask)
-        else:
-            _require_integers("targets", targets, tokens.device)
-            require_shape("targets", targets, tokens.shape, "(batch, length) of tokens")
-            targets = (
-                targets if padding_mask is None else targets.masked_fill(~padding_mask, IGNORED)
-            )
-        targets = require_targets(targets, tokens.shape, self.config.vocab_size, tokens.device)
+        targets = check_targets(self.config, targets, tokens, padding_mask)
         return self.backbone.loss(self.head, tokens, targets, padding_mask, generator)
 
     @classmethod
-    def from_huggingface(cls, model_or_state_dict, config=None, *, add_head_bias=False):
-        """A model with the weights of a Reformer of transformers, and equal logits: see
-        ``huggingface.carry_over``.
-        """
+    def from_huggingface(
+        cls, model_or_state_dict, config=None, *, add_head_bias: bool = False
+    ) -> "ReformerLM":
+        """Take over the weights of a Reformer of transformers: see ``huggingface.carry_over``."""
         from reformer_ref.huggingface.weights import carry_over
 
         return carry_over(cls, model_or_state_dict, config, add_head_bias=add_head_bias)
 
     def _check(self, tokens, padding_mask, generator):
-        return check_tokens(
-            self.config,
-            tokens,
-            padding_mask,
-            generator,
-            device=self.backbone.embedding.weight.device,
-        )
+        device = self.backbone.embedding.weight.device
+        return check_tokens(self.config, tokens, padding_mask, generator, device=device)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return repr(self.config)
-
-
-def head_inputs(hidden, weight, bias=None):
-    """(hidden, weight (d, vocab_size), bias): what the logits are made of. hidden (…, 2·d_model)
-    from the backbone.
-
-    weight (vocab_size, 2·d_model) and bias of a head; or the embedding (vocab_size, d_model) alone,
-    tied: it reads both streams, scaled to logits of variance about 1.
-    """
-    if require_floating("weight", weight).ndim != 2:
-        raise ValueError(f"weight must have shape (vocab_size, width), got {tuple(weight.shape)}")
-    width = (1 if bias is not None else 2) * weight.shape[1]
-    if require_floating("hidden", hidden).ndim < 1 or hidden.shape[-1] != width:
-        raise ValueError(
-            f"hidden must have shape (…, {width}), as weight wants it, got {tuple(hidden.shape)}"
-        )
-    if bias is not None:
-        require_shape("bias", require_floating("bias", bias), weight.shape[:1], "(vocab_size)")
-        return hidden, weight.t(), bias
-    first, second = hidden.chunk(2, dim=-1)
-    return (
-        (first + second) * (2 * weight.shape[1]) ** -0.5,
-        weight.t(),
-        weight.new_zeros(weight.shape[0]),
-    )
 
 
 def count_positions(tokens, padding_mask=None):
     """Position of each token among the real tokens: int64 (L,), or (B, L) with a mask."""
-    padding_mask = _require_rows(tokens, padding_mask)
     if padding_mask is None:
         return torch.arange(tokens.shape[1], device=tokens.device)
     return (padding_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def next_tokens(tokens, padding_mask=None):
-    """Targets of a causal model: the next real token, −100 at the end, for padding, and where none
-    follows.
-    """
-    padding_mask = _require_rows(tokens, padding_mask)
-    _require_integers("tokens", tokens, None)
+    """Targets of a causal model: the next real token, −100 for padding and where none follows."""
     targets = torch.full_like(tokens, IGNORED, dtype=torch.int64)
     if padding_mask is None:
         targets[:, :-1] = tokens[:, 1:]
@@ -328,13 +285,11 @@ def next_tokens(tokens, padding_mask=None):
 
 @torch.no_grad()
 def initialize(model, seed):
-    """Weights from one generator, in the order of ``named_parameters``, then rotations.
+    """Draw weights from one generator, in the order of ``named_parameters``, then rotations.
 
     Embeddings and positions N(0, 1), weight matrices N(0, 1 / inputs), biases 0, norms 1.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    generator = torch.Generator().manual_seed(require_int("seed", seed, 0, 2**63 - 1))
+    generator = torch.Generator().manual_seed(seed)
     norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     for name, p in model.named_parameters():
@@ -343,59 +298,9 @@ def initialize(model, seed):
         if id(p) in norms or p.ndim == 1:
             p.fill_(1.0 if id(p) in norms and name.endswith("weight") else 0.0)
             continue
-        table = "embedding" in name or "positions" in name
-        inputs = 1 if table else p.shape[1] if id(p) in linear else p.shape[0]
-        p.copy_(torch.randn(p.shape, generator=generator, device="cpu") * inputs**-0.5)
+        inputs = p.shape[1] if id(p) in linear else p.shape[0]
+        scale = 1.0 if "embedding" in name or "positions" in name else inputs**-0.5
+        p.copy_(torch.randn(p.shape, generator=generator, device="cpu") * scale)
     for name, buffer in model.named_buffers():
         if name.endswith("rotations"):
             buffer.copy_(torch.randn(buffer.shape, generator=generator, device="cpu"))
-
-
-def check_tokens(config, tokens, padding_mask, generator=None, *, name="tokens", device=None):
-    """The mask expanded to tokens' shape; TypeError or ValueError if tokens, mask or generator do
-    not fit.
-    """
-    require_config(config)
-    _require_integers(name, tokens, device)
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(
-            f"{name} must have shape (batch, length) with both ≥ 1, got {tuple(tokens.shape)}"
-        )
-    if tokens.shape[1] > config.max_length:
-        raise ValueError(
-            f"{name} must be at most max_length = {config.max_length} long, got {tokens.shape[1]}"
-        )
-    if has_values(tokens) and not bool(((tokens >= 0) & (tokens < config.vocab_size)).all()):
-        low, high = (int(value) for value in tokens.aminmax())
-        raise ValueError(f"{name} must lie in 0 … {config.vocab_size - 1}, got {low} … {high}")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
-        )
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(
-            f"generator must be on the CPU, to draw the same everywhere, got one on {generator.device}"
-        )
-    return require_padding_mask(padding_mask, tokens.shape, tokens.device)
-
-
-def _require_integers(name, tokens, device):
-    """TypeError or ValueError unless ``tokens`` is int64 or int32, on ``device`` if one is given."""
-    if (
-        require_tensor(name, tokens).dtype not in (torch.int64, torch.int32)
-        or tokens.layout != torch.strided
-    ):
-        raise TypeError(
-            f"{name} must be int64 or int32, dense, got {tokens.dtype}, {tokens.layout}"
-        )
-    if device is not None and tokens.device != device:
-        raise ValueError(f"{name} must be on {device}, got {tokens.device}")
-
-
-def _require_rows(tokens, padding_mask):
-    """The mask expanded to the shape of ``tokens`` (B, L); TypeError or ValueError if the two do
-    not fit.
-    """
-    if require_tensor("tokens", tokens).ndim != 2:
-        raise ValueError(f"tokens must have shape (batch, length), got {tuple(tokens.shape)}")
-    return require_padding_mask(padding_mask, tokens.shape, tokens.device)

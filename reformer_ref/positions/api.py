@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from reformer_ref._arguments import require_room
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def axial_positions(
-    tables: Sequence[Float[Tensor, "_ _"]], positions: Int[Tensor, "*batch"]
+    tables: Sequence[Float[Tensor, "_ _"]], positions: Integer[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch d_model"]:
     """Put the rows of each position's coordinates side by side.
 
@@ -58,14 +58,14 @@ def axial_positions(
 
 
 def learned_positions(
-    table: Float[Tensor, "n d_model"], positions: Int[Tensor, "*batch"]
+    table: Float[Tensor, "n d_model"], positions: Integer[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch d_model"]:
     """Look up one row per position: ``axial_positions`` with a single axis."""
     return axial_positions([table], positions)
 
 
 def sinusoidal_positions(
-    positions: Int[Tensor, "*batch"], d_model: int, dtype: torch.dtype | None = None
+    positions: Integer[Tensor, "*batch"], d_model: int, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "*batch d_model"]:
     """Compute sin(j / 10000^(2i / d_model)) at 2i and the cosine at 2i + 1, from float64 angles.
 
@@ -97,7 +97,7 @@ def _require_positions(positions, end):
         shape = tuple(positions.shape)
         raise ValueError(f"positions must hold at least one position, got shape {shape}")
     if has_values(positions):
-        low, high = (int(value) for value in positions.aminmax())
+        low, high = torch.stack(positions.aminmax()).tolist()
         if low < 0 or high >= end:
             given = f"values from {low} to {high}; longer sequences need larger tables"
             raise ValueError(f"positions must be in [0, {end}), got {given}")

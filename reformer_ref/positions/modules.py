@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from reformer_ref._arguments import require_int, require_room, shown
@@ -38,7 +38,7 @@ class AxialPositions(nn.Module):
         sizes = zip(self.shape, self.dims, strict=True)
         self.tables = nn.ParameterList([_normal(generator, shape=n, dims=d) for n, d in sizes])
 
-    def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
+    def forward(self, positions: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         """The vectors of positions in [0, max_length)."""
         return axial_positions(list(self.tables), positions)
 
@@ -55,7 +55,7 @@ class LearnedPositions(nn.Module):
         self.d_model = require_int("d_model", d_model)
         self.table = _normal(generator, max_length=self.max_length, d_model=self.d_model)
 
-    def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
+    def forward(self, positions: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         """The vectors of positions in [0, max_length)."""
         return learned_positions(self.table, positions)
 
@@ -73,7 +73,7 @@ class SinusoidalPositions(nn.Module):
         self.d_model = require_even(d_model)
         self.register_buffer("like", torch.empty(0), persistent=False)  # knows the dtype
 
-    def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
+    def forward(self, positions: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         """The vectors of any positions ≥ 0."""
         return sinusoidal_positions(positions, self.d_model, self.like.dtype)
 

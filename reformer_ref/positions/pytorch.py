@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 
 def axial_positions(
-    tables: Sequence[Float[Tensor, "_ _"]], positions: Int[Tensor, "*batch"]
+    tables: Sequence[Float[Tensor, "_ _"]], positions: Integer[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch d_model"]:
     """Put the rows of each position's coordinates side by side (google/trax,
     ``AxialPositionalEncoding``).
@@ -30,14 +30,14 @@ def axial_positions(
 
 
 def learned_positions(
-    table: Float[Tensor, "n d_model"], positions: Int[Tensor, "*batch"]
+    table: Float[Tensor, "n d_model"], positions: Integer[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch d_model"]:
     """Look up one row per position: the axial case with a single axis."""
     return F.embedding(positions.long(), table)
 
 
 def sinusoidal_positions(
-    positions: Int[Tensor, "*batch"], d_model: int, dtype: torch.dtype | None = None
+    positions: Integer[Tensor, "*batch"], d_model: int, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "*batch d_model"]:
     """Compute sin(j / 10000^(2i / d_model)) at 2i and the cosine at 2i + 1 (Vaswani et al. 2017,
     section 3.5).

@@ -1,13 +1,11 @@
-"""Both versions of dense attention pass the checks, whole and strip by strip; wrong variants fail
-them.
-"""
+"""All versions of dense attention pass the checks, also block by block; wrong variants fail them."""
 
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from reformer_ref.attention import checks, pytorch, spec
+from reformer_ref.attention import checks, pytorch, spec, streaming
 from reformer_ref.testing import as_numpy, autograd_vjp
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -19,7 +17,7 @@ def on_tensors(mask, device):
     return mask if mask is None else torch.from_numpy(np.ascontiguousarray(mask)).to(device)
 
 
-def autograd_versions(device="cpu", strip=None):
+def autograd_versions(device="cpu", block_size=None):
     """The gradients of pytorch.py by autograd, with the arguments of the hand-written ones in
     spec.py.
     """
@@ -32,12 +30,12 @@ def autograd_versions(device="cpu", strip=None):
         return autograd_vjp(lambda *a: pytorch.attend(*a, counts, scale)[0], [q, k, v], d_out, device=device)[1]
 
     def regular_attention(q, k, v, d_out, causal, mask, scale):
-        options = {"causal": causal, "padding_mask": on_tensors(mask, device), "scale": scale, "strip": strip}
-        return autograd_vjp(partial(pytorch.regular_attention, **options), [q, k, v], d_out, device=device)[1]
+        options = {"causal": causal, "padding_mask": on_tensors(mask, device), "scale": scale, "block_size": block_size}
+        return autograd_vjp(partial(streaming.regular_attention, **options), [q, k, v], d_out, device=device)[1]
 
     def shared_qk_attention(qk, v, d_out, causal, mask, scale, norm_eps):
         options = {"causal": causal, "padding_mask": on_tensors(mask, device), "scale": scale, "norm_eps": norm_eps}
-        fn = partial(pytorch.shared_qk_attention, **options, strip=strip)
+        fn = partial(streaming.shared_qk_attention, **options, block_size=block_size)
         return autograd_vjp(fn, [qk, v], d_out, device=device)[1]
 
     return {fn.__name__: fn for fn in (normalize_keys, attend, regular_attention, shared_qk_attention)}
@@ -59,10 +57,12 @@ def test_pytorch_passes_the_checks(device):
     checks.check_visible_pairs(as_numpy(pytorch.visible_pairs, device=device))
 
 
-@pytest.mark.parametrize("strip", [1, 3])
+@pytest.mark.parametrize("block_size", [1, 3, 99])
 @pytest.mark.parametrize("name", ["regular_attention", "shared_qk_attention"])
-def test_gradients_strip_by_strip(name, strip):
-    getattr(checks, f"check_{name}_vjp")(autograd_versions(strip=strip)[name])
+def test_block_by_block(name, block_size):
+    """Single queries, blocks that do not divide L, and all of it."""
+    getattr(checks, f"check_{name}")(as_numpy(partial(getattr(streaming, name), block_size=block_size)))
+    getattr(checks, f"check_{name}_vjp")(autograd_versions(block_size=block_size)[name])
 
 
 # Wrong variants
@@ -73,10 +73,12 @@ def softmax_rows(scores):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def shared_with(counts_of=None, keys_of=spec.normalize_keys, self_rule=spec.self_as_last_resort, scale_of=spec._scale):
+def shared_with(
+    counts_of=None, keys_of=spec.normalize_keys, self_rule=spec.self_as_last_resort, scale_of=spec.scale_for
+):
     """Shared-QK attention with one part exchanged."""
 
-    def shared(qk, v, causal, mask, scale, norm_eps, strip=None):
+    def shared(qk, v, causal, mask, scale, norm_eps):
         length = qk.shape[-2]
         counts = (counts_of or spec.visible_pairs)(length, length, causal, mask)
         return spec.attend(qk, keys_of(qk, norm_eps), v, self_rule(counts), scale_of(scale, qk.shape[-1]))[0]
@@ -99,29 +101,29 @@ def masks_queries(length, key_length, causal, mask):
     return counts if mask is None or length != key_length else counts * mask[..., :, None]
 
 
-def regular_with(counts_of=spec.visible_pairs, scale_of=spec._scale):
-    def regular(q, k, v, causal, mask, scale, strip=None):
+def regular_with(counts_of=spec.visible_pairs, scale_of=spec.scale_for):
+    def regular(q, k, v, causal, mask, scale):
         counts = counts_of(q.shape[-2], k.shape[-2], causal, mask)
         return spec.attend(q, k, v, counts, scale_of(scale, q.shape[-1]))[0]
 
     return regular
 
 
-def each_strip_starts_anew(q, k, v, causal, mask, scale, strip):
-    """The causal triangle is laid out from the first row of the strip, not of the sequence."""
-    length, strip = q.shape[-2], strip or q.shape[-2]
+def each_block_starts_anew(q, k, v, causal, mask, scale, block=3):
+    """The causal triangle is laid out from the first row of the block, not of the sequence."""
+    length = q.shape[-2]
     counts = spec.visible_pairs(length, k.shape[-2], causal, mask)
-    rows = [counts[..., : len(range(*slice(s, s + strip).indices(length))), :] for s in range(0, length, strip)]
-    return spec.attend(q, k, v, np.concatenate(rows, -2), spec._scale(scale, q.shape[-1]))[0]
+    rows = [counts[..., : min(block, length - s), :] for s in range(0, length, block)]
+    return spec.attend(q, k, v, np.concatenate(rows, -2), spec.scale_for(scale, q.shape[-1]))[0]
 
 
-def drops_the_last_strip(q, k, v, causal, mask, scale, strip):
+def drops_the_last_block(q, k, v, causal, mask, scale, block=3):
     out = spec.regular_attention(q, k, v, causal, mask, scale)
-    out[..., q.shape[-2] - q.shape[-2] % (strip or 1) :, :] = 0
+    out[..., q.shape[-2] - q.shape[-2] % block :, :] = 0
     return out
 
 
-def averages_when_blind(q, k, v, counts, scale):
+def averages_when_nothing_is_visible(q, k, v, counts, scale):
     """A large penalty in place of −∞: a query that sees nothing attends to everything."""
     weights = softmax_rows(
         np.where(counts > 0, scale * (q @ np.swapaxes(k, -1, -2)) + np.log(np.maximum(counts, 1)), -1e9)
@@ -139,13 +141,13 @@ def only_as_query(qk, v, d_out, causal, mask, scale, norm_eps):
     """The gradient that the key receives is forgotten."""
     counts = spec.self_as_last_resort(spec.visible_pairs(qk.shape[-2], qk.shape[-2], causal, mask))
     k = spec.normalize_keys(qk, norm_eps)
-    d_q, _, d_v = spec.attend_vjp(qk, k, v, counts, d_out, spec._scale(scale, qk.shape[-1]))
+    d_q, _, d_v = spec.attend_vjp(qk, k, v, counts, d_out, spec.scale_for(scale, qk.shape[-1]))
     return d_q, d_v
 
 
 def sees_itself_in_backward(qk, v, d_out, causal, mask, scale, norm_eps):
     counts, k = (spec.visible_pairs(qk.shape[-2], qk.shape[-2], causal, mask), spec.normalize_keys(qk, norm_eps))
-    d_q, d_k, d_v = spec.attend_vjp(qk, k, v, counts, d_out, spec._scale(scale, qk.shape[-1]))
+    d_q, d_k, d_v = spec.attend_vjp(qk, k, v, counts, d_out, spec.scale_for(scale, qk.shape[-1]))
     return d_q + spec.normalize_keys_vjp(qk, d_k, norm_eps), d_v
 
 
@@ -155,7 +157,7 @@ WRONG = {
     "zero becomes NaN": ("normalize_keys", lambda x, e: x / np.sqrt((x * x).sum(-1, keepdims=True) + x.shape[-1] * e)),
     "length held fixed": ("normalize_keys_vjp", lambda x, d, e: d * spec._inverse_length(x, e)),
     "counts as booleans": ("attend", lambda q, k, v, c, s: spec.attend(q, k, v, c > 0, s)),
-    "average when blind": ("attend", averages_when_blind),
+    "average when nothing is visible": ("attend", averages_when_nothing_is_visible),
     "overflow": ("attend", overflows),
     "softmax over all": ("attend", lambda q, k, v, c, s: spec.attend(q, k, v, np.ones_like(c), s)),
     "weights held fixed": ("attend_vjp", lambda *a: (0 * a[0], 0 * a[1], spec.attend_vjp(*a)[2])),
@@ -174,8 +176,8 @@ WRONG = {
     "causal off by one": ("regular_attention", regular_with(look_ahead)),
     "no 1/√d": ("regular_attention", regular_with(scale_of=lambda scale, d: 1.0 if scale is None else scale)),
     "1/d": ("regular_attention", regular_with(scale_of=lambda scale, d: 1 / d if scale is None else scale)),
-    "triangle of the strip": ("regular_attention", each_strip_starts_anew),
-    "last strip dropped": ("regular_attention", drops_the_last_strip),
+    "triangle of the block": ("regular_attention", each_block_starts_anew),
+    "last block dropped": ("regular_attention", drops_the_last_block),
     "mask ignored in backward": (
         "regular_attention_vjp",
         lambda q, k, v, d, c, m, s: spec.regular_attention_vjp(q, k, v, d, c, None, s),

@@ -1,4 +1,4 @@
-"""What only the PyTorch version has: strips that save memory, half precision, autocast; and parity
+"""What only the PyTorch version has: blocks that save memory, half precision, autocast; and parity
 at larger sizes.
 """
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reformer_ref.attention import pytorch, spec
+from reformer_ref.attention import api, pytorch, spec
 from reformer_ref.testing import autograd_vjp, expect_close, relative_error, to_torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,19 +22,19 @@ quick = settings(max_examples=25, deadline=None)
 @given(
     length=st.sampled_from([1, 2, 3, 17, 31, 64, 101]),
     heads=st.sampled_from([(), (1,), (2, 2)]),
-    strip=st.sampled_from([None, 1, 7, 16, 64]),
+    block_size=st.sampled_from([None, 1, 7, 16, 64]),
     causal=st.booleans(),
     share_mask=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_parity_with_the_spec(length, heads, strip, causal, share_mask, seed):
+def test_parity_with_the_spec(length, heads, block_size, causal, share_mask, seed):
     """Outputs and gradients; the mask may be one for all heads, or none may be real."""
     rng = np.random.default_rng(seed)
     q, k, v, d_out = (rng.standard_normal((*heads, length, d)) for d in (4, 4, 3, 3))
     mask = rng.random((length,) if share_mask else (*heads, length)) < rng.random()
     tensor_mask = torch.from_numpy(mask)
     for name, inputs in (("regular_attention", (q, k, v)), ("shared_qk_attention", (q, v))):
-        fn = partial(getattr(pytorch, name), causal=causal, padding_mask=tensor_mask, strip=strip)
+        fn = partial(getattr(api, name), causal=causal, padding_mask=tensor_mask, block_size=block_size)
         out, grads = autograd_vjp(fn, inputs, d_out)
         expect_close(name, out, getattr(spec, name)(*inputs, causal=causal, padding_mask=mask), 1e-12)
         want = getattr(spec, f"{name}_vjp")(*inputs, d_out, causal=causal, padding_mask=mask)
@@ -50,7 +50,7 @@ def test_zero_vectors_have_finite_gradients():
     qk, v, d_out = rng.standard_normal((3, 6, 4))
     qk[2] = 0
     for norm_eps in (0.0, 1e-6):
-        _, got = autograd_vjp(lambda qk, v, e=norm_eps: pytorch.shared_qk_attention(qk, v, norm_eps=e), (qk, v), d_out)
+        _, got = autograd_vjp(lambda qk, v, e=norm_eps: api.shared_qk_attention(qk, v, norm_eps=e), (qk, v), d_out)
         for a, b in zip(got, spec.shared_qk_attention_vjp(qk, v, d_out, norm_eps=norm_eps), strict=True):
             assert np.isfinite(a).all()
             expect_close(f"gradient with norm_eps={norm_eps}", a, b, 1e-12)
@@ -67,7 +67,7 @@ def test_padding_changes_nothing(side, padding):
         for name, inputs in (("regular_attention", (qk, k, v)), ("shared_qk_attention", (qk, v))):
             want = getattr(spec, name)(*inputs, causal=causal)
             padded = [np.pad(a, pads, constant_values=9.0) for a in inputs]
-            for version, convert in ((spec, np.asarray), (pytorch, torch.from_numpy)):
+            for version, convert in ((spec, np.asarray), (api, torch.from_numpy)):
                 got = getattr(version, name)(*map(convert, padded), causal=causal, padding_mask=convert(real))
                 got = np.asarray(got)[:, padding:] if side == "left" else np.asarray(got)[:, :19]
                 expect_close(f"{name}, {padding} padded", got, want, 1e-13)
@@ -91,10 +91,10 @@ def plain_shared(qk, v, hidden):
     return torch.softmax((qk @ k.mT).masked_fill(hidden, -torch.inf), -1) @ v
 
 
-@pytest.mark.parametrize("strip", [None, 16])
+@pytest.mark.parametrize("block_size", [None, 16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["regular_attention", "shared_qk_attention"])
-def test_half_precision_is_as_good_as_the_plain_formula(name, dtype, strip):
+def test_half_precision_is_as_good_as_the_plain_formula(name, dtype, block_size):
     """Error against the float64 spec at most twice that of the textbook formula in the same
     precision.
     """
@@ -114,7 +114,7 @@ def test_half_precision_is_as_good_as_the_plain_formula(name, dtype, strip):
         out = fn(*leaves)
         return [out, *torch.autograd.grad(out, leaves, d_out)]
 
-    ours = run(partial(getattr(pytorch, name), causal=True, strip=strip))
+    ours = run(partial(getattr(api, name), causal=True, block_size=block_size))
     naive = run(partial(plain_regular if n == 3 else plain_shared, hidden=hidden))
     for a, b, exactly in zip(ours, naive, want, strict=True):
         assert a.dtype == dtype
@@ -133,7 +133,7 @@ def test_half_precision_statistics_are_float32(dtype):
     assert out.dtype == dtype
     torch.testing.assert_close(weights.sum(-1), torch.ones(1))
     big = torch.full((3, 64), 60.0, dtype=dtype)  # q·k = 230,400, /√d = 28,800: only the second fits into float16
-    assert pytorch.regular_attention(big, big, big).isfinite().all()
+    assert api.regular_attention(big, big, big).isfinite().all()
     tiny, huge = (torch.full((1, 64), 1e-4, dtype=torch.float16), torch.full((1, 64), 2e3, dtype=torch.float16))
     for x in (tiny, huge):  # x² leaves the range of float16
         length = pytorch.normalize_keys(x, 0.0).float().norm()
@@ -141,22 +141,22 @@ def test_half_precision_statistics_are_float32(dtype):
 
 
 @pytest.mark.parametrize("name", ["regular_attention", "shared_qk_attention"])
-def test_autocast_and_strips(name):
-    """Strips are recomputed in backward under the autocast state of forward: the same numbers as
-    without strips.
+def test_autocast_and_blocks(name):
+    """Blocks are recomputed in backward under the autocast state of forward: the same numbers as
+    without blocks.
     """
     rng = np.random.default_rng(4)
     inputs = [to_torch(a, torch.float32) for a in rng.standard_normal((3, 2, 33, 8))]
     inputs = inputs if name == "regular_attention" else inputs[1:]
     results = []
-    for strip in (None, 8):
+    for block_size in (None, 8):
         leaves = [t.clone().requires_grad_() for t in inputs]
         with torch.autocast("cpu", torch.bfloat16):
-            out = getattr(pytorch, name)(*leaves, causal=True, strip=strip)
+            out = getattr(api, name)(*leaves, causal=True, block_size=block_size)
         results.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
-    for whole, strips in zip(*results, strict=True):
-        assert whole.dtype == strips.dtype
-        expect_close(name, strips.detach().float().numpy(), whole.detach().float().numpy(), 2e-2)
+    for whole, blocks in zip(*results, strict=True):
+        assert whole.dtype == blocks.dtype
+        expect_close(name, blocks.detach().float().numpy(), whole.detach().float().numpy(), 2e-2)
     exact = getattr(spec, name)(*(t.double().numpy() for t in inputs), causal=True)
     assert relative_error(results[1][0].detach().float().numpy(), exact) < 2e-2
 
@@ -194,7 +194,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= nbytes
 
 
-def memory_of(name, length, strip, d=8):
+def memory_of(name, length, block_size, d=8):
     """(bytes kept for backward, peak bytes of forward and backward) in float32, padding mask
     included.
     """
@@ -203,15 +203,15 @@ def memory_of(name, length, strip, d=8):
     inputs = [to_torch(a, torch.float32).requires_grad_() for a in rng.standard_normal((n, length, d))]
     mask = torch.from_numpy(rng.random(length) < 0.9)
     with LiveBytes() as counted:
-        out = getattr(pytorch, name)(*inputs, causal=True, padding_mask=mask, strip=strip)
+        out = getattr(api, name)(*inputs, causal=True, padding_mask=mask, block_size=block_size)
         kept = counted.now
         torch.autograd.grad(out, inputs, torch.ones_like(out))
         return kept, counted.peak
 
 
 @pytest.mark.parametrize("name", ["regular_attention", "shared_qk_attention"])
-def test_strips_save_memory_in_forward_and_backward(name):
-    """O(L²) whole; O(L·strip) in strips, of which only O(L) is kept between forward and backward."""
+def test_blocks_save_memory_in_forward_and_backward(name):
+    """O(L²) whole; O(L·block_size) in blocks, of which only O(L) is kept between forward and backward."""
     (whole_kept, whole_peak), (kept, peak) = memory_of(name, 512, None), memory_of(name, 512, 16)
     assert whole_kept >= 4 * 512 * 512
     assert kept <= 40 * 4 * 512 * 8  # a few arrays of the size of the inputs
@@ -227,16 +227,16 @@ def test_strips_save_memory_in_forward_and_backward(name):
 
 
 @pytest.mark.parametrize("name", ["regular_attention", "shared_qk_attention"])
-def test_strips_keep_no_scores(name):
-    """The same from autograd's side: nothing that is saved for backward is as large as strip × L."""
+def test_blocks_keep_no_scores(name):
+    """The same from autograd's side: nothing that is saved for backward is as large as block_size × L."""
     inputs = [torch.randn(256, 4, generator=torch.Generator().manual_seed(i), requires_grad=True) for i in range(3)]
     inputs = inputs if name == "regular_attention" else inputs[1:]
     largest = {}
-    for strip in (None, 32):
+    for block_size in (None, 32):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            getattr(pytorch, name)(*inputs, causal=True, strip=strip)
-        largest[strip] = max(sizes, default=0)
+            getattr(api, name)(*inputs, causal=True, block_size=block_size)
+        largest[block_size] = max(sizes, default=0)
     assert largest[None] == 256 * 256
     assert largest[32] <= 256 * 4
 
@@ -244,10 +244,10 @@ def test_strips_keep_no_scores(name):
 def test_without_gradients_nothing_is_recomputed():
     qk = torch.randn(64, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with torch.no_grad():
-        out = pytorch.shared_qk_attention(qk, qk, strip=5)
+        out = api.shared_qk_attention(qk, qk, block_size=5)
     assert not out.requires_grad
-    assert not pytorch.shared_qk_attention(qk.detach(), qk.detach(), strip=5).requires_grad
-    frozen = pytorch.shared_qk_attention(qk.detach(), qk, strip=5)
+    assert not api.shared_qk_attention(qk.detach(), qk.detach(), block_size=5).requires_grad
+    frozen = api.shared_qk_attention(qk.detach(), qk, block_size=5)
     torch.testing.assert_close(frozen, out)
     (d_v,) = torch.autograd.grad(frozen.sum(), qk)
     torch.testing.assert_close(d_v.sum(), torch.tensor(64.0 * 4))

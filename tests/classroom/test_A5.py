@@ -100,7 +100,10 @@ def test_operations_are_those_that_pytorch_counts(variant):
     qk, v = (torch.empty(1, length, d, device="meta", requires_grad=True) for _ in "qv")
     buckets = torch.empty(1, n_hashes, length, dtype=torch.int64, device="meta")
     options = LSHOptions.preset("trax", n_hashes=n_hashes, chunk_length=c, chunks_before=n_look)
-    attend = {"dense": lambda: shared_qk_attention(qk, v), "lsh": lambda: lsh_attention(qk, v, buckets, options)}
+    attend = {
+        "dense": lambda: shared_qk_attention(qk, v),
+        "lsh": lambda: lsh_attention(qk, v, buckets, options, backend="streaming"),
+    }
     found = {}
     for name, fn in attend.items():
         with FlopCounterMode(display=False, custom_mapping=in_place) as counter:

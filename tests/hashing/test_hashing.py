@@ -1,4 +1,4 @@
-"""The hash: both versions pass the checks, wrong variants fail them, and what only the PyTorch
+"""The hash: all versions pass the checks, wrong variants fail them, and what only the PyTorch
 version has.
 """
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reformer_ref._arguments import bucket_factors
-from reformer_ref.hashing import checks, pytorch, spec
+from reformer_ref.hashing import api, checks, pytorch, spec, streaming
 from reformer_ref.testing import as_numpy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,8 +34,11 @@ def test_spec_passes_the_checks():
 def test_pytorch_passes_the_checks(device):
     checks.check_default_n_buckets(pytorch.default_n_buckets)
     checks.check_random_rotations(as_numpy(pytorch.random_rotations), seeded)
-    checks.check_hash_vectors(as_numpy(pytorch.hash_vectors, device=device))
-    checks.check_collision_probability(as_numpy(pytorch.hash_vectors, device=device))
+    checks.check_default_n_buckets(api.default_n_buckets)
+    checks.check_random_rotations(as_numpy(api.random_rotations), seeded)
+    for version in (pytorch, streaming):
+        checks.check_hash_vectors(as_numpy(version.hash_vectors, device=device))
+        checks.check_collision_probability(as_numpy(version.hash_vectors, device=device))
 
 
 @pytest.mark.parametrize("name", ["default_n_buckets", "random_rotations", "hash_vectors", "collision_probability"])
@@ -163,7 +166,7 @@ def test_the_checks_refuse(wrong):
         np.random.set_state(state)  # noqa: NPY002
 
 
-# Parity, precision, slices, memory
+# Parity, precision, blocks, memory
 
 
 @quick
@@ -182,21 +185,23 @@ def test_parity_with_the_spec(lead, heads, length, n_buckets, whole_numbers, see
     x = rng.standard_normal((*lead, length, 4))
     if whole_numbers:
         x, rotations = np.rint(x), np.rint(rotations)
-    got = pytorch.hash_vectors(torch.from_numpy(x), torch.from_numpy(rotations), n_buckets)
-    assert got.dtype == torch.int64
-    np.testing.assert_array_equal(got.numpy(), spec.hash_vectors(x, rotations, n_buckets))
+    for backend in api.BACKENDS:
+        got = api.hash_vectors(torch.from_numpy(x), torch.from_numpy(rotations), n_buckets, backend=backend)
+        assert got.dtype == torch.int64
+        np.testing.assert_array_equal(got.numpy(), spec.hash_vectors(x, rotations, n_buckets))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
-def test_lower_precision_differs_only_at_near_ties(dtype, tolerance):
+@pytest.mark.parametrize("version", [pytorch, streaming], ids=["plain", "streaming"])
+def test_lower_precision_differs_only_at_near_ties(version, dtype, tolerance):
     """200,000 scores in each precision: a bucket differs only where two scores are closer than
     rounding.
     """
-    checks.check_hash_vectors(as_numpy(pytorch.hash_vectors, dtype), tolerance=tolerance)
+    checks.check_hash_vectors(as_numpy(version.hash_vectors, dtype), tolerance=tolerance)
     rng = np.random.default_rng(0)
     x, rotations = rng.standard_normal((5000, 16)), rng.standard_normal((2, 16, 20))
     x, rotations = (torch.from_numpy(a).to(dtype) for a in (x, rotations))
-    got = pytorch.hash_vectors(x, rotations, (16, 24))
+    got = version.hash_vectors(x, rotations, (16, 24))
     x, rotations = x.double().numpy(), rotations.double().numpy()
     n_close = checks._expect_buckets(str(dtype), got.numpy(), x, rotations, (16, 24), tolerance)
     assert n_close < 200
@@ -207,7 +212,7 @@ def test_lower_precision_differs_only_at_near_ties(dtype, tolerance):
 
 
 @pytest.mark.parametrize("at_a_time", [1, 100, 5000])
-def test_slices_change_nothing(monkeypatch, at_a_time):
+def test_blocks_change_nothing(monkeypatch, at_a_time):
     rng = np.random.default_rng(1)
     cases = []
     for lead, heads, n_buckets in (((), None, 16), ((2, 3), None, (4, 6)), ((2, 3), 3, 8)):
@@ -215,9 +220,9 @@ def test_slices_change_nothing(monkeypatch, at_a_time):
         rotations = torch.from_numpy(spec.random_rotations(rng, 2, 5, n_buckets, heads))
         cases.append((x, rotations, n_buckets))
     whole = [pytorch.hash_vectors(*case) for case in cases]
-    monkeypatch.setattr(pytorch, "SCORES_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(streaming, "SCORES_AT_A_TIME", at_a_time)
     for case, want in zip(cases, whole, strict=True):
-        assert torch.equal(pytorch.hash_vectors(*case), want)
+        assert torch.equal(streaming.hash_vectors(*case), want)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -238,14 +243,14 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("lead", [(), (4, 8), (300, 2)])
 def test_scores_are_never_whole(monkeypatch, lead):
-    """Neither the scores nor copies of the rotations outgrow the slice, however long or many the
+    """Neither the scores nor copies of the rotations outgrow the block, however long or many the
     sequences.
     """
-    monkeypatch.setattr(pytorch, "SCORES_AT_A_TIME", 1 << 16)
+    monkeypatch.setattr(streaming, "SCORES_AT_A_TIME", 1 << 16)
     x = torch.randn(*lead, 4096 // math.prod(lead or (1,)), 4, generator=seeded(0))
     rotations = torch.randn(*lead[-1:], 4, 4, 16, generator=seeded(1))
     with LargestTensor() as largest:
-        buckets = pytorch.hash_vectors(x, rotations, 32)
+        buckets = streaming.hash_vectors(x, rotations, 32)
     assert largest.entries <= max(1 << 16, 2 * buckets.numel())
     assert buckets.numel() * 16 > 2 * (1 << 16)  # the whole table of scores would have been larger
 

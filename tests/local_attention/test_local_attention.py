@@ -8,8 +8,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from reformer_ref.attention.pytorch import regular_attention
 from reformer_ref.local_attention import checks, spec
 from reformer_ref.local_attention.api import local_attention
@@ -17,14 +15,17 @@ from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, expect_equal, to_numpy, to_torch
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-BOTH = pytest.mark.parametrize("fn", [spec.local_attention, as_numpy(local_attention)], ids=["spec", "pytorch"])
-REFUSED = (ValueError, TypeError)
+plain = partial(local_attention, backend="plain")
+streaming = partial(local_attention, backend="streaming")
+FUNCTIONS = {"spec": spec.local_attention, "plain": as_numpy(plain), "streaming": as_numpy(streaming)}
+BOTH = pytest.mark.parametrize("fn", FUNCTIONS.values(), ids=FUNCTIONS)
+BACKENDS = pytest.mark.parametrize("attention", [plain, streaming], ids=["plain", "streaming"])
 
 
-def gradients(q, k, v, options, d_out, padding_mask, device="cpu"):
+def gradients(q, k, v, options, d_out, padding_mask, device="cpu", attention=local_attention):
     """(d_q, d_k, d_v) by autograd."""
     padding_mask = to_torch(padding_mask, device=device)
-    fn = partial(local_attention, options=options, padding_mask=padding_mask)
+    fn = partial(attention, options=options, padding_mask=padding_mask)
     return autograd_vjp(fn, (q, k, v), d_out, device=device)[1]
 
 
@@ -39,10 +40,11 @@ def test_spec_passes_the_checks():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_pytorch_passes_the_checks(device, capsys):
-    checks.check_local_attention(as_numpy(local_attention, device=device))
-    checks.check_local_attention_vjp(partial(gradients, device=device))
-    checks.check_local_attention(as_numpy(local_attention, device=device), LocalOptions(chunk_length=16), seed=3)
+@BACKENDS
+def test_pytorch_passes_the_checks(attention, device, capsys):
+    checks.check_local_attention(as_numpy(attention, device=device))
+    checks.check_local_attention_vjp(partial(gradients, device=device, attention=attention))
+    checks.check_local_attention(as_numpy(attention, device=device), LocalOptions(chunk_length=16), seed=3)
     assert capsys.readouterr().out.count("worst relative error") == 3
 
 
@@ -58,10 +60,12 @@ def test_every_combination_of_options(neighbours):
         d_out = rng.standard_normal((*lead, length, 3))
         mask = None if rng.random() < 0.4 else rng.random((*lead, length)) < 0.7
         what = f"L={length}, {o}, {'no' if mask is None else 'a'} mask"
-        expect_close(what, as_numpy(local_attention)(*inputs, o, mask), spec.local_attention(*inputs, o, mask), 1e-12)
-        got = np.concatenate(gradients(*inputs, o, d_out, mask), axis=-1)
-        want = np.concatenate(spec.local_attention_vjp(*inputs, o, d_out, mask), axis=-1)
-        expect_close(f"gradients, {what}", got, want, 1e-12)
+        want = spec.local_attention(*inputs, o, mask)
+        d_want = np.concatenate(spec.local_attention_vjp(*inputs, o, d_out, mask), axis=-1)
+        for attention in (plain, streaming):
+            expect_close(what, as_numpy(attention)(*inputs, o, mask), want, 1e-12)
+            got = np.concatenate(gradients(*inputs, o, d_out, mask, attention=attention), axis=-1)
+            expect_close(f"gradients, {what}", got, d_want, 1e-12)
 
 
 def test_block_size_and_layout_change_nothing():
@@ -73,7 +77,7 @@ def test_block_size_and_layout_change_nothing():
         def run(interleave, block_size, inputs=inputs, d_out=d_out, o=o, mask=mask):
             leaves = [to_torch(a).requires_grad_() for a in inputs]
             heads = [t.transpose(-3, -2).contiguous().transpose(-3, -2) if interleave else t for t in leaves]
-            out = local_attention(*heads, o, mask, block_size=block_size)
+            out = streaming(*heads, o, mask, block_size=block_size) if block_size else plain(*heads, o, mask)
             return to_numpy([out, *torch.autograd.grad(out, leaves, to_torch(d_out))])
 
         want = run(False, None)
@@ -135,11 +139,11 @@ def test_rows_of_padding_give_zeros(fn):
     got = fn(*inputs, o, real)
     assert not got[1].any()
     expect_close("other rows", got[[0, 2]], fn(*(x[[0, 2]] for x in inputs), o, None), 1e-13)
-    leaves = [to_torch(a).requires_grad_() for a in inputs]
-    out = local_attention(*leaves, o, to_torch(real))
-    for grad in torch.autograd.grad(out.sum(), leaves):
-        assert grad.isfinite().all()
-        assert not grad[1].any()
+    for attention in (plain, streaming):
+        leaves = [to_torch(a).requires_grad_() for a in inputs]
+        for grad in torch.autograd.grad(attention(*leaves, o, to_torch(real)).sum(), leaves):
+            assert grad.isfinite().all()
+            assert not grad[1].any()
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -148,7 +152,7 @@ def test_dense_attention_when_everything_is_visible(causal, scale):
     o, inputs = LocalOptions(chunk_length=25, causal=causal, scale=scale), draw(10, 25, (2,))
     real = np.random.default_rng(0).random((2, 25)) < 0.8
     want = as_numpy(regular_attention)(*inputs, causal, real, scale)
-    for fn in (spec.local_attention, as_numpy(local_attention)):
+    for fn in FUNCTIONS.values():
         expect_close("one chunk", fn(*inputs, o, real)[real], want[real], 1e-12)
 
 
@@ -160,7 +164,8 @@ def naive(q, k, v, counts, options):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_lower_precision_is_as_good_as_the_plain_formula(dtype, autocast):
+@BACKENDS
+def test_lower_precision_is_as_good_as_the_plain_formula(attention, dtype, autocast):
     """At most twice the error of a dense softmax in the same precision: root mean square, and
     largest entry.
 
@@ -182,19 +187,20 @@ def test_lower_precision_is_as_good_as_the_plain_formula(dtype, autocast):
                 out = fn(*leaves)
             return [out, *torch.autograd.grad(out, leaves, d_out.to(out.dtype))]
 
-        for fn in (partial(local_attention, options=o), partial(naive, counts=counts, options=o)):
+        for fn in (partial(attention, options=o), partial(naive, counts=counts, options=o)):
             errors = [to_numpy(a.double()) - b for a, b in zip(run(fn), want, strict=True)]
             sizes.append([[np.sqrt(np.mean(e**2)), np.abs(e).max()] for e in errors])
-    ours, plain = (np.mean(sizes[::2], axis=0), np.mean(sizes[1::2], axis=0))  # (out and gradients, kind of error)
-    assert (ours <= 2 * plain).all(), ours / plain
+    ours, formula = (np.mean(sizes[i::2], axis=0) for i in range(2))  # (out and gradients, kind of error)
+    assert (ours <= 2 * formula).all(), ours / formula
 
 
-def test_same_call_same_bits():
+@BACKENDS
+def test_same_call_same_bits(attention):
     o, inputs = (LocalOptions(chunk_length=4), [to_torch(a, torch.float32) for a in draw(11, 41, (2, 2))])
     state, results = torch.get_rng_state(), []
     for _ in range(2):
         leaves = [t.clone().requires_grad_() for t in inputs]
-        out = local_attention(*leaves, o)
+        out = attention(*leaves, o)
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
@@ -245,82 +251,38 @@ def test_wrong_options(changes, error):
         LocalOptions(**changes)
 
 
-NAN = np.full((2, 9, 4), np.nan)
 WRONG = [
-    ({"q": np.ones(4)}, ValueError, "q, k"),
-    ({"q": np.ones((2, 9, 3))}, ValueError, "q, k"),
-    ({"k": np.ones((2, 8, 4))}, ValueError, "q, k"),
-    ({"k": np.ones((9, 4))}, ValueError, "q, k"),
-    ({"v": np.ones((2, 8, 5))}, ValueError, "v"),
-    ({"v": np.ones((2, 9, 0))}, ValueError, "v"),
-    ({"q": np.ones((2, 0, 4)), "k": np.ones((2, 0, 4)), "v": np.ones((2, 0, 5))}, ValueError, "size"),
-    ({"q": NAN}, ValueError, "q.*finite"),
-    ({"k": -np.inf * np.ones((2, 9, 4))}, ValueError, "k.*finite"),
-    ({"v": NAN[..., :1]}, ValueError, "v.*finite"),
-    ({"q": np.ones((2, 9, 4), dtype=int)}, TypeError, "q.*int64"),
-    ({"k": np.ones((2, 9, 4), dtype=complex)}, TypeError, "k.*complex128"),
-    ({"v": np.ones((2, 9, 5), dtype=bool)}, TypeError, "v.*bool"),
-    ({"padding_mask": np.ones((2, 8), dtype=bool)}, ValueError, "padding_mask"),
-    ({"padding_mask": np.ones((3, 2, 9), dtype=bool)}, ValueError, "padding_mask"),
-    ({"padding_mask": np.ones((2, 9))}, TypeError, "padding_mask.*bool"),
+    ({"q": torch.ones(4)}, ValueError, "q must have shape"),
+    ({"q": torch.ones(2, 9, 3)}, ValueError, "q, k"),
+    ({"k": torch.ones(2, 8, 4)}, ValueError, "q, k"),
+    ({"k": torch.ones(9, 4)}, ValueError, "q, k"),
+    ({"v": torch.ones(2, 8, 5)}, ValueError, "v"),
+    ({"v": torch.ones(2, 9, 0)}, ValueError, "v must have shape"),
+    ({"q": torch.full((2, 9, 4), torch.nan)}, ValueError, "q must be finite"),
+    ({"k": torch.full((2, 9, 4), -torch.inf)}, ValueError, "k must be finite"),
+    ({"v": torch.full((2, 9, 1), torch.nan)}, ValueError, "v must be finite"),
+    ({"q": torch.full((2, 9, 4), 2e12)}, ValueError, "q must be finite and smaller"),
+    ({"q": torch.ones(2, 9, 4, dtype=torch.int64)}, TypeError, "q.*int64"),
+    ({"k": torch.ones(2, 9, 4, dtype=torch.complex64)}, TypeError, "k.*complex64"),
+    ({"v": torch.ones(2, 9, 5, dtype=torch.bool)}, TypeError, "v.*bool"),
+    ({"q": np.ones((2, 9, 4))}, TypeError, "q must be a torch.Tensor"),
+    ({"k": torch.ones(2, 9, 4).double()}, TypeError, "k must have the dtype of q"),
+    ({"v": torch.ones(2, 9, 5, device="meta")}, ValueError, "v must be on the device of q"),
+    ({"padding_mask": torch.ones(2, 8, dtype=torch.bool)}, ValueError, "padding_mask must broadcast"),
+    ({"padding_mask": torch.ones(3, 2, 9, dtype=torch.bool)}, ValueError, "padding_mask must broadcast"),
+    ({"padding_mask": torch.ones(2, 9)}, TypeError, "padding_mask must be boolean"),
+    ({"padding_mask": [True] * 9}, TypeError, "padding_mask must be a torch.Tensor"),
+    ({"padding_mask": torch.ones(9, dtype=torch.bool, device="meta")}, ValueError, "padding_mask must be on"),
     ({"options": {"chunk_length": 4}}, TypeError, "options must be LocalOptions"),
+    ({"backend": "fast"}, ValueError, "backend must be one of 'auto'"),
+    ({"block_size": 0}, ValueError, "block_size"),
+    ({"block_size": 2.5}, TypeError, "block_size"),
 ]
 
 
-@pytest.mark.parametrize("fn", ["spec", "pytorch"])
-@pytest.mark.parametrize(("changes", "error", "names"), WRONG)
-def test_wrong_arguments(fn, changes, error, names):
-    arguments = dict(zip("qkv", draw(0, 9, (2,), 4, 5), strict=True)) | {"options": LocalOptions(4)} | changes
-    if fn == "spec":
-        call = spec.local_attention
-    else:
-        call = local_attention
-        arguments = {k: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for k, a in arguments.items()}
-    with pytest.raises(error, match=names):
-        call(**arguments)
-
-
-def test_wrong_tensors():
-    """What only tensors can get wrong: library, dtypes that differ, devices that differ."""
-    q, k, v = (to_torch(a) for a in draw(0, 9))
-    for changes, error, names in (
-        ({"q": q.numpy()}, TypeError, "q must be a torch.Tensor"),
-        ({"k": k.float()}, TypeError, "k must have the dtype of q"),
-        ({"v": v.to("meta")}, ValueError, "v must be on the device of q"),
-        ({"padding_mask": [True] * 9}, TypeError, "padding_mask must be a torch.Tensor"),
-        ({"padding_mask": torch.ones(9, dtype=torch.bool, device="meta")}, ValueError, "padding_mask must be on"),
-        ({"block_size": 0}, ValueError, "block_size"),
-        ({"block_size": 2.5}, TypeError, "block_size"),
-    ):
-        with pytest.raises(error, match=names):
-            local_attention(**({"q": q, "k": k, "v": v, "options": LocalOptions(4)} | changes))
-
-
-@pytest.mark.parametrize(
-    "d_out", [np.ones(3), np.ones((9, 1)), np.full((9, 3), np.inf), np.ones((9, 3), dtype=int), None]
-)
-def test_wrong_cotangents(d_out):
-    with pytest.raises(REFUSED, match="d_out"):
-        spec.local_attention_vjp(*draw(0, 9), LocalOptions(4), d_out)
-
-
-SIZES = st.lists(st.sampled_from([0, 1, 2, 3]), max_size=3).map(tuple)
-
-
-@settings(max_examples=100, deadline=None)
-@given(SIZES, SIZES, SIZES, st.none() | SIZES, st.booleans(), st.integers(0, 9))
-def test_any_shapes_are_refused_by_both_or_computed_by_both(q, k, v, mask, near, seed):
-    rng = np.random.default_rng(seed)
-    if near:  # shapes that nearly fit
-        k, v = q, (*q[:-1], 2)
-    arrays = [np.asarray(rng.standard_normal(shape)) for shape in (q, k, v)]
-    mask = None if mask is None else np.asarray(rng.random(mask) < 0.7)
-    tensors = [torch.as_tensor(a) for a in arrays], None if mask is None else torch.as_tensor(mask)
-    o = LocalOptions(chunk_length=2)
-    try:
-        want = spec.local_attention(*arrays, o, mask)
-    except REFUSED:
-        with pytest.raises(REFUSED):
-            local_attention(*tensors[0], o, tensors[1])
-        return
-    expect_close("out", to_numpy(local_attention(*tensors[0], o, tensors[1])), want, 1e-12)
+@pytest.mark.parametrize(("changes", "error", "message"), WRONG)
+def test_wrong_arguments(changes, error, message):
+    good = {"q": torch.ones(2, 9, 4), "k": torch.ones(2, 9, 4), "v": torch.ones(2, 9, 5), "options": LocalOptions(4)}
+    local_attention(**good)
+    with pytest.raises(error, match=message):
+        local_attention(**(good | changes))

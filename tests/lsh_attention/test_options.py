@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reformer_ref import _tensors
 from reformer_ref.lsh_attention import spec
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
@@ -149,152 +150,94 @@ def test_any_options_are_refused_or_sound(changes):
 
 
 def good():
-    rng = np.random.default_rng(0)
-    arrays = (rng.standard_normal((2, 3, 9, 4)), rng.standard_normal((2, 3, 9, 5)), rng.integers(0, 4, (2, 3, 2, 9)))
-    return dict(zip(("qk", "v", "buckets"), arrays, strict=True)), LSHOptions(n_hashes=2, chunk_length=4)
+    generator = torch.Generator().manual_seed(0)
+    qk, v = (torch.randn(2, 3, 9, d, generator=generator, dtype=torch.float64) for d in (4, 5))
+    buckets = torch.randint(0, 4, (2, 3, 2, 9), generator=generator)
+    return {"qk": qk, "v": v, "buckets": buckets, "options": LSHOptions(n_hashes=2, chunk_length=4)}
 
 
-def set_one(x, value):
-    x = x.copy()
+def with_one(x, value):
+    x = x.clone()
     x[1, 2, 0, 1] = value
     return x
 
 
-WRONG = {  # what is wrong, the error and what it must name; for both, on arrays
-    "qk without d": ({"qk": lambda a: a["qk"][0, 0, 0]}, ValueError, "qk"),
-    "qk without L": ({"qk": lambda a: a["qk"][0, 0, 0], "v": lambda a: a["v"][0, 0, 0]}, ValueError, "qk"),
-    "an empty sequence": (
-        {
-            "qk": lambda a: a["qk"][:, :, :0],
-            "v": lambda a: a["v"][:, :, :0],
-            "buckets": lambda a: a["buckets"][..., :0],
-        },
-        ValueError,
-        "qk and v",
-    ),
-    "an empty batch": ({name: lambda a, n=name: a[n][:0] for name in ("qk", "v", "buckets")}, ValueError, "qk and v"),
-    "d = 0": ({"qk": lambda a: a["qk"][..., :0]}, ValueError, "qk"),
-    "d_v = 0": ({"v": lambda a: a["v"][..., :0]}, ValueError, "v"),
-    "v of another length": ({"v": lambda a: a["v"][:, :, 1:]}, ValueError, "v must"),
-    "v of another batch": ({"v": lambda a: a["v"][:1]}, ValueError, "v must"),
-    "v without heads": ({"v": lambda a: a["v"][:, 0]}, ValueError, "v must"),
-    "NaN in qk": ({"qk": lambda a: set_one(a["qk"], np.nan)}, ValueError, "qk.*finite"),
-    "infinity in v": ({"v": lambda a: set_one(a["v"], -np.inf)}, ValueError, "v.*finite"),
-    "qk of integers": ({"qk": lambda a: a["qk"].astype(int)}, TypeError, "qk.*int64"),
-    "qk of booleans": ({"qk": lambda a: a["qk"] > 0}, TypeError, "qk.*bool"),
-    "complex v": ({"v": lambda a: a["v"] + 1j}, TypeError, "v.*complex128"),
-    "buckets of another length": ({"buckets": lambda a: a["buckets"][..., 1:]}, ValueError, "buckets.*n_hashes"),
-    "a round too few": ({"buckets": lambda a: a["buckets"][..., :1, :]}, ValueError, "buckets.*n_hashes"),
-    "buckets without heads": ({"buckets": lambda a: a["buckets"][:, 0]}, ValueError, "buckets.*n_hashes"),
-    "buckets of floats": ({"buckets": lambda a: a["buckets"].astype(float)}, TypeError, "buckets.*float64"),
-    "buckets of booleans": ({"buckets": lambda a: a["buckets"] > 0}, TypeError, "buckets.*bool"),
-    "negative buckets": ({"buckets": lambda a: a["buckets"] - 1}, ValueError, "buckets"),
-    "buckets where padding sorts": ({"buckets": lambda a: a["buckets"] + (2**63 - 4)}, ValueError, "buckets"),
-    "mask of another length": ({"padding_mask": lambda a: np.ones((2, 3, 8), dtype=bool)}, ValueError, "padding_mask"),
-    "mask with an axis too many": (
-        {"padding_mask": lambda a: np.ones((1, 2, 3, 9), dtype=bool)},
-        ValueError,
-        "padding_mask",
-    ),
-    "mask of integers": ({"padding_mask": lambda a: np.ones((2, 3, 9), dtype=int)}, TypeError, "padding_mask.*bool"),
-    "mask of floats": ({"padding_mask": lambda a: np.zeros((2, 3, 9))}, TypeError, "padding_mask.*bool"),
-    "options as a dict": ({"options": lambda a: LSHOptions().to_dict()}, TypeError, "options must be LSHOptions"),
-    "no options": ({"options": lambda a: None}, TypeError, "options must be LSHOptions"),
-}
+QK, V, BUCKETS, OPTIONS = good().values()
+WRONG = [
+    ({"qk": QK[0, 0, 0]}, ValueError, "qk must have shape"),
+    ({"qk": QK[:, :, :0], "v": V[:, :, :0], "buckets": BUCKETS[..., :0]}, ValueError, "qk must have shape"),
+    ({"qk": QK[:0], "v": V[:0], "buckets": BUCKETS[:0]}, ValueError, "qk must have shape"),
+    ({"qk": QK[..., :0]}, ValueError, "qk must have shape"),
+    ({"v": V[..., :0]}, ValueError, "v must have shape"),
+    ({"v": V[:, :, 1:]}, ValueError, "v must have shape"),
+    ({"v": V[:1]}, ValueError, "v must have shape"),
+    ({"v": V[:, 0]}, ValueError, "v must have shape"),
+    ({"qk": with_one(QK, torch.nan)}, ValueError, "qk must be finite"),
+    ({"qk": with_one(QK, 1e12)}, ValueError, "qk must be finite and smaller"),
+    ({"v": with_one(V, -torch.inf)}, ValueError, "v must be finite"),
+    ({"qk": QK.long()}, TypeError, "qk.*int64"),
+    ({"qk": QK > 0}, TypeError, "qk.*bool"),
+    ({"qk": QK.numpy()}, TypeError, "qk must be a torch.Tensor, got ndarray"),
+    ({"v": V + 1j}, TypeError, "v.*complex128"),
+    ({"v": V.float()}, TypeError, "v must have the dtype of qk"),
+    ({"v": V.to("meta")}, ValueError, "v must be on the device of qk"),
+    ({"buckets": BUCKETS[..., 1:]}, ValueError, "buckets.*n_hashes"),
+    ({"buckets": BUCKETS[..., :1, :]}, ValueError, "buckets.*n_hashes"),
+    ({"buckets": BUCKETS[:, 0]}, ValueError, "buckets.*n_hashes"),
+    ({"buckets": BUCKETS.double()}, TypeError, "buckets must be int64.*float64"),
+    ({"buckets": BUCKETS > 0}, TypeError, "buckets must be int64.*bool"),
+    ({"buckets": BUCKETS.to(torch.int8)}, TypeError, "buckets must be int64.*int8"),
+    ({"buckets": BUCKETS.tolist()}, TypeError, "buckets must be a torch.Tensor, got list"),
+    ({"buckets": BUCKETS.to("meta")}, ValueError, "buckets must be on the device of qk"),
+    ({"buckets": BUCKETS - 1}, ValueError, "buckets must lie in"),
+    ({"buckets": BUCKETS + (2**63 - 4)}, ValueError, "buckets must lie in"),
+    ({"padding_mask": torch.ones(2, 3, 8, dtype=torch.bool)}, ValueError, "padding_mask must broadcast"),
+    ({"padding_mask": torch.ones(1, 2, 3, 9, dtype=torch.bool)}, ValueError, "padding_mask must broadcast"),
+    ({"padding_mask": torch.ones(2, 3, 9)}, TypeError, "padding_mask must be boolean"),
+    ({"padding_mask": np.ones(9, dtype=bool)}, TypeError, "padding_mask must be a torch.Tensor"),
+    ({"padding_mask": torch.ones(9, dtype=torch.bool, device="meta")}, ValueError, "padding_mask must be on"),
+    ({"options": LSHOptions().to_dict()}, TypeError, "options must be LSHOptions"),
+    ({"options": None}, TypeError, "options must be LSHOptions"),
+    ({"return_record": 1}, TypeError, "return_record must be True or False"),
+    ({"backend": "fast"}, ValueError, "backend must be one of 'auto', 'plain', 'streaming'"),
+    ({"block_size": 0}, ValueError, "block_size"),
+    ({"block_size": 2.5}, TypeError, "block_size"),
+]
 
 
-@pytest.mark.parametrize("fn", ["spec", "pytorch"])
-@pytest.mark.parametrize("what", WRONG)
-def test_wrong_arguments(fn, what):
-    changes, error, names = WRONG[what]
-    arguments, options = good()
-    arguments |= {"options": options} | {name: change(arguments) for name, change in changes.items()}
-    if fn == "spec":
-        call = spec.lsh_attention
-    else:
-        call = lsh_attention
-        arguments = {k: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for k, a in arguments.items()}
-    with pytest.raises(error, match=f"(?s){names}"):
-        call(**arguments)
+@pytest.mark.parametrize(("changes", "error", "message"), WRONG)
+def test_wrong_arguments(changes, error, message):
+    with pytest.raises(error, match=message):
+        lsh_attention(**(good() | changes))
 
 
-def test_wrong_tensors():
-    """What only tensors can get wrong: library, dtypes that differ, devices that differ."""
-    arguments, options = good()
-    good_tensors = {k: torch.from_numpy(a) for k, a in arguments.items()}
-    wrong = [
-        ({"qk": arguments["qk"]}, TypeError, "qk must be a torch.Tensor, got ndarray"),
-        ({"buckets": arguments["buckets"].tolist()}, TypeError, "buckets must be a torch.Tensor, got list"),
-        ({"padding_mask": np.ones(9, dtype=bool)}, TypeError, "padding_mask must be a torch.Tensor"),
-        ({"v": good_tensors["v"].float()}, TypeError, "v must have the dtype of qk"),
-        ({"v": good_tensors["v"].to("meta")}, ValueError, "v must be on the device of qk"),
-        ({"buckets": good_tensors["buckets"].to("meta")}, ValueError, "buckets must be on the device of qk"),
-        ({"padding_mask": torch.ones(9, dtype=torch.bool, device="meta")}, ValueError, "padding_mask must be on"),
-        ({"buckets": good_tensors["buckets"].to(torch.int8)}, TypeError, "buckets must be int64"),
-        ({"block_size": 0}, ValueError, "block_size"),
-        ({"block_size": 2.5}, TypeError, "block_size"),
-    ]
-    for changes, error, names in wrong:
-        with pytest.raises(error, match=names):
-            lsh_attention(**(good_tensors | {"options": options} | changes))
-
-
-def test_meta_tensors_give_the_shape():
-    arguments, options = good()
-    tensors = {k: torch.from_numpy(a).to("meta") for k, a in arguments.items()}
-    out = lsh_attention(**tensors, options=options)
+@pytest.mark.parametrize("backend", ["plain", "streaming"])
+def test_meta_tensors_give_the_shape(backend):
+    tensors = {name: good()[name].to("meta") for name in ("qk", "v", "buckets")}
+    out = lsh_attention(**tensors, options=OPTIONS, backend=backend)
     assert (out.shape, out.dtype, out.device.type) == ((2, 3, 9, 5), torch.float64, "meta")
 
 
-@pytest.mark.parametrize(
-    ("d_out", "error"),
-    [
-        (np.ones(5), ValueError),
-        (np.ones((2, 3, 9, 1)), ValueError),
-        (np.ones((4, 2, 3, 9, 5)), ValueError),
-        (np.full((2, 3, 9, 5), np.nan), ValueError),
-        (np.ones((2, 3, 9, 5), dtype=int), TypeError),
-        (None, TypeError),
-    ],
-)
-def test_wrong_cotangents(d_out, error):
-    arguments, options = good()
-    with pytest.raises(error, match="d_out"):
-        spec.lsh_attention_vjp(**arguments, options=options, d_out=d_out)
+def test_values_are_not_read_on_cuda(monkeypatch):
+    """Reading waits for the device; REFORMER_CHECK_VALUES=1 asks for it."""
 
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda")
 
-SIZES = st.lists(st.sampled_from([0, 1, 2, 3]), max_size=3).map(tuple)
-
-
-@settings(max_examples=150, deadline=None)
-@given(SIZES, SIZES, SIZES, st.none() | SIZES, st.integers(1, 3), st.integers(0, 9))
-def test_any_shapes_are_refused_by_both_or_computed_by_both(qk, v, buckets, mask, n_hashes, seed):
-    rng = np.random.default_rng(seed)
-    o = LSHOptions(n_hashes=n_hashes, chunk_length=2)
-    if seed % 2:  # shapes that nearly fit
-        v, buckets = (*qk[:-1], 2), (*qk[:-2], n_hashes, *qk[-2:-1])
-    arrays = [rng.standard_normal(qk), rng.standard_normal(v), rng.integers(0, 3, buckets)]
-    mask = None if mask is None else rng.random(mask) < 0.7
-    arrays = [np.asarray(a) for a in arrays]
-    try:
-        want = spec.lsh_attention(*arrays, o, mask)
-    except REFUSED:
-        with pytest.raises(REFUSED):
-            lsh_attention(*(torch.as_tensor(a) for a in arrays), o, None if mask is None else torch.as_tensor(mask))
-        return
-    got = lsh_attention(*(torch.as_tensor(a) for a in arrays), o, None if mask is None else torch.as_tensor(mask))
-    expect_close("out", to_numpy(got), want, 1e-12)
+    monkeypatch.setattr(_tensors, "Tensor", OnCuda)
+    x = torch.ones(2).as_subclass(OnCuda)
+    monkeypatch.delenv("REFORMER_CHECK_VALUES", raising=False)
+    assert not _tensors.has_values(x)
+    monkeypatch.setenv("REFORMER_CHECK_VALUES", "1")
+    assert _tensors.has_values(x)
 
 
 @quick
 @given(st.integers(0, 40), st.sampled_from([np.nan, np.inf, -np.inf]), st.booleans(), st.booleans())
 def test_one_bad_number_anywhere(at, value, in_v, padded):
     """NaN and infinity are refused, in padded positions too: 0 · NaN is NaN."""
-    arguments, options = good()
-    name = "v" if in_v else "qk"
+    arguments, name = good(), "v" if in_v else "qk"
     arguments[name].reshape(-1)[at] = value
-    mask = np.arange(9) > 0 if padded else None
+    mask = torch.arange(9) > 0 if padded else None
     with pytest.raises(ValueError, match=f"{name}.*finite"):
-        spec.lsh_attention(**arguments, options=options, padding_mask=mask)
-    with pytest.raises(ValueError, match=f"{name}.*finite"):
-        lsh_attention(**{k: to_torch(a) for k, a in arguments.items()}, options=options, padding_mask=to_torch(mask))
+        lsh_attention(**arguments, padding_mask=mask)

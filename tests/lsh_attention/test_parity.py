@@ -1,4 +1,4 @@
-"""Spec and PyTorch are one function: outputs, gradients and records, over all presets and
+"""Spec, plain and streaming version are one function: outputs, gradients and records, over all presets and
 combinations of options.
 """
 
@@ -14,15 +14,19 @@ from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, expect_equal, to_numpy, to_torch
 
+BACKENDS = ("plain", "streaming")
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 LEADS = ((), (2,), (2, 3))
 
 
-def gradients(qk, v, buckets, options, d_out, padding_mask, device="cpu"):
+def gradients(qk, v, buckets, options, d_out, padding_mask, device="cpu", backend="auto"):
     """(d_qk, d_v) by autograd."""
     buckets, padding_mask = to_torch(buckets, device=device), to_torch(padding_mask, device=device)
     return autograd_vjp(
-        lambda qk, v: lsh_attention(qk, v, buckets, options, padding_mask), (qk, v), d_out, device=device
+        lambda qk, v: lsh_attention(qk, v, buckets, options, padding_mask, backend=backend),
+        (qk, v),
+        d_out,
+        device=device,
     )[1]
 
 
@@ -53,13 +57,15 @@ def masks(rng, lead, length):
     return None, left, right, holes, whole_rows
 
 
-def expect_twins(what, qk, v, buckets, options, d_out, mask):
+def expect_parity(what, qk, v, buckets, options, d_out, mask):
     """Output ≤ 1e-12 and both gradients, side by side, ≤ 1e-12."""
-    got = as_numpy(lsh_attention)(qk, v, buckets, options, mask)
-    expect_close(f"out, {what}", got, spec.lsh_attention(qk, v, buckets, options, mask), 1e-12)
-    got = np.concatenate(gradients(qk, v, buckets, options, d_out, mask), axis=-1)
-    want = np.concatenate(spec.lsh_attention_vjp(qk, v, buckets, options, d_out, mask), axis=-1)
-    expect_close(f"(d_qk, d_v), {what}", got, want, 1e-12)
+    want = spec.lsh_attention(qk, v, buckets, options, mask)
+    d_want = np.concatenate(spec.lsh_attention_vjp(qk, v, buckets, options, d_out, mask), axis=-1)
+    for backend in BACKENDS:
+        got = as_numpy(lsh_attention)(qk, v, buckets, options, mask, backend=backend)
+        expect_close(f"out, {backend}, {what}", got, want, 1e-12)
+        got = np.concatenate(gradients(qk, v, buckets, options, d_out, mask, backend=backend), axis=-1)
+        expect_close(f"(d_qk, d_v), {backend}, {what}", got, d_want, 1e-12)
 
 
 def test_spec_passes_the_checks():
@@ -69,9 +75,14 @@ def test_spec_passes_the_checks():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_pytorch_passes_the_checks(device):
-    checks.check_lsh_attention(as_numpy(lsh_attention, device=device))
-    checks.check_lsh_attention_vjp(partial(gradients, device=device))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pytorch_passes_the_checks(device, backend):
+    checks.check_lsh_attention(as_numpy(partial(lsh_attention, backend=backend), device=device))
+    checks.check_lsh_attention_vjp(partial(gradients, device=device, backend=backend))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_records_pass_the_checks(device):
     checks.check_attention_record(partial(dense_of_record, device=device))
 
 
@@ -94,7 +105,7 @@ def test_presets(name, n_hashes):
         for mask in masks(rng, lead, length):
             kind = "none" if mask is None else mask.astype(int).tolist()
             qk, v, buckets, d_out = draw(rng, o, length, lead)
-            expect_twins(f"{name}, L={length}, mask {kind}", qk, v, buckets, o, d_out, mask)
+            expect_parity(f"{name}, L={length}, mask {kind}", qk, v, buckets, o, d_out, mask)
 
 
 @pytest.mark.parametrize("neighbours", [(1, 0), (1, 1), (2, 0), (0, 0), (0, 2)])
@@ -114,7 +125,7 @@ def test_every_combination_of_options(neighbours):
             )
             qk, v, buckets, d_out = draw(rng, o, length, (2,))
             mask = None if rng.random() < 0.5 else rng.random((2, length)) < 0.7
-            expect_twins(f"L={length}, {o}", qk, v, buckets, o, d_out, mask)
+            expect_parity(f"L={length}, {o}", qk, v, buckets, o, d_out, mask)
 
 
 @pytest.mark.parametrize("count_once", [True, False])
@@ -125,7 +136,7 @@ def test_strict(chunk_length, count_once):
     for length in (1, 6, 7, 8, 31):
         for mask in masks(rng, (2,), length):
             qk, v, buckets, d_out = draw(rng, o, length, (2,), n_buckets=2)
-            expect_twins(f"L={length}, {o}", qk, v, buckets, o, d_out, mask)
+            expect_parity(f"L={length}, {o}", qk, v, buckets, o, d_out, mask)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -134,9 +145,9 @@ def test_sharp_softmax_and_zero_vectors(name):
     rng = np.random.default_rng(7)
     o = LSHOptions.preset(name, n_hashes=2, chunk_length=4)
     qk, v, buckets, d_out = draw(rng, o, 17, (2,))
-    expect_twins(f"{name}, logits in the hundreds", 100 * qk, v, buckets, o, d_out, None)
+    expect_parity(f"{name}, logits in the hundreds", 100 * qk, v, buckets, o, d_out, None)
     qk[:, ::3] = 0
-    expect_twins(f"{name}, zero vectors", qk, v, buckets, o, d_out, None)
+    expect_parity(f"{name}, zero vectors", qk, v, buckets, o, d_out, None)
 
 
 def test_numbers_of_one_size():
@@ -145,30 +156,29 @@ def test_numbers_of_one_size():
     for d, d_v, chunk_length in ((1, 1, 4), (2, 9, 3), (3, 1, 100)):
         o = LSHOptions(n_hashes=2, chunk_length=chunk_length)
         qk, v, buckets, d_out = draw(rng, o, 11, (1, 2), d, d_v)
-        expect_twins(f"d={d}, d_v={d_v}", qk, v, buckets * (2**29), o, d_out, None)
+        expect_parity(f"d={d}, d_v={d_v}", qk, v, buckets * (2**29), o, d_out, None)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_gradient_of_the_output_only_where_asked(name):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_of_the_output_only_where_asked(name, backend):
     """Frozen qk or v: the other gradient is the same; nothing asked for, nothing recorded."""
     rng = np.random.default_rng(9)
     o = LSHOptions.preset(name, n_hashes=2, chunk_length=4)
     qk, v, buckets, d_out = (to_torch(a) for a in draw(rng, o, 14, (2,)))
-    assert not lsh_attention(qk, v, buckets, o).requires_grad
+    assert not lsh_attention(qk, v, buckets, o, backend=backend).requires_grad
     both = [qk.clone().requires_grad_(), v.clone().requires_grad_()]
-    want = torch.autograd.grad(lsh_attention(*both, buckets, o), both, d_out)
+    want = torch.autograd.grad(lsh_attention(*both, buckets, o, backend=backend), both, d_out)
     for at in range(2):
         inputs = [qk, v]
         inputs[at] = inputs[at].clone().requires_grad_()
-        (got,) = torch.autograd.grad(lsh_attention(*inputs, buckets, o), inputs[at], d_out)
+        (got,) = torch.autograd.grad(lsh_attention(*inputs, buckets, o, backend=backend), inputs[at], d_out)
         expect_close(("d_qk", "d_v")[at], to_numpy(got), to_numpy(want[at]), 1e-14)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_record(name):
-    """The record of a call: buckets, sorted order, who stands where, and weights that form one
-    softmax.
-    """
+    """The record of a call: buckets, sorted order, positions in chunks, and weights that form one softmax."""
     rng = np.random.default_rng(10)
     length, o = 11, LSHOptions.preset(name, n_hashes=3, chunk_length=4)
     qk, v, buckets, _ = draw(rng, o, length, (2, 2))
@@ -187,11 +197,11 @@ def test_record(name):
     assert record.keys.shape == (2, 2, 3, 3, 8)
     assert record.weights.shape == (2, 2, 3, 3, 4, 8)
     expect_equal("keys of the own chunk", record.keys[..., 4:], record.queries)
-    total = record.weights.new_zeros(2, 2, length + 1)  # what each position spends, over all rounds
-    total.scatter_add_(-1, (record.queries % (length + 1)).flatten(2), record.weights.sum(-1).flatten(2))
+    row_sums = record.weights.new_zeros(2, 2, length + 1)  # of each position, over all rounds
+    row_sums.scatter_add_(-1, (record.queries % (length + 1)).flatten(2), record.weights.sum(-1).flatten(2))
     seen = spec.visible_counts(buckets, o, mask).any(-1)
-    expect_close("weights of a query, over all rounds", total[..., :length], seen.astype(float), 1e-12)
-    assert float(total[..., length].abs().max()) == 0  # nobody spends nothing
+    expect_close("weights of a query, over all rounds", row_sums[..., :length], seen.astype(float), 1e-12)
+    assert float(row_sums[..., length].abs().max()) == 0  # the row of empty slots
     expect_close("dense", record.dense(), dense_of_spec(qk, v, buckets, o, mask)[1], 1e-12)
     assert not record.weights.requires_grad
 
@@ -225,9 +235,10 @@ def blocks_and_layouts(fn, inputs, d_out):
 
     want = run(lambda t: t)
     for block_size in (1, 40, 100, 10**9):
-        yield f"block_size={block_size}", run(lambda t: t, block_size=block_size), want
-    yield "heads interleaved", run(interleaved), want
-    yield "heads interleaved, block_size=100", run(interleaved, block_size=100), want
+        yield f"block_size={block_size}", run(lambda t: t, backend="streaming", block_size=block_size), want
+    for backend in BACKENDS:
+        yield f"heads interleaved, {backend}", run(interleaved, backend=backend), want
+    yield "heads interleaved, block_size=100", run(interleaved, backend="streaming", block_size=100), want
 
 
 @pytest.mark.parametrize("name", PRESETS)

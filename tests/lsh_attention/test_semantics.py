@@ -1,6 +1,7 @@
 """What LSH attention promises: padding, strict causality, self, counts, precision, repeatability."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,11 @@ from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.testing import as_numpy, expect_close, expect_equal, relative_error, to_numpy, to_torch
 
-BOTH = pytest.mark.parametrize("fn", [spec.lsh_attention, as_numpy(lsh_attention)], ids=["spec", "pytorch"])
+plain = partial(lsh_attention, backend="plain")
+streaming = partial(lsh_attention, backend="streaming")
+FUNCTIONS = {"spec": spec.lsh_attention, "plain": as_numpy(plain), "streaming": as_numpy(streaming)}
+BOTH = pytest.mark.parametrize("fn", FUNCTIONS.values(), ids=FUNCTIONS)
+BACKENDS = pytest.mark.parametrize("attention", [plain, streaming], ids=["plain", "streaming"])
 WRAPPING = [name for name in PRESETS if LSHOptions.preset(name).wrap]
 CHUNKS = [name for name in PRESETS if name != "strict"]
 
@@ -60,14 +65,15 @@ def test_padding_never_matters_without_wrap(fn, side, name):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", PRESETS)
-def test_gradients_do_not_notice_padding(side, name):
+@BACKENDS
+def test_gradients_do_not_notice_padding(side, name, attention):
     o = LSHOptions.preset(name, n_hashes=2, chunk_length=4, wrap=False)
     inputs = draw(2, o, 19, (2,))
     d_out = np.random.default_rng(0).standard_normal(inputs[1].shape)
 
     def gradients(qk, v, buckets, d_out, real=None):
         leaves = [to_torch(a).requires_grad_() for a in (qk, v)]
-        out = lsh_attention(*leaves, to_torch(buckets), o, to_torch(real))
+        out = attention(*leaves, to_torch(buckets), o, to_torch(real))
         return to_numpy(torch.autograd.grad(out, leaves, to_torch(d_out)))
 
     want = gradients(*inputs, d_out)
@@ -110,11 +116,12 @@ def test_rows_of_padding(fn, name):
     got = fn(*inputs, o, real)
     assert not got[1].any()
     expect_close("other rows", got[[0, 2]], fn(*(x[[0, 2]] for x in inputs), o, None), 1e-13)
-    leaves = [to_torch(a).requires_grad_() for a in inputs[:2]]
-    out = lsh_attention(*leaves, to_torch(inputs[2]), o, to_torch(real))
-    for grad in torch.autograd.grad(out.sum(), leaves):
-        assert grad.isfinite().all()
-        assert not grad[1].any()
+    for attention in (plain, streaming):
+        leaves = [to_torch(a).requires_grad_() for a in inputs[:2]]
+        out = attention(*leaves, to_torch(inputs[2]), o, to_torch(real))
+        for grad in torch.autograd.grad(out.sum(), leaves):
+            assert grad.isfinite().all()
+            assert not grad[1].any()
 
 
 def test_a_mask_for_one_row_serves_all():
@@ -122,7 +129,7 @@ def test_a_mask_for_one_row_serves_all():
     inputs = draw(5, o, 10, (2, 3))
     real = np.arange(10) < 7
     everywhere = np.array(np.broadcast_to(real, (2, 3, 10)))
-    for fn in (spec.lsh_attention, as_numpy(lsh_attention)):
+    for fn in FUNCTIONS.values():
         expect_equal("out", fn(*inputs, o, real), fn(*inputs, o, everywhere))
 
 
@@ -144,11 +151,12 @@ def test_strict_outputs_depend_on_their_prefix_alone(fn, chunk_length):
         expect_close(f"after tokens {t}… changed", fn(*other, o, None)[:, :t], want[:, :t], 1e-13)
 
 
-def test_strict_gradients_flow_to_the_prefix_alone():
+@BACKENDS
+def test_strict_gradients_flow_to_the_prefix_alone(attention):
     o = LSHOptions.preset("strict", n_hashes=3, chunk_length=4)
     qk, v, buckets = (to_torch(a) for a in draw(7, o, 23))
     leaves = [qk.requires_grad_(), v.requires_grad_()]
-    out = lsh_attention(*leaves, buckets, o)
+    out = attention(*leaves, buckets, o)
     for t in (0, 11, 20):
         d_qk, d_v = torch.autograd.grad(out[t].sum(), leaves, retain_graph=True)
         assert d_v[: t + 1].any()
@@ -192,16 +200,17 @@ def test_the_first_token_is_exactly_its_own_value(name, n_hashes, dtype):
     out, record = lsh_attention(qk, v, buckets, o, return_record=True)
     assert out.dtype == dtype
     assert torch.equal(out[:, 0], v[:, 0])
+    assert torch.equal(streaming(qk, v, buckets, o)[:, 0], v[:, 0])
     assert torch.equal(record.dense()[:, 0, 0], torch.ones_like(record.dense()[:, 0, 0]))
 
 
 @BOTH
-def test_without_causality_a_loner_sees_itself_and_nobody_else_does(fn):
+def test_without_causality_only_a_token_alone_in_its_buckets_sees_itself(fn):
     o = LSHOptions(n_hashes=2, chunk_length=16, causal=False, chunks_after=1)
     qk, v, _ = draw(10, o, 9)
     buckets = np.array([[0, 0, 0, 1, 2, 2, 2, 2, 2], [0, 0, 0, 1, 0, 0, 2, 2, 2]])
     out = fn(qk, v, buckets, o, None)
-    expect_equal("the loner", out[3], v[3])
+    expect_equal("the only token of its buckets", out[3], v[3])
     v[0] += 100.0
     change = np.abs(fn(qk, v, buckets, o, None) - out).max(-1) > 1e-9
     expect_equal("who sees token 0", change, [False, True, True, False, True, True, False, False, False])
@@ -218,7 +227,7 @@ def test_dense_attention_when_everything_is_visible(name, causal):
     if o.within_bucket:
         buckets[:] = 0
     want = as_numpy(shared_qk_attention)(qk, v, causal, real, o.scale, o.norm_eps)
-    for fn in (spec.lsh_attention, as_numpy(lsh_attention)):
+    for fn in FUNCTIONS.values():
         expect_close(name, fn(qk, v, buckets, o, real)[real], want[real], 1e-12)
 
 
@@ -270,7 +279,7 @@ def naive(qk, v, counts, options):
     return scores.softmax(-1) @ v
 
 
-def errors_against_spec(dtype, name, seed, autocast=False):
+def errors_against_spec(attention, dtype, name, seed, autocast=False):
     """Errors (ours, the plain formula's) of out, d_qk and d_v, relative to the largest entry, as
     arrays.
 
@@ -294,15 +303,16 @@ def errors_against_spec(dtype, name, seed, autocast=False):
         assert [g.dtype for g in grads] == [held, held]
         return [to_numpy(t.double()) for t in (out, *grads)]
 
-    ours = run(lambda qk, v: lsh_attention(qk, v, to_torch(buckets), o))
-    plain = run(lambda qk, v: naive(qk, v, counts, o))
-    return [[(x - c) / np.abs(c).max() for x in (a, b)] for a, b, c in zip(ours, plain, exact, strict=True)]
+    ours = run(lambda qk, v: attention(qk, v, to_torch(buckets), o))
+    formula = run(lambda qk, v: naive(qk, v, counts, o))
+    return [[(x - c) / np.abs(c).max() for x in (a, b)] for a, b, c in zip(ours, formula, exact, strict=True)]
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", PRESETS)
-def test_lower_precision_is_as_good_as_the_plain_formula(name, dtype, autocast):
+@BACKENDS
+def test_lower_precision_is_as_good_as_the_plain_formula(attention, name, dtype, autocast):
     """At most twice the error of a dense softmax in the same precision: root mean square, and
     largest entry.
 
@@ -310,23 +320,24 @@ def test_lower_precision_is_as_good_as_the_plain_formula(name, dtype, autocast):
     """
     if autocast and dtype == torch.float32:
         return
-    draws = [errors_against_spec(dtype, name, seed, autocast) for seed in range(5)]
+    draws = [errors_against_spec(attention, dtype, name, seed, autocast) for seed in range(5)]
     for what, errors in zip(("out", "d_qk", "d_v"), zip(*draws, strict=True), strict=True):
         errors = np.abs(errors)  # (draw, ours or the formula's, …)
         for kind, of in (("root mean square", lambda e: np.sqrt(np.mean(e**2))), ("largest", np.max)):
-            ours, plain = (np.mean([of(e) for e in side]) for side in zip(*errors, strict=True))
-            assert ours <= 2 * plain, f"{what}: {kind} error {ours:.2e}, the plain formula's {plain:.2e}"
+            ours, formula = (np.mean([of(e) for e in side]) for side in zip(*errors, strict=True))
+            assert ours <= 2 * formula, f"{what}: {kind} error {ours:.2e}, the plain formula's {formula:.2e}"
         assert errors.max() <= 30 * torch.finfo(dtype).eps
 
 
-def test_statistics_do_not_overflow_in_half_precision():
+@BACKENDS
+def test_statistics_do_not_overflow_in_half_precision(attention):
     """Logits beyond the range of float16, and more keys than float16 counts."""
     o = LSHOptions(n_hashes=1, chunk_length=2500, scale=100.0)
     rng = np.random.default_rng(15)
     qk, v = (to_torch(rng.standard_normal((2500, 4)), torch.float16) for _ in range(2))
     buckets = torch.zeros(1, 2500, dtype=torch.int64)
-    assert lsh_attention(4 * qk, v, buckets, o).isfinite().all()
-    flat = lsh_attention(1e-3 * qk, torch.ones_like(v), buckets, replace(o, scale=1.0))
+    assert attention(4 * qk, v, buckets, o).isfinite().all()
+    flat = attention(1e-3 * qk, torch.ones_like(v), buckets, replace(o, scale=1.0))
     assert float((flat - 1).abs().max()) < 0.01
 
 
@@ -334,14 +345,15 @@ def test_statistics_do_not_overflow_in_half_precision():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_same_call_same_bits_and_no_random_state(name):
+@BACKENDS
+def test_same_call_same_bits_and_no_random_state(attention, name):
     o = LSHOptions.preset(name, n_hashes=2, chunk_length=4)
     inputs = [to_torch(a, torch.float32) for a in draw(16, o, 41, (2, 2))]
     state = torch.get_rng_state()
     results = []
     for _ in range(2):
         leaves = [t.clone().requires_grad_() for t in inputs[:2]]
-        out = lsh_attention(*leaves, inputs[2], o)
+        out = attention(*leaves, inputs[2], o)
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
         torch.rand(3) if not results[1:] else None
         torch.set_rng_state(state)
@@ -349,16 +361,17 @@ def test_same_call_same_bits_and_no_random_state(name):
         assert torch.equal(a, b)
 
 
-def test_inputs_are_left_alone_and_layout_does_not_matter():
+@BACKENDS
+def test_inputs_are_left_alone_and_layout_does_not_matter(attention):
     """int16 and int32 buckets, transposed and sliced tensors: the same bits; nothing is written
     into the inputs.
     """
     o = LSHOptions(n_hashes=2, chunk_length=4)
     qk, v, buckets = (to_torch(a) for a in draw(17, o, 21, (2, 3)))
     kept = [t.clone() for t in (qk, v, buckets)]
-    want = lsh_attention(qk, v, buckets, o)
+    want = attention(qk, v, buckets, o)
     assert all(torch.equal(a, b) for a, b in zip(kept, (qk, v, buckets), strict=True))
     for dtype in (torch.int16, torch.int32):
-        assert torch.equal(lsh_attention(qk, v, buckets.to(dtype), o), want)
+        assert torch.equal(attention(qk, v, buckets.to(dtype), o), want)
     strided = qk.transpose(0, 2).contiguous().transpose(0, 2), v.repeat_interleave(2, -1)[..., ::2]
-    expect_close("strided", lsh_attention(*strided, buckets.flip(-1).flip(-1), o), want, 1e-14)
+    expect_close("strided", attention(*strided, buckets.flip(-1).flip(-1), o), want, 1e-14)

@@ -1,4 +1,4 @@
-"""Halves work in place only while their weights alone say what they compute; anything else must not
+"""Layers work in place only while their weights alone say what they compute; anything else must not
 go unnoticed.
 """
 
@@ -12,8 +12,10 @@ from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig
+from reformer_ref.model.in_place import in_place_layer
 from reformer_ref.model.layers import SelfAttention
 from reformer_ref.model.pytorch import ReformerLM
+from reformer_ref.reversible.in_place import ModuleLayer
 from reformer_ref.testing import expect_close
 from torch import nn
 
@@ -53,12 +55,16 @@ def expect_same(models, between=lambda model: None):
     return gradients[1]
 
 
-def halves(model, number):
+def works_in_place(layer):
+    return not isinstance(in_place_layer(layer), ModuleLayer)
+
+
+def layers(model, number):
     return [block.layers[number] for block in model.backbone.stack.blocks]
 
 
 def each(number, change):
-    return lambda model: [change(half) for half in halves(model, number)]
+    return lambda model: [change(layer) for layer in layers(model, number)]
 
 
 def monte_carlo_dropout(model):
@@ -81,18 +87,18 @@ CHANGES = {
     "another activation": each(1, lambda h: setattr(h.inner, "activation", "gelu")),
     "dropout switched on later": lambda model: [setattr(m, "p", 0.5) for m in model.modules() if type(m) is nn.Dropout],
     "dropout in eval mode": lambda model: monte_carlo_dropout(model.eval()),
-    "shared projections": lambda model: setattr(halves(model, 0)[0].k, "weight", halves(model, 0)[0].q.weight),
+    "shared projections": lambda model: setattr(layers(model, 0)[0].k, "weight", layers(model, 0)[0].q.weight),
     "a patched forward": each(0, lambda h: setattr(h.v, "forward", partial(doubled, h.v.weight))),
     "a hook": each(1, lambda h: h.norm.register_forward_hook(lambda module, inputs, out: 3 * out)),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_a_half_computes_is_never_guessed(name):
+def test_what_a_layer_computes_is_never_guessed(name):
     fields = {"loss_chunk": None, "ff_chunk": None} if "dropout" in name else {}  # else masks are drawn in other orders
     plain = name == "nothing"
     models = twins(CHANGES[name], **fields)
-    assert all(half.in_place() for n in (0, 1) for half in halves(models[0], n)) == plain
+    assert all(works_in_place(layer) for n in (0, 1) for layer in layers(models[0], n)) == plain
     expect_same(models)
 
 
@@ -109,13 +115,13 @@ def test_autocast_in_place(monkeypatch):
     """What attention is given has one dtype in forward and in the recompute of backward."""
     model, seen = ReformerLM(CONFIG), []
     attend = SelfAttention.attend
-    record = lambda self, projected, *rest: seen.append(projected["q"].dtype) or attend(self, projected, *rest)  # noqa: E731
+    record = lambda self, q, *rest: seen.append(q.dtype) or attend(self, q, *rest)  # noqa: E731
     monkeypatch.setattr(SelfAttention, "attend", record)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model.loss(tokens())
     forward = seen.copy()
     loss.backward()
-    assert halves(model, 0)[0].in_place()
+    assert works_in_place(layers(model, 0)[0])
     assert set(forward) == {torch.bfloat16}
     assert seen == forward * 2
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())

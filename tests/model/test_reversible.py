@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from reformer_ref.model import layers as halves
+from reformer_ref.model import in_place
 from reformer_ref.model.checks import small_config
 from reformer_ref.model.layers import FeedForwardLayer, SelfAttention
 from reformer_ref.model.pytorch import ReformerLM
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 TOLERANCE = 1e-12
 PATTERN = {"pattern": ("local", "lsh", "dense", "regular"), "n_layers": 5}
-# With dropout a half is recomputed as a module; without, in place: all heads together, or one after
+# With dropout a layer is recomputed as a module; without, in place: all heads together, or one after
 # the other.
 WAYS = {
     "dropout": ({"dropout": 0.2, "ff_chunk": 5, "loss_chunk": 9}, None),
@@ -28,7 +28,7 @@ def pair(request, monkeypatch):
     """A function that makes the same model twice, float64: reversible, and with ordinary autograd."""
     way, rows = WAYS[request.param]
     if rows is not None:
-        monkeypatch.setattr(halves, "ROWS_AT_A_TIME", rows)
+        monkeypatch.setattr(in_place, "ROWS_AT_A_TIME", rows)
 
     def models(preset="paper", options=None, **fields):
         config = small_config(preset, options or {"n_hashes": 3}, **{**PATTERN, **way, **fields})
@@ -80,6 +80,18 @@ def test_presets_with_fresh_rotations(pair, preset, fields):
     for model in models:
         for seed, kwargs in ((1, {"targets": batch(9)}), (2, {"targets": batch(9), "padding_mask": mask})):
             loss(model, seed, **kwargs).backward()
+    expect_same_gradients(models)
+
+
+def test_the_plain_listing_and_the_engine_in_place_are_one_function(pair):
+    models = pair()
+    models[1].backbone.stack.reversible = True
+    models[1].backbone.in_place = False
+    for model in models:
+        loss(model, 1).backward()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            model(batch()).sin().sum().backward()
     expect_same_gradients(models)
 
 

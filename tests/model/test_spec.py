@@ -138,35 +138,3 @@ def test_tokens_behind_the_mask_do_not_matter():
         for lm in (spec.reformer_lm, pytorch_lm):
             a, b = (lm(params, config, t, mask)[mask] for t in (tokens, other))
             expect_close("logits of real tokens", a, b, 1e-13)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "says"),
-    [
-        ({"tokens": np.zeros((2, 30), int)}, ValueError, "max_length"),
-        ({"tokens": np.zeros((2, 0), int)}, ValueError, "tokens"),
-        ({"tokens": np.zeros(5, int)}, ValueError, "tokens"),
-        ({"tokens": np.full((2, 5), 11)}, ValueError, r"\[0, 11\)"),
-        ({"tokens": np.zeros((2, 5))}, TypeError, "integers"),
-        ({"padding_mask": np.ones((2, 5))}, TypeError, "boolean"),
-        ({"padding_mask": np.ones((2, 4), bool)}, ValueError, "padding_mask"),
-        ({"config": {}}, TypeError, "config"),
-        ({"params": {}}, ValueError, "missing"),
-    ],
-)
-def test_bad_input_of_the_spec(change, error, says):
-    config = small_config()
-    arguments = {
-        "params": random_params(np.random.default_rng(0), config),
-        "config": config,
-        "tokens": np.zeros((2, 5), int),
-        "padding_mask": None,
-    }
-    with pytest.raises(error, match=says):
-        spec.reformer_lm(**(arguments | change))
-
-
-def test_loss_of_the_spec_needs_targets_unless_causal():
-    config = small_config(causal=False, pattern=("dense",))
-    with pytest.raises(ValueError, match="targets must be given"):
-        spec.reformer_lm_loss(random_params(np.random.default_rng(0), config), config, np.zeros((1, 4), int))

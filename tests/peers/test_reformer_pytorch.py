@@ -11,8 +11,9 @@ from reformer_ref.attention import pytorch as attention_pytorch
 from reformer_ref.attention import spec as attention_spec
 from reformer_ref.chunking import spec as chunking_spec
 from reformer_ref.hashing.api import hash_vectors
-from reformer_ref.lsh_attention import pytorch as lsh_pytorch
+from reformer_ref.lsh_attention import pytorch as lsh_plain
 from reformer_ref.lsh_attention import spec as lsh_spec
+from reformer_ref.lsh_attention import streaming as lsh_streaming
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.testing import expect_close, expect_equal, relative_error
 
@@ -58,7 +59,7 @@ def options_for(n_hashes, causal, across=True, duplicates=True):
 
 def expect_same(what, outs, inputs, d_out, tolerance):
     """Outputs and gradients of ours and theirs: the worst relative error."""
-    grads = [torch.autograd.grad(out, inputs, d_out) for out in outs]
+    grads = [torch.autograd.grad(out, inputs, d_out, retain_graph=True) for out in outs]
     pairs = zip(("out", "d_qk", "d_v"), *([out.detach(), *g] for out, g in zip(outs, grads, strict=True)), strict=True)
     return max(expect_close(f"{what}: {name}", got, want, tolerance) for name, got, want in pairs)
 
@@ -85,9 +86,10 @@ def test_lsh_attention(causal, n_hashes, across, duplicates):
         )
         expect_equal("buckets", hash_vectors(qk, rotations, length // C), buckets)
         options = options_for(n_hashes, causal, across, duplicates)
-        ours = lsh_pytorch.lsh_attention(qk, v, buckets, options)
         tolerance = TOLERANCE if duplicates or n_hashes == 1 else COUNTED
-        worst = max(worst, expect_same(f"length {length}", (ours, theirs), (qk, v), d_out, tolerance))
+        for version in (lsh_plain, lsh_streaming):
+            ours = version.lsh_attention(qk, v, buckets, options)
+            worst = max(worst, expect_same(f"length {length}", (ours, theirs), (qk, v), d_out, tolerance))
         by_spec = lsh_spec.lsh_attention(qk.detach().numpy(), v.detach().numpy(), buckets.numpy(), options)
         expect_close("spec", by_spec, ours.detach(), 1e-12)
     print(f"reformer-pytorch {causal=} {n_hashes=} {across=} {duplicates=}: worst relative error {worst:.1e}")
@@ -140,7 +142,7 @@ def test_their_count_of_duplicates(causal, n_hashes):
     """
     qk, v, _ = (x.detach() for x in random_input())
     theirs, buckets, _ = run_theirs(qk, v, n_hashes=n_hashes, causal=causal, allow_duplicate_attention=False)
-    ours = lsh_pytorch.lsh_attention(qk, v, buckets, options_for(n_hashes, causal, duplicates=False))
+    ours = lsh_plain.lsh_attention(qk, v, buckets, options_for(n_hashes, causal, duplicates=False))
     counts = np.stack([their_counts(b, causal) for b in buckets.numpy()])
     expect_close("theirs", attend_densely(qk.numpy(), v.numpy(), counts), theirs, 1e-6)
     expect_close("ours", attend_densely(qk.numpy(), v.numpy(), counts > 0), ours, 1e-12)
@@ -162,7 +164,7 @@ def test_padding_takes_places_in_their_chunks():
     outs = []
     for x in (qk, other):
         theirs, buckets, _ = run_theirs(x, v, mask=real, n_hashes=2, causal=True)
-        outs.append((lsh_pytorch.lsh_attention(x, v, buckets, options, real)[real], theirs[real]))
+        outs.append((lsh_plain.lsh_attention(x, v, buckets, options, real)[real], theirs[real]))
     (ours, theirs), (ours_again, theirs_again) = outs
     expect_equal("valid outputs, other padding", ours_again, ours)
     assert relative_error(theirs_again, theirs) > 0.1
@@ -174,5 +176,5 @@ def test_length_rule():
     with pytest.raises(AssertionError, match="divisible"):
         run_theirs(qk, v, n_hashes=1)
     rotations = torch.randn(1, D, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    out = lsh_pytorch.lsh_attention(qk, v, hash_vectors(qk, rotations, 8), options_for(1, True))
+    out = lsh_plain.lsh_attention(qk, v, hash_vectors(qk, rotations, 8), options_for(1, True))
     assert out.isfinite().all()

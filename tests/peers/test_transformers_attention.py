@@ -6,11 +6,13 @@ import pytest
 import torch
 from reformer_ref.hashing.api import hash_vectors
 from reformer_ref.huggingface.weights import config_from_huggingface
-from reformer_ref.local_attention import pytorch as local_pytorch
+from reformer_ref.local_attention import pytorch as local_plain
 from reformer_ref.local_attention import spec as local_spec
+from reformer_ref.local_attention import streaming as local_streaming
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention import pytorch as lsh_pytorch
+from reformer_ref.lsh_attention import pytorch as lsh_plain
 from reformer_ref.lsh_attention import spec as lsh_spec
+from reformer_ref.lsh_attention import streaming as lsh_streaming
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.testing import expect_close, expect_equal
 
@@ -72,7 +74,9 @@ def expect_same(out, theirs, inputs, mask, d_out, grads):
     out = out.transpose(1, 2).flatten(2)
     real = torch.ones(out.shape[:2], dtype=torch.bool) if mask is None else mask
     errors = [expect_close("out", out[real].detach(), theirs[real].detach(), TOLERANCE)]
-    for i, (got, want) in enumerate(zip(torch.autograd.grad(out, inputs, d_out), grads, strict=True)):
+    for i, (got, want) in enumerate(
+        zip(torch.autograd.grad(out, inputs, d_out, retain_graph=True), grads, strict=True)
+    ):
         errors.append(expect_close(f"gradient {i}", got, want, TOLERANCE))
     return max(errors)
 
@@ -108,8 +112,9 @@ def test_lsh_self_attention(masked, n_hashes, causal, before, after, n_buckets):
             padding = torch.zeros(B, 1, 1, length, dtype=torch.bool) if mask is None else ~mask[:, None, None]
             offsets = (n + int(padding.any())) * torch.arange(n_hashes)[:, None]  # padding has a bucket of its own
             expect_equal("buckets", buckets.masked_fill(padding, n), result.buckets - offsets)
-        out = lsh_pytorch.lsh_attention(q, v, buckets, options, attend_to)
-        worst = max(worst, expect_same(out, theirs, inputs, mask, d_out, grads))
+        for version in (lsh_plain, lsh_streaming):
+            out = version.lsh_attention(q, v, buckets, options, attend_to)
+            worst = max(worst, expect_same(out, theirs, inputs, mask, d_out, grads))
         arrays = [None if t is None else t.detach().numpy() for t in (q, v, buckets, attend_to)]
         by_spec = lsh_spec.lsh_attention(*arrays[:3], options, arrays[3])
         expect_close("spec", by_spec, out.detach(), 1e-12)
@@ -129,8 +134,9 @@ def test_local_self_attention(masked, causal, before, after):
         assert options == LocalOptions(C, before, after, causal=causal, wrap=True)
         q, k, v = (heads(inputs[0], weight) for weight in inputs[1:])
         attend_to = None if mask is None else mask[:, None]
-        out = local_pytorch.local_attention(q, k, v, options, attend_to)
-        worst = max(worst, expect_same(out, theirs, inputs, mask, d_out, grads))
+        for version in (local_plain, local_streaming):
+            out = version.local_attention(q, k, v, options, attend_to)
+            worst = max(worst, expect_same(out, theirs, inputs, mask, d_out, grads))
         arrays = [t.detach().numpy() for t in (q, k, v)]
         by_spec = local_spec.local_attention(*arrays, options, None if mask is None else attend_to.numpy())
         expect_close("spec", by_spec, out.detach(), 1e-12)

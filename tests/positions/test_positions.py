@@ -1,15 +1,11 @@
-"""Positions: spec and PyTorch pass the same checks, wrong variants do not, and bad input is refused
-by name.
-"""
-
-import re
+"""Positions: spec and PyTorch pass the same checks, wrong variants do not, and bad input is refused by name."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reformer_ref.positions import checks, pytorch, spec
+from reformer_ref.positions import api, checks, pytorch, spec
 from reformer_ref.positions.modules import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.testing import as_numpy, autograd_vjp, expect_close
 
@@ -36,6 +32,8 @@ def test_spec_passes_the_checks():
 def test_pytorch_passes_the_checks(device):
     checks.check_axial_positions(as_numpy(pytorch.axial_positions, device=device))
     checks.check_axial_positions_vjp(axial_gradients(device))
+    checks.check_axial_positions(as_numpy(api.axial_positions, device=device))
+    checks.check_learned_positions(as_numpy(api.learned_positions, device=device))
     checks.check_learned_positions(as_numpy(pytorch.learned_positions, device=device))
     checks.check_sinusoidal_positions(
         as_numpy(
@@ -99,37 +97,42 @@ def test_every_length_up_to_the_product_works(axes, data):
 
 
 @quick
-@given(st.sampled_from([spec, pytorch]), st.sampled_from([-1, -7, 6, 7, 10**12]), st.integers(0, 5))
-def test_positions_out_of_range_are_refused(version, bad, place):
-    positions = np.arange(6)
+@given(st.sampled_from([-1, -7, 6, 7, 10**12]), st.integers(0, 5))
+def test_positions_out_of_range_are_refused(bad, place):
+    positions, table = torch.arange(6), torch.ones(6, 2)
     positions[place] = bad
-    table = np.ones((6, 2))
-    if version is pytorch:
-        positions, table = torch.from_numpy(positions), torch.from_numpy(table)
     for call in (
-        lambda: version.axial_positions([table[:3], table[:2]], positions),
-        lambda: version.learned_positions(table, positions),
+        lambda: api.axial_positions([table[:3], table[:2]], positions),
+        lambda: api.learned_positions(table, positions),
     ):
         with pytest.raises(ValueError, match=r"positions must be in \[0, 6\), got values from"):
             call()
     if bad < 0:
         with pytest.raises(ValueError, match=r"positions must be in"):
-            version.sinusoidal_positions(positions, 4)
+            api.sinusoidal_positions(positions, 4)
 
 
-@pytest.mark.parametrize("version", [spec, pytorch])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bool", "complex64"])
-def test_positions_must_be_integers(version, dtype):
-    positions, table = np.zeros(3, dtype=dtype), np.ones((4, 2))
-    if version is pytorch:
-        positions, table = torch.from_numpy(positions), torch.from_numpy(table)
-    for call in (
-        lambda: version.axial_positions([table], positions),
-        lambda: version.learned_positions(table, positions),
-        lambda: version.sinusoidal_positions(positions, 4),
-    ):
-        with pytest.raises(TypeError, match="positions must be integers"):
-            call()
+TABLE, SOME = torch.ones(4, 2), torch.arange(2)
+WRONG = [
+    *((TypeError, "positions must be integers", api.axial_positions, [TABLE], torch.zeros(3, dtype=dtype))
+      for dtype in (torch.float32, torch.float64, torch.bool, torch.complex64)),
+    (TypeError, "positions must be integers", api.learned_positions, TABLE, torch.zeros(3)),
+    (TypeError, "positions must be integers", api.sinusoidal_positions, torch.zeros(3), 4),
+    (TypeError, "positions must be a torch.Tensor, got list", api.learned_positions, TABLE, [0, 1]),
+    (ValueError, "positions must hold at least one", api.axial_positions, [TABLE], SOME[:0]),
+    *((ValueError, "tables must be", api.axial_positions, bad, SOME)
+      for bad in ([], None, [torch.ones(3)], [torch.ones(0, 2)])),
+    (TypeError, "tables must be dense, of dtype", api.axial_positions, [TABLE.long()], SOME),
+    (TypeError, "tables must have the dtype of the first", api.axial_positions, [TABLE, TABLE.double()], SOME),
+    *((ValueError, "d_model must be", api.sinusoidal_positions, SOME, odd) for odd in (1, 7)),
+    (TypeError, "dtype must be a floating torch.dtype", api.sinusoidal_positions, SOME, 4, torch.int64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "function", "arguments"), [(*w[:3], w[3:]) for w in WRONG])
+def test_wrong_arguments(error, message, function, arguments):
+    with pytest.raises(error, match=f"^{message}"):
+        function(*arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
@@ -138,31 +141,6 @@ def test_any_integer_dtype_serves(dtype):
     positions = torch.tensor([3, 100, 7], dtype=dtype)
     torch.testing.assert_close(pytorch.learned_positions(table, positions), table[[3, 100, 7]], rtol=0, atol=0)
     torch.testing.assert_close(pytorch.axial_positions([table, table], positions)[:, 2:], table[[3, 100, 7]])
-
-
-@pytest.mark.parametrize("version", [spec, pytorch])
-def test_empty_positions_and_bad_tables_are_refused(version):
-    convert = torch.from_numpy if version is pytorch else np.asarray
-    some, table = convert(np.arange(2)), convert(np.ones((4, 2)))
-    with pytest.raises(ValueError, match="positions must hold at least one"):
-        version.axial_positions([table], some[:0])
-    for bad in ([], None, [convert(np.ones(3))], [convert(np.ones((0, 2)))]):
-        with pytest.raises(ValueError, match="tables must be"):
-            version.axial_positions(bad, some)
-    with pytest.raises(TypeError, match="tables must"):
-        version.axial_positions([convert(np.ones((4, 2), dtype=int))], some)
-    for odd in (1, 7):
-        with pytest.raises(ValueError, match="d_model must be"):
-            version.sinusoidal_positions(some, odd)
-
-
-def test_mixed_tables_and_arrays_are_refused():
-    with pytest.raises(TypeError, match=r"tables must have the dtype of the first of tables"):
-        pytorch.axial_positions([torch.ones(2, 2), torch.ones(2, 2).double()], torch.arange(4))
-    with pytest.raises(TypeError, match=r"positions must be a torch.Tensor, got list"):
-        pytorch.learned_positions(torch.ones(2, 2), [0, 1])
-    with pytest.raises(ValueError, match=re.escape("d_out must have shape (4, 4)")):
-        spec.axial_positions_vjp([np.ones((2, 2)), np.ones((2, 2))], np.arange(4), np.ones((4, 3)))
 
 
 @pytest.mark.parametrize(

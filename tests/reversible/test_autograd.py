@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_stack, reversible_stack_inverse
+from reformer_ref.reversible import ReversibleBlock, ReversibleStack, reversible_stack, reversible_stack_inverse
 from reformer_ref.testing import expect_close
 from torch import nn
 
@@ -29,8 +29,8 @@ class Half(nn.Module):
         super().__init__()
         self.norm, self.linear, self.dropout = nn.LayerNorm(D), nn.Linear(D, D), nn.Dropout(p)
 
-    def forward(self, x, memory=None, mask=None):
-        h = self.norm(x) if memory is None else self.norm(x) + x * memory.mean(dim=-2, keepdim=True)
+    def forward(self, x, encoder_output=None, mask=None):
+        h = self.norm(x) if encoder_output is None else self.norm(x) + x * encoder_output.mean(dim=-2, keepdim=True)
         if mask is not None:
             h = h.masked_fill(mask[..., None], 0)
         return self.dropout(torch.tanh(self.linear(h)))
@@ -306,46 +306,48 @@ def test_double_backward_is_an_error():
     assert torch.autograd.grad(scalar(other(*x)), x, create_graph=True)[0].requires_grad
 
 
-def test_extras_collect_gradients_from_every_half():
+def test_context_collects_gradients_from_every_layer():
     mask = torch.zeros(2, 5, dtype=torch.bool)
     mask[1, 3:] = True
-    for extras in ((None, mask), ("memory", mask), ("memory", None), ("frozen", mask)):
+    for given in ((None, mask), ("output", mask), ("output", None), ("frozen", mask)):
         results = []
         for stack in pair(p=0.3):
             x = streams()
-            memory = streams(seed=9)[0].detach()[:, :3].requires_grad_(extras[0] == "memory") if extras[0] else None
+            encoder_output = (
+                streams(seed=9)[0].detach()[:, :3].requires_grad_(given[0] == "output") if given[0] else None
+            )
             torch.manual_seed(3)
-            scalar(stack(*x, memory, extras[1])).backward()
-            results.append([*grads_of(stack, x), None if memory is None else memory.grad])
+            scalar(stack(*x, encoder_output, given[1])).backward()
+            results.append([*grads_of(stack, x), None if encoder_output is None else encoder_output.grad])
         expect_same(*results)
-        assert (results[0][-1] is not None) == (extras[0] == "memory")
+        assert (results[0][-1] is not None) == (given[0] == "output")
 
 
 class RandomBuckets(nn.Module):
     """Draws a random bucket per token from its own generator in forward; backward must not draw."""
 
-    keeps_memo = True
+    uses_saved = True
 
     def __init__(self):
         super().__init__()
         self.table = nn.Parameter(torch.randn(4, D))
         self.generator, self.draws = torch.Generator().manual_seed(0), 0
 
-    def forward(self, x, memo):
-        if "buckets" not in memo:
+    def forward(self, x, saved):
+        if "buckets" not in saved:
             self.draws += 1
-            memo["buckets"] = torch.randint(4, x.shape[:-1], generator=self.generator)
-        return torch.tanh(x) * self.table[memo["buckets"]]
+            saved["buckets"] = torch.randint(4, x.shape[:-1], generator=self.generator)
+        return torch.tanh(x) * self.table[saved["buckets"]]
 
 
-def test_memo_is_handed_back_in_backward():
+def test_saved_is_handed_back_in_backward():
     results = []
     for reversible in (True, False):
         torch.manual_seed(0)
         halves = [RandomBuckets() for _ in range(5)]
         stack = ReversibleStack([halves[:2], halves[2:4], (halves[4], Half(0.2))], reversible)
         x = streams()
-        loss = scalar(stack(*x)) + scalar(stack(*x))  # two forwards, two memos
+        loss = scalar(stack(*x)) + scalar(stack(*x))  # two forwards, two dicts
         loss.backward()
         results.append(grads_of(stack, x))
         assert [h.draws for h in halves] == [2] * 5
@@ -359,8 +361,8 @@ def test_inverse():
     x = streams()
     y = stack(*x)
     expect_same(reversible_stack_inverse(*y, stack.blocks), x)
-    memory = streams(seed=9)[0]
-    expect_same(reversible_stack_inverse(*stack(*x, memory), stack.blocks, memory), x)
+    encoder_output = streams(seed=9)[0]
+    expect_same(reversible_stack_inverse(*stack(*x, encoder_output), stack.blocks, encoder_output), x)
 
 
 class Pair(nn.Module):

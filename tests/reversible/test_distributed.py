@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from reformer_ref.reversible.pytorch import ReversibleStack
+from reformer_ref.reversible import ReversibleStack
 from reformer_ref.testing import expect_close
 from torch import nn
 

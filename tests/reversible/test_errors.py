@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reformer_ref.reversible.pytorch import ReversibleBlock, ReversibleStack, reversible_stack, reversible_stack_inverse
+from reformer_ref.reversible import ReversibleBlock, ReversibleStack, reversible_stack, reversible_stack_inverse
 from torch import nn
 
 BLOCK = (nn.Tanh(), nn.Tanh())
@@ -42,8 +42,8 @@ def test_streams_that_are_no_tensors(bad):
     ("blocks", "error", "message"),
     [
         ([], ValueError, "blocks must hold at least one block"),
-        ([()], ValueError, "at least one half"),
-        ([nn.ModuleList()], ValueError, "at least one half"),
+        ([()], ValueError, "at least one layer"),
+        ([nn.ModuleList()], ValueError, "at least one layer"),
         (None, TypeError, "blocks must be a sequence"),
         (nn.Tanh(), TypeError, "blocks must be a sequence"),
         (ReversibleBlock(*BLOCK), TypeError, "blocks must be a sequence"),
@@ -64,7 +64,7 @@ def test_blocks(blocks, error, message):
 
 
 def test_modules():
-    with pytest.raises(ValueError, match="at least one half"):
+    with pytest.raises(ValueError, match="at least one layer"):
         ReversibleBlock()
     with pytest.raises(TypeError, match="must be an nn"):
         ReversibleBlock(torch.tanh, nn.Tanh())
@@ -74,13 +74,13 @@ def test_modules():
 
 @pytest.mark.parametrize("reversible", [True, False])
 @pytest.mark.parametrize("bad", [nn.Linear(3, 1), nn.Linear(3, 4), nn.LSTM(3, 3)])
-def test_a_half_that_returns_something_else(bad, reversible):
+def test_a_layer_that_returns_something_else(bad, reversible):
     x = torch.ones(2, 3, requires_grad=True)  # one column would broadcast silently
     with pytest.raises(ValueError, match=f"{type(bad).__name__} must return a tensor of its input's shape"):
         reversible_stack(x, x, [(nn.Tanh(), bad)], reversible=reversible)
 
 
-def test_extras():
+def test_context():
     x = torch.ones(2, 3)
-    with pytest.raises(TypeError, match="extras must be tensors or None"):
+    with pytest.raises(TypeError, match="context must be tensors or None"):
         reversible_stack(x, x, [BLOCK], [x])

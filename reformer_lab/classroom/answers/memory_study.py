@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 import torch
 from reformer_ref.attention.api import shared_qk_attention
-from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.api import lsh_attention
+from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
 from reformer_ref.memory.count import MetaCounter
 from reformer_ref.model.config import ReformerConfig

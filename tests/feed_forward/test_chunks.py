@@ -1,4 +1,4 @@
-"""Slices really save memory in training, and recompute in backward exactly what forward computed."""
+"""Chunks really save memory in training, and recompute in backward exactly what forward computed."""
 
 import weakref
 from functools import partial
@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from reformer_ref.feed_forward.pytorch import FeedForward, cross_entropy, feed_forward, sliced
+from reformer_ref.feed_forward import FeedForward, cross_entropy, feed_forward
+from reformer_ref.feed_forward.chunked import chunked
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -73,16 +74,16 @@ def saved_storages(fn, tensors):
     return {p: n for p, n in saved.items() if p not in own}, out
 
 
-def nats(targets, slice_length, hidden, weight, bias):
-    return cross_entropy(hidden, weight, bias, targets, slice_length)
+def nats(targets, chunk_length, hidden, weight, bias):
+    return cross_entropy(hidden, weight, bias, targets, chunk_length)
 
 
 def test_feed_forward_saves_nothing_but_its_inputs():
     tensors = layer(length=64, d_ff=512)
-    extra, _ = saved_storages(partial(feed_forward, slice_length=10), tensors)
+    extra, _ = saved_storages(partial(feed_forward, chunk_length=10), tensors)
     assert not extra
     ordinary, _ = saved_storages(feed_forward, tensors)
-    assert sum(ordinary.values()) >= 2 * 64 * 512 * 8  # the wide array: what slices are for
+    assert sum(ordinary.values()) >= 2 * 64 * 512 * 8  # the wide array: what chunks are for
 
 
 def test_loss_saves_nothing_that_grows_with_the_vocabulary():
@@ -94,19 +95,19 @@ def test_loss_saves_nothing_that_grows_with_the_vocabulary():
     assert sum(ordinary.values()) >= 64 * 900 * 8
 
 
-@pytest.mark.parametrize("slice_length", [16, 50])
-def test_peak_memory_of_training_follows_the_slice(slice_length):
+@pytest.mark.parametrize("chunk_length", [16, 50])
+def test_peak_memory_of_training_follows_the_chunk(chunk_length):
     length, d_model, d_ff = 1000, 4, 256
     tensors = draw((length, d_model), (d_model, d_ff), (d_ff,), (d_ff, d_model), (d_model,))
     whole = peak_of_training(feed_forward, tensors)
-    cut = peak_of_training(partial(feed_forward, slice_length=slice_length), tensors)
+    cut = peak_of_training(partial(feed_forward, chunk_length=chunk_length), tensors)
     assert whole > 2 * length * d_ff
-    # a few wide arrays of one slice; outputs, gradients and sums of the inputs' own sizes
-    assert cut < 5 * slice_length * d_ff + 4 * length * d_model + 6 * d_model * d_ff
+    # a few wide arrays of one chunk; outputs, gradients and sums of the inputs' own sizes
+    assert cut < 5 * chunk_length * d_ff + 4 * length * d_model + 6 * d_model * d_ff
     assert cut < whole / 5
 
 
-def test_peak_memory_of_the_loss_follows_the_slice():
+def test_peak_memory_of_the_loss_follows_the_chunk():
     length, d, vocabulary = 800, 4, 500
     hidden, weight, bias = draw((length, d), (d, vocabulary), vocabulary)
     targets = torch.arange(length) % vocabulary
@@ -121,9 +122,9 @@ def test_peak_memory_of_the_loss_follows_the_slice():
 
 
 def by_hand(x, w1, b1, w2, b2, step, dropout):
-    """The same slices by ordinary autograd."""
-    pieces = [F.dropout(F.relu(piece @ w1 + b1), dropout) @ w2 + b2 for piece in x.split(step, dim=-2)]
-    return torch.cat(pieces, dim=-2)
+    """The same chunks by ordinary autograd."""
+    chunks = [F.dropout(F.relu(chunk @ w1 + b1), dropout) @ w2 + b2 for chunk in x.split(step, dim=-2)]
+    return torch.cat(chunks, dim=-2)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -136,7 +137,7 @@ def test_dropout_is_replayed(step, device):
         torch.manual_seed(3)
         want = by_hand(*tensors, step, 0.5)
         torch.manual_seed(3)
-        got = feed_forward(*tensors, slice_length=step, dropout=0.5)
+        got = feed_forward(*tensors, chunk_length=step, dropout=0.5)
         torch.rand(1000, device=device)  # the generators move on before the backward pass ...
         before = (torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else torch.empty(0))
         grads = torch.autograd.grad(got, tensors, d_out)
@@ -153,7 +154,7 @@ def test_two_forwards_before_one_backward_with_dropout():
         torch.manual_seed(4)
         want = [by_hand(*tensors, 6, 0.3) for _ in range(2)]
         torch.manual_seed(4)
-        got = [feed_forward(*tensors, slice_length=6, dropout=0.3) for _ in range(2)]
+        got = [feed_forward(*tensors, chunk_length=6, dropout=0.3) for _ in range(2)]
         assert not torch.equal(*got)
         grads = torch.autograd.grad(got[0].sin().sum() + got[1].cos().sum(), tensors)
     assert_close(grads, torch.autograd.grad(want[0].sin().sum() + want[1].cos().sum(), tensors))
@@ -170,11 +171,11 @@ def test_recompute_runs_in_the_dtypes_of_forward(device):
         return F.linear(hidden, w2.t(), b2)
 
     with torch.autocast(device, torch.bfloat16):
-        got = sliced(fn, tensors[0], tensors[1:], 10)
+        got = chunked(fn, tensors[:1], tensors[1:], 10)
         want = fn(*tensors)
     d_out = torch.ones_like(want)
     grads = torch.autograd.grad(got, tensors, d_out)  # outside autocast
-    assert seen == [torch.bfloat16] * 7  # three slices, the plain formula, three slices again
+    assert seen == [torch.bfloat16] * 7  # three chunks, the plain formula, three chunks again
     assert got.dtype == torch.bfloat16
     assert_close([got], [want], 1e-2)
     assert all(g.dtype == torch.float32 for g in grads)
@@ -193,20 +194,20 @@ def test_backward_under_autocast_equals_ordinary_autograd():
         seen.append(out.dtype)
         return F.relu(out) @ w
 
-    got, want = sliced(fn, x, (w,), 10), fn(x, w)
+    got, want = chunked(fn, (x,), (w,), 10), fn(x, w)
     with torch.autocast("cpu", torch.bfloat16):
         grads = torch.autograd.grad(got.sum(), (x, w))
         ordinary = torch.autograd.grad(want.sum(), (x, w))
     assert set(seen) == {torch.float32}
     assert_close(grads[:1], ordinary[:1], 1e-6)
-    assert_close(grads[1:], ordinary[1:], 1e-2)  # a sum over slices, each rounded to bfloat16
+    assert_close(grads[1:], ordinary[1:], 1e-2)  # a sum over chunks, each rounded to bfloat16
 
 
 def test_autocast_leaves_the_weights_usable_afterwards():
     """A cast of a weight made without gradient must not stay in autocast's cache."""
     tensors = layer(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        sliced(lambda x, w: x @ w, tensors[0], tensors[1:2], 4)
+        chunked(lambda x, w: x @ w, tensors[:1], tensors[1:2], 4)
         out = tensors[0] @ tensors[1]
     assert all(g is not None for g in torch.autograd.grad(out.sum(), tensors[:2], allow_unused=True))
 
@@ -229,14 +230,14 @@ def test_gradient_of_any_subset():
     tensors = layer()
     want = torch.autograd.grad(feed_forward(*tensors).sin().sum(), tensors)
     for i, tensor in enumerate(tensors):
-        out = feed_forward(*tensors, slice_length=4).sin().sum()
+        out = feed_forward(*tensors, chunk_length=4).sin().sum()
         assert_close(torch.autograd.grad(out, [tensor]), [want[i]])
 
 
 @pytest.mark.parametrize("trained", range(5))
 def test_frozen_inputs(trained):
     tensors = [t.requires_grad_(i == trained) for i, t in enumerate(layer(grad=False))]
-    feed_forward(*tensors, slice_length=4).sin().sum().backward()
+    feed_forward(*tensors, chunk_length=4).sin().sum().backward()
     got = [t.grad for t in tensors]
     assert [g is not None for g in got] == [i == trained for i in range(5)]
     want = torch.autograd.grad(feed_forward(*tensors).sin().sum(), tensors[trained])
@@ -247,8 +248,8 @@ def test_accumulation_reuse_and_retained_graph():
     tensors = layer()
     x, *weights = tensors
 
-    def twice(slice_length):  # the same weights in two layers
-        fn = partial(feed_forward, slice_length=slice_length)
+    def twice(chunk_length):  # the same weights in two layers
+        fn = partial(feed_forward, chunk_length=chunk_length)
         return fn(fn(x, *weights), *weights).sin().sum()
 
     want = torch.autograd.grad(twice(None), tensors)
@@ -259,14 +260,14 @@ def test_accumulation_reuse_and_retained_graph():
 
 
 def test_evaluation_mode_still_has_gradients():
-    module = FeedForward(3, 5, dropout=0.5, slice_length=4, generator=torch.Generator().manual_seed(0)).double().eval()
+    module = FeedForward(3, 5, dropout=0.5, chunk_length=4, generator=torch.Generator().manual_seed(0)).double().eval()
     module(draw((2, 9, 3))[0]).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
 
 
 def test_forward_mode_follows_the_call_not_the_module():
     """Switching to evaluation between forward and backward changes nothing."""
-    module = FeedForward(3, 5, dropout=0.5, slice_length=4, generator=torch.Generator().manual_seed(0)).double()
+    module = FeedForward(3, 5, dropout=0.5, chunk_length=4, generator=torch.Generator().manual_seed(0)).double()
     x = draw((9, 3))[0]
     grads = []
     for switch in (False, True):
@@ -281,16 +282,16 @@ def test_forward_mode_follows_the_call_not_the_module():
 def test_without_gradient_nothing_is_recorded():
     tensors = layer()
     with torch.no_grad():
-        out = feed_forward(*tensors, slice_length=4)
+        out = feed_forward(*tensors, chunk_length=4)
     assert out.grad_fn is None
     assert_close([out], [feed_forward(*tensors)])
     with torch.inference_mode():
-        assert_close([feed_forward(*tensors, slice_length=4)], [out])
+        assert_close([feed_forward(*tensors, chunk_length=4)], [out])
 
 
 def test_inputs_changed_in_place_are_noticed():
     tensors = layer()
-    out = feed_forward(*tensors, slice_length=4)
+    out = feed_forward(*tensors, chunk_length=4)
     with torch.no_grad():
         tensors[1].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -299,7 +300,7 @@ def test_inputs_changed_in_place_are_noticed():
 
 def test_second_derivatives_are_refused():
     tensors = layer()
-    out = feed_forward(*tensors, slice_length=4).sin().sum()
+    out = feed_forward(*tensors, chunk_length=4).sin().sum()
     grads = torch.autograd.grad(out, tensors, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grads[0].sum().backward()
@@ -308,12 +309,12 @@ def test_second_derivatives_are_refused():
 def test_strided_and_expanded_inputs():
     x, *weights = layer(length=12)
     for view in (lambda x: x.transpose(0, 1), lambda x: x[:, ::3], lambda x: x[:1].expand(4, -1, -1)):
-        got, want = (feed_forward(view(x), *weights, slice_length=n).sin().sum() for n in (5, None))
+        got, want = (feed_forward(view(x), *weights, chunk_length=n).sin().sum() for n in (5, None))
         assert_close(torch.autograd.grad(got, [x, *weights]), torch.autograd.grad(want, [x, *weights]))
 
 
 @pytest.mark.parametrize("dim", [0, 1, -2])
-def test_sliced_along_any_dimension_with_several_inputs_and_totals(dim):
+def test_chunked_along_any_dimension_with_several_inputs_and_totals(dim):
     tensors = a, b, w = draw((7, 3, 2), (7, 3, 2), (2, 4))
     weigh = torch.arange(4.0, dtype=torch.float64)
 
@@ -323,23 +324,11 @@ def test_sliced_along_any_dimension_with_several_inputs_and_totals(dim):
     def sums(a, b, w):
         return rows(a, b, w).sum((0, 1))
 
-    for fn, total in ((rows, False), (sums, True)):
-        got, want = sliced(fn, (a, b), (w,), 2, dim=dim, total=total), fn(*tensors)
+    for fn, add in ((rows, False), (sums, True)):
+        got, want = chunked(fn, (a, b), (w,), 2, dim=dim, add=add), fn(*tensors)
         assert_close([got], [want])
         got, want = (torch.autograd.grad((out * weigh).sum(), tensors) for out in (got, want))
         assert_close(got, want)
-
-
-def test_sliced_refuses_bad_input():
-    a, b = draw((3, 2), (4, 2))
-    with pytest.raises(ValueError, match="at least one position along dim -2"):
-        sliced(torch.sin, a[:0])
-    with pytest.raises(ValueError, match=r"the same number everywhere, got \(3, 2\), \(4, 2\)"):
-        sliced(torch.add, (a, b), (), 2)
-    with pytest.raises(TypeError, match="total must be True or False"):
-        sliced(torch.sin, a, (), 2, total=1)
-    with pytest.raises(ValueError, match="slice_length must be at least 1"):
-        sliced(torch.sin, a, (), 0)
 
 
 # Compilers
@@ -348,11 +337,11 @@ def test_sliced_refuses_bad_input():
 class Loss(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = FeedForward(4, 8, "gelu", 0.1, slice_length=3, generator=torch.Generator().manual_seed(0))
+        self.layer = FeedForward(4, 8, "gelu", 0.1, chunk_length=3, generator=torch.Generator().manual_seed(0))
         self.weight = torch.nn.Parameter(torch.randn(4, 11, generator=torch.Generator().manual_seed(1)))
 
     def forward(self, x, targets):
-        return cross_entropy(self.layer(x), self.weight, None, targets, slice_length=5)
+        return cross_entropy(self.layer(x), self.weight, None, targets, chunk_length=5)
 
 
 def example():
@@ -383,10 +372,10 @@ def test_compile_in_one_graph(grad):
 
 
 @pytest.mark.slow
-def test_compiled_training_is_sliced_too():
+def test_compiled_training_is_chunked_too():
     torch.compiler.reset()
     tensors = layer(length=60, d_ff=512)
-    compiled = torch.compile(partial(feed_forward, slice_length=10, dropout=0.1), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(partial(feed_forward, chunk_length=10, dropout=0.1), fullgraph=True, backend="aot_eager")
     with torch.random.fork_rng():
         extra, out = saved_storages(compiled, tensors)
         torch.autograd.grad(out.sum(), tensors)
