@@ -211,7 +211,7 @@ class ReformerLM(nn.Module):
         if hidden.shape[-1:] != (2 * self.config.d_model,):
             shape = tuple(hidden.shape)
             raise ValueError(f"hidden must have shape (…, {2 * self.config.d_model}), got {shape}")
-        if not torch.is_autocast_enabled(hidden.device.type):
+        if hidden.is_meta or not torch.is_autocast_enabled(hidden.device.type):  # which casts
             require_same_kind("the weights", self.backbone.embedding.weight, hidden=hidden)
         return logits_of(hidden, *self.backbone.head_weights(self.head))
 
