@@ -20,11 +20,11 @@ def computed():
         causality,
         chunks,
         circle,
+        feed_forward,
         memory,
         pattern,
         reconstruction,
         rings,
-        slices,
     )
 
     def matrices():
@@ -38,7 +38,7 @@ def computed():
         "attention_pattern": pattern.pattern,
         "causal_pattern": causality.causality,
         "reconstruction": reconstruction.reconstruction,
-        "feed_forward_slices": slices.slices,
+        "feed_forward_slices": feed_forward.feed_forward_chunks,
         "axial_positions": axial.axial,
         "buckets_of_words": buckets.spelling,
         "rings": rings.rings,
@@ -61,7 +61,7 @@ def recorded(curve=None):
         "speed_attention": lambda: plots.attention_by_length(attention),
         "speed_crossover": lambda: plots.crossover(plots.read("bench_crossover")),
         "speed_rounds": lambda: plots.attention_by_rounds(plots.read("bench_rounds")),
-        "speed_share": lambda: plots.share_of_matmul(attention),
+        "speed_share": lambda: plots.matmul_rate(attention),
         "speed_step": lambda: plots.training_step(steps),
         "speed_million": lambda: plots.million_steps(million),
         "training_curve": lambda: learning_curve(*(run[name] for name in names), baselines),

@@ -155,29 +155,30 @@ def longest(question, peak_bytes):
     """{"length", "bytes"}: the longest sequence that fits as asked, to about 1 %; length 0 if not
     even 2 tokens do.
 
-    peak_bytes: at the length asked for. Doubling or halving it brackets the budget; then each guess is where the
-    straight line between the ends meets it, since the peak is nearly affine in the length. Lengths beyond LONGEST are
-    not looked at.
+    peak_bytes: at the length asked for. The peak is nearly affine in the length: from that length and its double or
+    half, each guess is where the straight line through two lengths meets the budget. Lengths beyond LONGEST are not
+    looked at.
     """
     budget, peak_bytes = question.budget, require_int("peak_bytes", peak_bytes, 1, 10**30)
-
-    def point(length):
-        return length, question.predict(length).peak_bytes
-
-    low = high = (question.length, peak_bytes)
-    while high[1] <= budget and high[0] < LONGEST:
-        low, high = high, point(min(2 * high[0], LONGEST))
-    while low[1] > budget:
-        if low[0] == 2:
-            return {"length": 0, "bytes": low[1]}
-        low, high = point(max(low[0] // 2, 2)), low
-    if high[1] <= budget:
-        return {"length": high[0], "bytes": high[1]}
-    while low[1] < 0.99 * budget and high[0] - low[0] > 1:
-        ratio = (0.997 * budget - low[1]) / (high[1] - low[1])
-        guess = point(min(max(low[0] + int(ratio * (high[0] - low[0])), low[0] + 1), high[0] - 1))
-        low, high = (guess, high) if guess[1] <= budget else (low, guess)
-    return {"length": low[0], "bytes": low[1]}
+    known = {question.length: peak_bytes}  # length: bytes
+    while True:
+        low = max((n for n, size in known.items() if size <= budget), default=None)
+        high = min((n for n, size in known.items() if size > budget), default=None)
+        if low is None:
+            if high == 2:
+                return {"length": 0, "bytes": known[2]}
+            guess = max(high // 2, 2)
+        elif low == LONGEST or known[low] >= 0.99 * budget or high == low + 1:
+            return {"length": low, "bytes": known[low]}
+        elif len(known) == 1:
+            guess = 2 * low
+        else:
+            a, b = (low, high) if high else sorted(known)[-2:]
+            slope = max(1, known[b] - known[a]) / (b - a)
+            guess = max(low + 1, low + int((0.997 * budget - known[low]) / slope))
+            guess = min(guess, high - 1) if high else min(guess, 16 * low)
+        guess = min(guess, LONGEST)
+        known[guess] = question.predict(guess).peak_bytes
 
 
 @clear_errors
@@ -196,7 +197,7 @@ def by_depth(question):
 
 @clear_errors
 def by_length(question):
-    """{"length", and bytes for each of VARIANTS} from an eighth of the length to twice the length.
+    """{"length", and bytes for each of VARIANTS} from a quarter of the length to twice the length.
 
     dense: all scores of some heads at once (one head if long), nearly as attention is usually
     written; reversible.
@@ -206,7 +207,7 @@ def by_length(question):
         "not reversible": {"reversible": False},
         "dense": {"reversible": True, "pattern": ("dense",), "dense_block": None},
     }
-    lengths = sorted({max(2, question.length * eighths // 8) for eighths in (1, 2, 4, 8, 16)})
+    lengths = sorted({max(2, question.length * quarters // 4) for quarters in (1, 2, 4, 8)})
     return [{"length": n, **{v: question.predict(n, **c).peak_bytes for v, c in variants.items()}} for n in lengths]
 
 

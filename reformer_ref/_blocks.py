@@ -1,8 +1,8 @@
 """How long tensors are cut into blocks, and how a prediction of memory shortens the loops over them.
 
-On *meta* tensors nothing is computed. A loop that leaves nothing behind then needs the same memory
-in all its iterations but the first and the last, so ``predict_peak`` runs three of them: its time
-does not depend on the length.
+On *meta* tensors nothing is computed. A loop that leaves nothing behind needs the same memory in all
+its iterations but the first, and the last if that is smaller, so ``predict_peak`` runs two or three
+of them: its time does not depend on the length.
 """
 
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ _prediction = ContextVar("prediction", default=(None, False))  # type of device,
 
 def block_starts(length, step):
     """Return where the blocks of ``step`` out of ``length`` begin: while memory is predicted, only
-    the first, the second and the last. For loops whose iterations leave no tensor behind.
+    the first, the second and a smaller last one. For loops whose iterations leave no tensor behind.
     """
     starts = range(0, length, step)
-    if (
-        torch.compiler.is_compiling()
-    ):  # which cannot follow a context variable, and predicts nothing
+    # torch.compile cannot follow a context variable, and it predicts nothing.
+    if torch.compiler.is_compiling() or not _prediction.get()[1] or len(starts) <= 2:
         return starts
-    shorten = _prediction.get()[1] and len(starts) > 3
-    return (starts[0], starts[1], starts[-1]) if shorten else starts
+    if length % step == 0:  # the last is like the second
+        return starts[:2]
+    return (starts[0], starts[1], starts[-1])
 
 
 def block_device(device):

@@ -9,18 +9,18 @@ multiplications as plain windows need, as nothing but batched matrix products, w
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from reformer_ref._arguments import clear_errors, require_int
+from reformer_ref._arguments import require_int
 
 HEADS, D_HEAD, CHUNK = 8, 64, 64
 MODEL = {"vocab_size": 256, "d_model": 256, "n_heads": 4, "d_ff": 1024}
-SLICE = 4096  # positions of feed-forward and loss that are worked on at a time, the same for everybody
+FF_CHUNK = 4096  # positions of feed-forward and loss worked on at a time, the same for all contenders
 GEMM_FLOPS = 2e10  # arithmetic of one repeat of the case "gemm"
 QUICK_LENGTHS, QUICK_MATRICES, QUICK_FLOPS = (256, 512), (16,), 1e9
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who can do the work. ``module``: what must be installed; ``longest``: where it is no longer asked."""
+    """Who does the work. ``module``: what must be installed; ``longest``: where it is no longer asked."""
 
     name: str
     module: str | None = None
@@ -45,19 +45,13 @@ class Contender:
         return f"{self.module} is not installed (pip install 'reformer_ref[peers]')"
 
 
-CONTENDERS = {
-    c.name: c
-    for c in (
-        Contender("ours-trax"),
-        Contender("ours-paper"),
-        Contender("ours-strict"),
-        Contender("ours"),
-        Contender("reformer-pytorch", "reformer_pytorch", longest=65536),
-        Contender("huggingface", "transformers", longest=65536),
-        Contender("dense", longest=65536, growth=2),
-        Contender("matmul"),
-    )
-}
+_CONTENDERS = (
+    Contender("ours-trax"), Contender("ours-paper"), Contender("ours-strict"), Contender("ours"),
+    Contender("reformer-pytorch", "reformer_pytorch", longest=65536),
+    Contender("huggingface", "transformers", longest=65536), Contender("dense", longest=65536, growth=2),
+    Contender("matmul"),
+)  # fmt: skip
+CONTENDERS = {contender.name: contender for contender in _CONTENDERS}
 
 
 @dataclass(frozen=True)
@@ -110,18 +104,16 @@ class Point:
         return f"{self.length:,} tokens, {self.n_hashes} round{'s' * (self.n_hashes > 1)}{depth}"
 
 
-@clear_errors
 def attention_flops(length, n_hashes):
     """Forward and backward of plain windows: 7 matrix products (2 forward, 5 backward, scores recomputed)."""
     pairs = HEADS * n_hashes * length * 2 * CHUNK
     return 7 * 2.0 * pairs * D_HEAD
 
 
-@clear_errors
 def points(name, lengths=None, rounds=None, depths=None, quick=False):
     """The points of a case, shortest first; any list given replaces the case's own.
 
-    ValueError for lengths that do not suit everybody.
+    ValueError for lengths that do not suit all contenders.
     """
     case = CASES[name]
     asked = lengths or rounds or depths
@@ -136,7 +128,7 @@ def points(name, lengths=None, rounds=None, depths=None, quick=False):
     wanted = {(n, h, d) for n in lengths or case.lengths for h in rounds or case.rounds for d in depths or case.depths}
     if not asked and not quick:
         wanted |= set(case.also)
-    return [_point(case.kind, *what, quick) for what in sorted(wanted)]
+    return [_point(case.kind, *numbers, quick) for numbers in sorted(wanted)]
 
 
 def _point(kind, length, n_hashes, depth, quick):
@@ -145,7 +137,6 @@ def _point(kind, length, n_hashes, depth, quick):
     return Point(kind, length, n_hashes, depth if kind == "step" else 0, flops)
 
 
-@clear_errors
 def chosen(name, only=None):
     """The contenders of a case; ``only``: names, or "ours" for all of ours. ValueError if none of the case is named."""
     names = CASES[name].contenders

@@ -10,18 +10,17 @@ import time
 
 import torch
 import torch.nn.functional as F
-from reformer_ref._arguments import clear_errors, require_int
 from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.api import lsh_attention
-from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
+from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.lsh_attention.streaming import block_size_for
 from reformer_ref.memory import count_peak, predict_peak
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 from torch import nn
 
-from reformer_lab.benchmarks.cases import CHUNK, D_HEAD, HEADS, MODEL, SLICE
+from reformer_lab.benchmarks.cases import CHUNK, D_HEAD, FF_CHUNK, HEADS, MODEL
 
 LEARNING_RATE = 1e-4
 
@@ -50,7 +49,7 @@ def predicted_bytes(name, point, device):
         return predict_peak(step_config(point), point.length, device=device).above_start_bytes
     if not name.startswith("ours-"):
         return None
-    run = ours(name.removeprefix("ours-"), point, "meta", block_size=SCORES_AT_A_TIME[device])
+    run = ours(name.removeprefix("ours-"), point, "meta", block_size=block_size_for(device))
     return count_peak(run, on="meta").above_start_bytes
 
 
@@ -110,12 +109,12 @@ def huggingface(point, device):
         )
     ).to(device)  # fmt: skip
     inputs = [numbers(device, 1, point.length, HEADS * D_HEAD) for _ in "qv"]
-    layer.query_key, layer.value = (_Give(x) for x in inputs)
+    layer.query_key, layer.value = (_Constant(x) for x in inputs)
     hidden = torch.empty(1, point.length, 1, device=device)  # only its shape is looked at
     return attention(lambda qk, v: layer(hidden).hidden_states, inputs)
 
 
-class _Give(nn.Module):
+class _Constant(nn.Module):
     """In the place of a projection: gives ``x``, whatever comes in."""
 
     def __init__(self, x):
@@ -183,12 +182,11 @@ def step(make, point, device):
     return run
 
 
-@clear_errors
 def step_config(point):
     """Our model: local and LSH layers alternating, as in transformers; windows as in the ports."""
     return ReformerConfig(
         **MODEL, n_layers=point.n_layers, pattern=("local", "lsh"), max_length=point.length,
-        axial_shape=axial_shape(point.length), ff_chunk=SLICE, loss_chunk=SLICE,
+        axial_shape=axial_shape(point.length), ff_chunk=FF_CHUNK, loss_chunk=FF_CHUNK,
         lsh=LSHOptions.preset("trax", n_hashes=point.n_hashes, chunk_length=CHUNK),
         local=LocalOptions(chunk_length=CHUNK, causal=True, chunks_after=0),
     )  # fmt: skip
@@ -207,7 +205,7 @@ def lucidrains_model(point):
 
     model = Model(
         num_tokens=256, dim=256, depth=point.n_layers, max_seq_len=point.length, heads=4, dim_head=64, ff_mult=4,
-        bucket_size=CHUNK, n_hashes=point.n_hashes, causal=True, ff_chunks=-(-point.length // SLICE),
+        bucket_size=CHUNK, n_hashes=point.n_hashes, causal=True, ff_chunks=-(-point.length // FF_CHUNK),
         axial_position_emb=True, axial_position_shape=axial_shape(point.length),
     )  # fmt: skip
 
@@ -222,7 +220,7 @@ def huggingface_model(point):
     from transformers import ReformerConfig as Config
     from transformers import ReformerModelWithLMHead
 
-    piece = math.gcd(SLICE, point.length)  # it must divide the length
+    chunk = math.gcd(FF_CHUNK, point.length)  # it must divide the length
     model = ReformerModelWithLMHead(
         Config(
             vocab_size=256, hidden_size=256, num_attention_heads=4, attention_head_size=64, feed_forward_size=1024,
@@ -230,15 +228,13 @@ def huggingface_model(point):
             num_hashes=point.n_hashes, num_buckets=None, lsh_attn_chunk_length=CHUNK, local_attn_chunk_length=CHUNK,
             max_position_embeddings=point.length, axial_pos_shape=axial_shape(point.length),
             axial_pos_embds_dim=(128, 128), hidden_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0,
-            local_attention_probs_dropout_prob=0.0, chunk_size_feed_forward=piece, chunk_size_lm_head=piece,
+            local_attention_probs_dropout_prob=0.0, chunk_size_feed_forward=chunk, chunk_size_lm_head=chunk,
         )
     )  # fmt: skip
     return model, lambda tokens: model(input_ids=tokens, labels=tokens, use_cache=False).loss
 
 
-@clear_errors
 def axial_shape(length):
     """Two factors whose product is the length, as transformers wants in training; as nearly square as it goes."""
-    require_int("length", length, 1, 1 << 40)
     rows = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
     return rows, length // rows

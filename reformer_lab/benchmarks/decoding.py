@@ -37,9 +37,9 @@ def run(command, line):
         if theirs is not None and length <= LONGEST_THERE:
             point["huggingface_seconds"] = their_steps(theirs, tokens, length, repeats)
         result["points"].append(point)
-        _tell(point)
+        _print_point(point)
     result["generated"] = whole_generation(ours(generated + 1), tokens, generated)
-    _tell(result["generated"])
+    _print_point(result["generated"])
     if command.out is not None or not command.quick:
         out = command.out or Path("records")
         path = out if out.suffix == ".json" else out / "bench_decoding.json"
@@ -119,7 +119,7 @@ def whole_generation(model, tokens, generated):
             "recomputed_from": len(again)}  # fmt: skip
 
 
-def _tell(point):
+def _print_point(point):
     if "tokens" in point:
         ratio = point["recomputed_seconds"] / point["cached_seconds"]
         print(

@@ -5,22 +5,22 @@ import json
 import math
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from reformer_ref._arguments import clear_errors, require_bool, require_float, require_int, shown
+from reformer_ref._arguments import require_float, require_int
 from reformer_ref.model.pytorch import ReformerLM
 from tqdm.auto import tqdm
 
 from reformer_lab.benchmarks import record
-from reformer_lab.benchmarks.record import peak_rss
 from reformer_lab.data.text import bits, read_text
 from reformer_lab.options import set_threads
 from reformer_lab.training.loop import step_generator
 
-MILLION, LONGEST = 1 << 20, 1 << 30
-UNFOLLOWED = "embedding and loss"  # what no half of the model does
+LONGEST = 1 << 30
+UNFOLLOWED = "embedding and loss"  # what no layer does
 
 
 def run(command, line):
@@ -97,46 +97,47 @@ def train(model, tokens, command):
             optimizer.step()
             parts = clock.end()
             seconds = sum(parts.values())
-            steps.append({"bits_per_byte": value, "seconds": seconds, "parts": parts, "peak_rss_bytes": peak_rss()})
+            steps.append(
+                {"bits_per_byte": value, "seconds": seconds, "parts": parts, "peak_rss_bytes": record.peak_rss()}
+            )
         if command.loss_after:
             clock.begin()
             with torch.no_grad():
-                after["bits_per_byte_after"] = bits(
-                    model.loss(tokens, generator=step_generator(command.seed, command.steps)).item()
-                )
+                loss = model.loss(tokens, generator=step_generator(command.seed, command.steps))
+            after["bits_per_byte_after"] = bits(loss.item())
     return {"steps": steps, **after}
 
 
 class Clock:
-    """Time by part, and a progress bar: one tick for each half of each layer, forward and backward.
+    """Time by part, and a progress bar: one tick for each layer, forward and backward.
 
-    It listens where a reversible stack calls its halves, ``add_`` and ``subtract_``; what is done elsewhere counts for
-    the part that ``now`` has named.
+    It observes the layers of the model; what is done elsewhere counts for the part that ``now`` has
+    named.
     """
 
     def __init__(self, model, steps, quiet):
-        if not hasattr(model, "backbone"):
-            raise TypeError(f"model must be a ReformerLM, got {shown(model)}")
-        require_int("steps", steps), require_bool("quiet", quiet)
-        self.layers = [
-            layer for block in model.backbone.stack.blocks for layer in block.layers if hasattr(layer, "add_")
-        ]
+        self.backbone = model.backbone
         often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
-        total = 2 * len(self.layers) * steps
-        self.bar = tqdm(total=total, unit="half", disable=quiet, mininterval=often, dynamic_ncols=True)
+        total = 2 * len(model.backbone.layers()) * steps
+        self.bar = tqdm(total=total, unit="layer", disable=quiet, mininterval=often, dynamic_ncols=True)
         self.seconds, self.part, self.since = {}, None, None
 
     def __enter__(self):
-        for half in self.layers:
-            what = f"{half.kind} attention" if hasattr(half, "kind") else "feed-forward"
-            half.add_ = self._timed(f"forward, {what}", half.add_)
-            half.subtract_ = self._timed(f"backward, {what}", half.subtract_)
+        self.backbone.observe = self.observe
         return self
 
     def __exit__(self, *error):
-        for half in self.layers:
-            del half.add_, half.subtract_  # the methods of the class come to light again
+        del self.backbone.observe  # the class has the observer that does nothing
         self.bar.close()
+
+    @contextmanager
+    def observe(self, direction, layer):
+        """Surrounds the work of one layer, ``direction`` "forward" or "backward"."""
+        kind = f"{layer.kind} attention" if hasattr(layer, "kind") else "feed-forward"
+        before = self.now(f"{direction}, {kind}")
+        yield
+        self.now(before)
+        self.bar.update()
 
     def begin(self):
         """A step begins."""
@@ -156,18 +157,7 @@ class Clock:
         self.now(None)
         return self.seconds
 
-    def _timed(self, part, function):
-        def call(*args, **kwargs):
-            before = self.now(part)
-            result = function(*args, **kwargs)
-            self.now(before)
-            self.bar.update()
-            return result
 
-        return call
-
-
-@clear_errors
 def summary(data):
     """What came out, as text."""
     lines = []

@@ -45,13 +45,13 @@ def machine(threads):
 
 def versions():
     """Versions of Python, of this package and of the libraries that are installed."""
-    found = {"python": platform.python_version(), "reformer_ref": __version__}
+    installed = {"python": platform.python_version(), "reformer_ref": __version__}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def usable_cores():
@@ -80,8 +80,8 @@ def require_place(name, path):
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
             kind = stat.S_IFMT(path.stat().st_mode) if os.path.lexists(path) else stat.S_IFREG
     except (OSError, ValueError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise ValueError(f"{name} {shown(str(path))} cannot be written: {what}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} {shown(str(path))} cannot be written: {reason}") from None
     if kind != stat.S_IFREG:
         raise ValueError(f"{name} {shown(str(path))} cannot be written: there is something that is no file")
     return path

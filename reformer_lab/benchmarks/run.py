@@ -195,19 +195,20 @@ def ratios(results):
             continue
         entry = entries[name] = {}
         if ports:
-            fastest, smallest = (min(ports, key=lambda r: r[what]) for what in ("median", "above_start_bytes"))
+            fastest = min(ports, key=lambda r: r["median"])
+            smallest = min(ports, key=lambda r: r["above_start_bytes"])
             entry |= {"fastest_port": fastest["contender"], "smallest_port": smallest["contender"]}
             entry |= _ratio("times_faster_than_port", fastest, ours)
             entry["memory_of_port"] = ours["above_start_bytes"] / max(smallest["above_start_bytes"], 1)
-        for what, other in comparisons.items():
+        for ratio, other in comparisons.items():
             if other in done:
-                entry |= _ratio(what, done[other], ours)
+                entry |= _ratio(ratio, done[other], ours)
     return entries
 
 
-def _ratio(what, other, ours):
+def _ratio(name, other, ours):
     turns = [b / a for a, b in zip(ours["seconds"], other["seconds"], strict=True)]
-    return {what: other["median"] / ours["median"], f"{what}_range": [min(turns), max(turns)]}
+    return {name: other["median"] / ours["median"], f"{name}_range": [min(turns), max(turns)]}
 
 
 def table(point, entry):
@@ -217,7 +218,7 @@ def table(point, entry):
         if r["status"] != "ok":
             lines.append(f"  {r['contender']:<18}{r['status']:>10}  {r['detail']}")
             continue
-        spread = f"{min(r['seconds']):.3f} … {max(r['seconds']):.3f} s"
+        extremes = f"{min(r['seconds']):.3f} … {max(r['seconds']):.3f} s"
         memory = f"{r['above_start_bytes'] / 2**20:,.0f} MiB"
         note = _notes(entry["ratios"].get(r["contender"], {}))
         if "predicted_bytes" in r:
@@ -226,14 +227,14 @@ def table(point, entry):
             memory = ""
             note = f"{point.flops / r['median'] / 1e9:.0f} GFLOP/s"
             note += ": the arithmetic of plain windows alone" if point.kind == "attention" else ""
-        lines.append(f"  {r['contender']:<18}{r['median']:>8.3f} s{spread:>22}{memory:>14}  {note}".rstrip())
+        lines.append(f"  {r['contender']:<18}{r['median']:>8.3f} s{extremes:>22}{memory:>14}  {note}".rstrip())
     return "\n".join(lines) + "\n"
 
 
 def _notes(ratio):
-    def speed(what, form="{:.2f}×"):
-        low, high = (form.format(value) for value in ratio[f"{what}_range"])
-        return f"{form.format(ratio[what])} ({low} – {high})"
+    def speed(name, form="{:.2f}×"):
+        low, high = (form.format(value) for value in ratio[f"{name}_range"])
+        return f"{form.format(ratio[name])} ({low} – {high})"
 
     notes = []
     if "fastest_port" in ratio:

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reformer_ref._arguments import UNCLEAR, require_bool, require_choice, require_int, shown
+from reformer_ref._arguments import UNCLEAR, require_choice, require_int, shown
 
 from reformer_lab.claims import NAMES
 from reformer_lab.training.files import as_path, open_regular, write_json
@@ -77,13 +77,11 @@ def read_config(name, smoke=False, seeds=None):
     """The configuration of a claim: ``configs/NAME.json``, with its smoke version merged in, or with other seeds."""
     require_choice("name", name, NAMES)
     config = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
-    small, smoke = config.pop("smoke", {}), require_bool("smoke", smoke)
+    small = config.pop("smoke", {})
     config = merged(config, small) if smoke else config
     if seeds is not None:
         if "seeds" not in config:
             raise ValueError(f"--seeds has no meaning for {name}, in which nothing is random")
-        if not isinstance(seeds, (list, tuple)):
-            raise TypeError(f"seeds must be a list of numbers, got {shown(seeds)}")
         config["seeds"] = [require_int("--seeds", seed, 0) for seed in seeds]
         if len(set(config["seeds"])) < len(config["seeds"]) or not config["seeds"]:
             raise ValueError(f"--seeds must be different numbers, at least one, got {shown(list(seeds))}")
@@ -92,9 +90,6 @@ def read_config(name, smoke=False, seeds=None):
 
 def merged(base, changes):
     """``base`` with ``changes``, dict by dict; everything else, lists too, is replaced."""
-    for name, value in (("base", base), ("changes", changes)):
-        if not isinstance(value, dict):
-            raise TypeError(f"{name} must be a dict, got {shown(value)}")
     both = dict(base)
     for key, value in changes.items():
         old = both.get(key)
@@ -114,13 +109,13 @@ def checksum(path):
     path = as_path("path", path)
     try:
         if path.is_dir():
-            found = list(itertools.islice(path.rglob("*"), MOST_FILES + 1))
-            if len(found) > MOST_FILES:
+            paths = list(itertools.islice(path.rglob("*"), MOST_FILES + 1))
+            if len(paths) > MOST_FILES:
                 raise ValueError(f"--data {path} must hold at most {MOST_FILES:,} files")
-            found = [p for p in found if p.is_file()]
-            if sum(p.stat().st_size for p in found) > MOST_DATA:
+            paths = [p for p in paths if p.is_file()]
+            if sum(p.stat().st_size for p in paths) > MOST_DATA:
                 raise ValueError(f"--data {path} must hold at most {MOST_DATA:,} bytes")
-            files = sorted((p.relative_to(path).as_posix(), _digest(p)) for p in found)
+            files = sorted((p.relative_to(path).as_posix(), _digest(p)) for p in paths)
             return hashlib.sha256(json.dumps(files).encode()).hexdigest()
         if path.exists() and not path.is_file():
             raise ValueError(f"--data {path} must be a file or a folder, it is a pipe or a device")
@@ -157,21 +152,21 @@ def read_object(path, keys, equal=()):
     path = as_path("path", path)
     try:
         with open_regular(os.path.realpath(path), MOST_BYTES) as file:
-            found = json.loads(file.read(), parse_constant=_refuse_constant)
-        if not isinstance(found, dict):
+            content = json.loads(file.read(), parse_constant=_refuse_constant)
+        if not isinstance(content, dict):
             raise TypeError("it holds no object")
         wrong = [
             key for key, kind in keys.items()
-            if not (isinstance(found[key], kind) if isinstance(kind, type) else kind(found[key]))
+            if not (isinstance(content[key], kind) if isinstance(kind, type) else kind(content[key]))
         ]  # fmt: skip
-        wrong += [key for key, value in dict(equal).items() if found[key] != value]
+        wrong += [key for key, value in dict(equal).items() if content[key] != value]
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     except UNCLEAR as error:
         wrong = [f"{type(error).__name__}: {error}"]
     if wrong:
         raise ValueError(f"{path} is damaged ({shown(', '.join(wrong))}); remove it and run the same command again")
-    return found
+    return content
 
 
 def is_time(value):
@@ -195,10 +190,6 @@ def run_here(module, name, settings, context):
     """
     from reformer_lab.benchmarks import record
 
-    if not isinstance(context, Context):
-        raise TypeError(f"context must be a Context, got {type(context).__name__}")
-    if not isinstance(name, str):
-        raise TypeError(f"name must be that of a sub-run, got {shown(name)}")
     done = finished(context.folder, settings)
     if done is not None:
         return done
@@ -232,6 +223,13 @@ class _Spent:
         write_json(self.path, {"seconds": self.total})
 
 
+def config_of(model, **fields):
+    """The ReformerConfig of the JSON values ``model``, with further fields."""
+    from reformer_ref.model.config import ReformerConfig
+
+    return ReformerConfig.from_json(json.dumps({**fields, **model}))
+
+
 def options_of(settings):
     """The `TrainingOptions` of a sub-run: "training" without the size of a batch, and the seed."""
     from reformer_lab.training.schedule import TrainingOptions
@@ -242,8 +240,8 @@ def options_of(settings):
 
 def thinned(points, most=200):
     """At most about ``most`` of the points, evenly, always with the last."""
-    every = max(1, -(-len(points) // most))
-    return [list(p) for p in points[every - 1 :: every]] + ([list(points[-1])] if len(points) % every else [])
+    stride = max(1, -(-len(points) // most))
+    return [list(p) for p in points[stride - 1 :: stride]] + ([list(points[-1])] if len(points) % stride else [])
 
 
 def make_record(name, module, config, runs, done, command, smoke):
@@ -258,8 +256,8 @@ def make_record(name, module, config, runs, done, command, smoke):
         about = max((d["about"] for d in done), key=lambda about: about["date"])
         summary = module.summarise(config, {d["name"]: d["result"] for d in done})
     except UNCLEAR as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"a {RESULT} of {name} is damaged, or of another version ({what}); remove it") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"a {RESULT} of {name} is damaged, or of another version ({reason}); remove it") from error
     return {
         "command": without_folders(_printable(command)), **about,
         "claim": name, "smoke": smoke, "complete": not missing, "missing": missing,

@@ -5,7 +5,7 @@ feed-forward layers are wider by what the second matrix would have held.
 """
 
 from reformer_lab.claims import language
-from reformer_lab.claims.table import on_given, spread
+from reformer_lab.claims.table import on_given, row, spread
 
 VARIANTS = {
     "shared-reversible": ("full", 2), "separate-reversible": ("separate", 2), "shared-ordinary": ("full", 1),
@@ -31,8 +31,8 @@ def run(settings, context):
 
 def summarise(config, results):
     """ "variants": {name: bits and curves of every seed}."""
-    found = {name: language.of_seeds(config, results, name) for name in VARIANTS}
-    return {"variants": {name: language.spread_of(f) for name, f in found.items() if f}}
+    variants = {name: language.of_seeds(config, results, name) for name in VARIANTS}
+    return {"variants": {name: language.spread_of(f) for name, f in variants.items() if f}}
 
 
 def rows(record):
@@ -43,11 +43,11 @@ def rows(record):
         ("Figure 3 right: ordinary residuals, then reversible ones", "nearly the same curves",
          ("shared-ordinary", "shared-reversible")),
     )  # fmt: skip
-    found, variants = [], record["variants"]
-    for what, paper, names in pairs:
+    lines, variants = [], record["variants"]
+    for claim, paper, names in pairs:
         if all(name in variants for name in names):
             bits = (spread(variants[name]["bits"], "{:.3f}") for name in names)
             ours = " then ".join(bits) + " bits per byte held out"
-            what = what.replace(":", f"{on_given(record)}:")
-            found.append({"claim": what, "paper": paper, "ours": ours, "how": "measured"})
-    return found
+            claim = claim.replace(":", f"{on_given(record)}:")
+            lines.append(row(claim, paper, ours))
+    return lines

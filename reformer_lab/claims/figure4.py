@@ -1,7 +1,7 @@
 """Figure 4: the loss by the number of rounds of hashing, in training and in evaluation, on real text."""
 
 from reformer_lab.claims import language
-from reformer_lab.claims.table import on_given, spread
+from reformer_lab.claims.table import on_given, row, spread
 
 
 def sub_runs(config):
@@ -17,18 +17,18 @@ def run(settings, context):
     """Train, then evaluate with every number of rounds."""
     model, config, windows, result = language.train(settings, context)
     names = settings["evaluate"]
-    found = {name: language.bits_with(model, config, name, windows, context) for name in names}
-    return {**result, "evaluated": found}
+    evaluated = {name: language.bits_with(model, config, name, windows, context) for name in names}
+    return {**result, "evaluated": evaluated}
 
 
 def summarise(config, results):
     """ "variants": {training attention: bits, curves, and "evaluated": {attention: [bits of each seed]}}."""
     variants = {}
     for name in config["train"]:
-        found = language.of_seeds(config, results, name)
-        if found:
-            evaluated = {at: [r["evaluated"][at] for r in found] for at in config["evaluate"]}
-            variants[name] = {**language.spread_of(found), "evaluated": evaluated}
+        of_seeds = language.of_seeds(config, results, name)
+        if of_seeds:
+            evaluated = {at: [r["evaluated"][at] for r in of_seeds] for at in config["evaluate"]}
+            variants[name] = {**language.spread_of(of_seeds), "evaluated": evaluated}
     return {"variants": variants}
 
 
@@ -38,6 +38,6 @@ def rows(record):
     if not variants:
         return []
     ours = "; ".join(f"{name}: {spread(v['bits'], '{:.3f}')}" for name, v in variants.items())
-    what = f"Figure 4{on_given(record)}: held-out bits per byte, trained and evaluated with {', '.join(variants)}"
+    claim = f"Figure 4{on_given(record)}: held-out bits per byte, trained and evaluated with {', '.join(variants)}"
     paper = "more rounds, lower loss; 8 rounds almost as full attention"
-    return [{"claim": what, "paper": paper, "ours": ours, "how": "measured"}]
+    return [row(claim, paper, ours)]

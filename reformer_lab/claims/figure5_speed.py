@@ -1,6 +1,6 @@
 """Figure 5, right, and tables 1 and 3: time and memory of attention against length, at a constant number of tokens.
 
-Time is measured, forward and backward, everybody in turn; for full attention it is that of PyTorch's fused kernel.
+Time is measured, forward and backward, all in turn; for full attention it is that of PyTorch's fused kernel.
 Memory is counted; for full attention with the matrix of weights, as the paper writes it. The memory of whole models
 (table 3) is predicted, and fitted by powers of the length and of the number of layers.
 """
@@ -10,17 +10,18 @@ import time
 from statistics import median
 
 import torch
-from reformer_ref.attention.pytorch import shared_qk_attention
-from reformer_ref.hashing.pytorch import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.attention.api import shared_qk_attention
+from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
+from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.pytorch import lsh_attention
 from reformer_ref.memory import count_peak, predict_peak
-from reformer_ref.model.config import ReformerConfig
 
+from reformer_lab.claims.experiment import config_of
 from reformer_lab.claims.full_size import activations, operations
+from reformer_lab.claims.table import row
 from reformer_lab.plots.measured import exponent
 
-MODELS = {  # table 3: attention, reversible, in slices
+MODELS = {  # table 3: attention, reversible, in chunks
     "Transformer": ("separate", False, False),
     "Reversible Transformer": ("separate", True, False),
     "Chunked Reversible Transformer": ("separate", True, True),
@@ -96,26 +97,26 @@ def table3(settings, context):
 
     Bytes of activations are predicted, operations of a training step counted.
     """
-    found = {}
+    counts = {}
     for name in MODELS:
-        found[name] = {what: {"lengths": [], "layers": []} for what in ("bytes", "operations")}
+        counts[name] = {quantity: {"lengths": [], "layers": []} for quantity in ("bytes", "operations")}
         points = [("lengths", length, settings["layers"][0]) for length in settings["lengths"]]
         points += [("layers", settings["lengths"][0], depth) for depth in settings["layers"]]
         for axis, length, layers in points:
             context.check_stop()
             config = _config(settings, name, length, layers)
             peak = predict_peak(config, length, optimizer=None, exact=True)
-            found[name]["bytes"][axis].append(activations(peak))
-            found[name]["operations"][axis].append(_operations(config, length))
-    return found
+            counts[name]["bytes"][axis].append(activations(peak))
+            counts[name]["operations"][axis].append(_operations(config, length))
+    return counts
 
 
 def _config(settings, name, length, layers):
-    attention, reversible, sliced = MODELS[name]
-    return ReformerConfig(
-        n_layers=layers, pattern=("regular" if attention == "separate" else "lsh",), reversible=reversible,
-        max_length=length, ff_chunk=settings["slice"] if sliced else None,
-        loss_chunk=settings["slice"] if sliced else None, lsh=LSHOptions(**settings["lsh"]), **settings["model"],
+    attention, reversible, chunked = MODELS[name]
+    chunk = settings["slice"] if chunked else None
+    return config_of(
+        settings["model"], n_layers=layers, pattern=("regular" if attention == "separate" else "lsh",),
+        reversible=reversible, max_length=length, ff_chunk=chunk, loss_chunk=chunk, lsh=settings["lsh"],
     )  # fmt: skip
 
 
@@ -126,57 +127,59 @@ def _operations(config, length):
 def summarise(config, results):
     """ "points": medians and bytes per length; "exponents": of seconds and bytes against the length, per sequence."""
     points = [r for name, r in results.items() if name.startswith("length")]
-    names, found = config["attention"], {"points": [], "exponents": {}}
+    names, summary = config["attention"], {"points": [], "exponents": {}}
     for point in points:
         medians = {name: median(point["seconds"][name]) for name in names}
-        found["points"].append({"length": point["length"], "seconds": medians, "bytes": point["bytes"]})
+        summary["points"].append({"length": point["length"], "seconds": medians, "bytes": point["bytes"]})
     lengths = [point["length"] for point in points]
-    if len(points) > 1:
-        for name in names:
-            # a sequence of length L takes its share of the constant number of tokens
-            fits = {
-                what: exponent(lengths, [p[what][name] * p["length"] / config["tokens"] for p in found["points"]])
-                for what in ("seconds", "bytes")
-            }
-            found["exponents"][name] = fits
+    for name in names if len(points) > 1 else ():
+        summary["exponents"][name] = {}
+        for quantity in ("seconds", "bytes"):  # a sequence takes its share of the constant number of tokens
+            values = [p[quantity][name] * p["length"] / config["tokens"] for p in summary["points"]]
+            summary["exponents"][name][quantity] = _exponent(lengths, values)
     if "table3" in results:
-        at = config["table3"]
-        found["table3"] = {
+        axes = {axis: config["table3"][axis] for axis in ("lengths", "layers")}
+        summary["table3"] = {
             name: {
-                what: {axis: exponent(at[axis], counts) for axis, counts in axes.items()}
-                for what, axes in values.items()
+                quantity: {axis: _exponent(axes[axis], counts[quantity][axis]) for axis in axes}
+                for quantity in ("bytes", "operations")
             }
-            for name, values in results["table3"].items()
+            for name, counts in results["table3"].items()
         }
-    return found
+    return summary
+
+
+def _exponent(x, y):
+    """The exponent of the power law, to six digits, which are the same on every processor."""
+    return round(exponent(x, y), 6)
 
 
 def rows(record):
     """Figure 5, table 1 and table 3."""
-    found, points, fits = [], record["points"], record["exponents"]
+    lines, points, fits = [], record["points"], record["exponents"]
     if len(points) > 1:
         first, last = points[0], points[-1]
         grown = ", ".join(f"{n} {last['seconds'][n] / first['seconds'][n]:.2f}×" for n in first["seconds"])
-        what = (
+        claim = (
             f"Figure 5 right: time of attention at {last['length']:,} tokens against {first['length']:,}, the same "
             "number of tokens per batch"
         )
         paper = "full grows with the length, LSH stays nearly flat"
         grown += " (full: a fused kernel, without the matrix of weights)"
-        found.append({"claim": what, "paper": paper, "ours": grown, "how": "measured"})
-    for what, how, paper in (
+        lines.append(row(claim, paper, grown))
+    for quantity, how, paper in (
         ("seconds", "measured", "l² for full attention, l for LSH attention (times log l for the sort)"),
         ("bytes", "counted", "l² for full attention, l for LSH attention"),
     ):
         if fits:
-            ours = ", ".join(f"{name}: l^{fit[what]:.2f}" for name, fit in fits.items())
-            ours += " (full: with the matrix of weights)" * (what == "bytes")
-            found.append({"claim": f"Table 1: {what} of one sequence", "paper": paper, "ours": ours, "how": how})
+            ours = ", ".join(f"{name}: l^{fit[quantity]:.2f}" for name, fit in fits.items())
+            ours += " (full: with the matrix of weights)" * (quantity == "bytes")
+            lines.append(row(f"Table 1: {quantity} of one sequence", paper, ours, how))
     for name, fit in record.get("table3", {}).items():
-        for what, how, paper in (
+        for quantity, how, paper in (
             ("bytes", "predicted", MEMORY[name]),
             ("operations", "counted", TIME[MODELS[name][0]]),
         ):
-            ours = f"l^{fit[what]['lengths']:.2f}, layers^{fit[what]['layers']:.2f}"
-            found.append({"claim": f"Table 3: {what} of a {name}", "paper": paper, "ours": ours, "how": how})
-    return found
+            ours = f"l^{fit[quantity]['lengths']:.2f}, layers^{fit[quantity]['layers']:.2f}"
+            lines.append(row(f"Table 3: {quantity} of a {name}", paper, ours, how))
+    return lines

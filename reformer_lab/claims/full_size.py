@@ -4,26 +4,27 @@ Operations of a training step are counted, by PyTorch's own formulas, on tensors
 days are predicted: so many operations at the pace that a small model of the same attention is measured at.
 """
 
-import json
 import time
 from statistics import median
 
 import torch
 from reformer_ref.memory.count import Operations
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
+
+from reformer_lab.claims.experiment import config_of
+from reformer_lab.claims.table import row
 
 SECONDS_PER_DAY = 86400
 
 
 def sub_runs(config):
     """One for the bytes, one for the pace of each attention, one for each size."""
-    pace, found = config["pace"], {"bytes": {"bytes": config["bytes"]}}
+    pace, runs = config["pace"], {"bytes": {"bytes": config["bytes"]}}
     for name, change in pace["attention"].items():
         model = {**pace["model"], **change, "pattern": [name]}
-        found[f"pace-{name}"] = {"model": model, "batch": 1, **{k: pace[k] for k in ("length", "repeats")}}
-    return found | {f"size-{name}": size for name, size in config["sizes"].items()}
+        runs[f"pace-{name}"] = {"model": model, "batch": 1, **{k: pace[k] for k in ("length", "repeats")}}
+    return runs | {f"size-{name}": size for name, size in config["sizes"].items()}
 
 
 def run(settings, context):
@@ -31,8 +32,8 @@ def run(settings, context):
     if "bytes" in settings:
         return {"bytes": {name: _bytes(tensor["shape"]) for name, tensor in settings["bytes"].items()}}
     context.check_stop()
-    found = {"operations": operations(settings)}
-    return found | ({"seconds": _seconds(settings, context)} if "repeats" in settings else {})
+    result = {"operations": operations(settings)}
+    return result | ({"seconds": _seconds(settings, context)} if "repeats" in settings else {})
 
 
 def _bytes(shape):
@@ -59,7 +60,7 @@ def _step(settings, device):
     """A function that gives the loss of one sequence of tokens; built on a device, its weights are drawn on the CPU."""
 
     def config(**more):
-        return ReformerConfig.from_json(json.dumps({"max_length": settings["length"], **settings["model"], **more}))
+        return config_of({**settings["model"], **more}, max_length=settings["length"])
 
     with torch.device(device):
         tokens = torch.zeros(1, settings["length"], dtype=torch.int64)
@@ -72,39 +73,39 @@ def _step(settings, device):
 
 def _seconds(settings, context):
     """Seconds of so many training steps, after one that does not count."""
-    loss, found = _step(settings, "cpu"), []
+    loss, seconds = _step(settings, "cpu"), []
     for _ in range(settings["repeats"] + 1):
         context.check_stop()
         start = time.perf_counter()
         loss().backward()
-        found.append(time.perf_counter() - start)
-    return found[1:]
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
 
 
 def summarise(config, results):
     """ "bytes" by name; "pace": operations a second by attention; "days" by size, where its pace is known."""
-    found = {"bytes": results.get("bytes", {}).get("bytes", {}), "pace": {}, "days": {}}
+    summary = {"bytes": results.get("bytes", {}).get("bytes", {}), "pace": {}, "days": {}}
     for name in config["pace"]["attention"]:
         if f"pace-{name}" in results:
             measured = results[f"pace-{name}"]
             done = measured["operations"]
-            found["pace"][name] = done / median(measured["seconds"])
+            summary["pace"][name] = done / median(measured["seconds"])
     for name, size in config["sizes"].items():
-        if f"size-{name}" in results and size["pace"] in found["pace"]:
-            seconds = size["steps"] * results[f"size-{name}"]["operations"] / found["pace"][size["pace"]]
-            found["days"][name] = seconds / SECONDS_PER_DAY
-    return found
+        if f"size-{name}" in results and size["pace"] in summary["pace"]:
+            seconds = size["steps"] * results[f"size-{name}"]["operations"] / summary["pace"][size["pace"]]
+            summary["days"][name] = seconds / SECONDS_PER_DAY
+    return summary
 
 
 def rows(record):
     """A row for every number of bytes, and for every size."""
-    config, found = record["config"], []
+    config, lines = record["config"], []
     for name, count in record["bytes"].items():
         paper = config["bytes"][name]["paper"]
         ours = f"{count / 1e9:.2f} GB ({count / 2**30:.2f} GiB) in float32"
-        found.append({"claim": f"Memory: {name}", "paper": paper, "ours": ours, "how": "counted"})
+        lines.append(row(f"Memory: {name}", paper, ours, "counted"))
     steps = {run["name"]: run["result"] for run in record["runs"]}
-    threads, cores = (record["machine"][what] for what in ("threads", "cores"))
+    threads, cores = (record["machine"][key] for key in ("threads", "cores"))
     for name, days in record["days"].items():
         size, done = config["sizes"][name], steps[f"size-{name}"]["operations"]
         ours = (
@@ -112,5 +113,5 @@ def rows(record):
             f"{record['pace'][size['pace']] / 1e9:.0f} · 10⁹ a second (measured, {threads} of {cores} cores)"
         )
         claim = f"The paper's size: {size['what']}"
-        found.append({"claim": claim, "paper": size.get("paper", ""), "ours": ours, "how": "predicted"})
-    return found
+        lines.append(row(claim, size.get("paper", ""), ours, "predicted"))
+    return lines

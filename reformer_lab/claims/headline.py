@@ -7,11 +7,11 @@ same model and for a larger one, and measured there where a GPU is at hand.
 import time
 
 import torch
-from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.memory import measure_peak, predict_peak
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
+from reformer_lab.claims.experiment import config_of
+from reformer_lab.claims.table import row
 from reformer_lab.plots.measured import read
 from reformer_lab.training.loop import step_generator
 
@@ -47,8 +47,7 @@ def recorded(name):
 
 
 def _config(settings):
-    lsh = LSHOptions(**settings["lsh"])
-    return ReformerConfig(vocab_size=256, max_length=settings["length"], lsh=lsh, **settings["model"])
+    return config_of(settings["model"], vocab_size=256, max_length=settings["length"], lsh=settings["lsh"])
 
 
 def predicted(settings):
@@ -83,24 +82,24 @@ def summarise(config, results):
 
 def rows(record):
     """A row for every way in which it was found out."""
-    found, paper = [], "up to 1 million words with 16 GB, on a single accelerator (announcement)"
+    lines, paper = [], "up to 1 million words with 16 GB, on a single accelerator (announcement)"
     for entry in record["runs"]:
         name, result = entry["name"], entry["result"]
         gb = f"{result['peak_bytes'] / 1e9:.2f} GB"
         if name == "recorded":
-            what = (
+            claim = (
                 f"{result['length']:,} tokens (bytes of {result['text']}) as one sequence, a training step on a CPU, "
                 "whole process; of the record of `reformer-ref million`"
             )
-            found.append({"claim": what, "paper": paper, "ours": f"{gb}, {result['seconds']:.0f} s", "how": "measured"})
+            lines.append(row(claim, paper, f"{gb}, {result['seconds']:.0f} s"))
         elif name == "cuda":
-            what = f"{record['config']['length']:,} tokens as one sequence, a training step on {result['gpu']}"
-            found.append({"claim": what, "paper": paper, "ours": f"{gb}, {result['seconds']:.1f} s", "how": "measured"})
+            claim = f"{record['config']['length']:,} tokens as one sequence, a training step on {result['gpu']}"
+            lines.append(row(claim, paper, f"{gb}, {result['seconds']:.1f} s"))
         else:
             model = entry["settings"]["model"]
-            what = (
+            claim = (
                 f"{record['config']['length']:,} tokens as one sequence, a training step on CUDA, {model['n_layers']} "
                 f"layers, d_model {model['d_model']}"
             )
-            found.append({"claim": what, "paper": paper, "ours": gb, "how": "predicted"})
-    return found
+            lines.append(row(claim, paper, gb, "predicted"))
+    return lines

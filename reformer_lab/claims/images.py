@@ -8,23 +8,19 @@ matplotlib's fonts need no file; the claim ``fashion`` is the same on Fashion-MN
 
 import base64
 import hashlib
-import json
 import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from reformer_ref._arguments import UNCLEAR, require_int, shown
+from reformer_ref._arguments import UNCLEAR, shown
 from reformer_ref._tensors import evaluating
 from reformer_ref.generation import Decoder, Recomputer, cache_unsupported_reason, sample_token
-from reformer_ref.generation.api import check_sampling
-from reformer_ref.generation.decoder import MOST_ROWS
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
-from reformer_lab.claims.experiment import options_of, thinned
-from reformer_lab.claims.table import data_name, spread
+from reformer_lab.claims.experiment import config_of, options_of, thinned
+from reformer_lab.claims.table import data_name, row, spread
 from reformer_lab.data import images
 from reformer_lab.data.text import bits
 
@@ -73,15 +69,14 @@ def _read(path):
             f"there are no images at {path}: install Debian's package dataset-fashion-mnist, or give a folder with the "
             "files train-images-idx3-ubyte and t10k-images-idx3-ubyte, gzipped or not (--data FOLDER)"
         )
-    return dict(zip(images.PARTS, images.split(images.read_idx(path)), strict=True))
+    return dict(zip(images.SUBSETS, images.split(images.read_idx(path)), strict=True))
 
 
 def model_config(settings, size):
     """The ReformerConfig for images of this size (height, width), one token per pixel."""
     height, width = size
     values = {"vocab_size": settings["data"]["levels"], "max_length": height * width, "axial_shape": (height, width)}
-    values |= {"seed": settings["seed"], "local": {"chunk_length": width}, **settings["model"]}
-    return ReformerConfig.from_json(json.dumps(values))
+    return config_of(settings["model"], seed=settings["seed"], local={"chunk_length": width}, **values)
 
 
 def run(settings, context):
@@ -127,20 +122,15 @@ def complete(model, given, samples, temperature=1.0, generator=None, check_stop=
     Decodes from a cache where the model has an exact one.
     """
     tokens, targets = map(torch.from_numpy, images.to_tokens(given, "given"))
-    samples = require_int("samples", samples, 1, MOST_ROWS // len(given))
-    (n, height, width), half = given.shape, given.shape[1] // 2 * given.shape[2]
-    check_sampling(temperature)
-    if not isinstance(model, ReformerLM) or model.config.vocab_size > 256:
-        raise TypeError("model must be a ReformerLM of at most 256 levels of grey")
-    if height * width > model.config.max_length:
-        raise ValueError(f"given must be images of at most max_length = {model.config.max_length} pixels")
+    n, height, width = given.shape
+    start = height // 2 * width  # the first pixel that is drawn
     decoder = Recomputer(model) if cache_unsupported_reason(model.config) else Decoder(model, capacity=height * width)
     out = targets.repeat_interleave(samples, 0)  # (n · samples, height · width)
-    logits = decoder.prefill(tokens[:, : half + 1]).repeat_interleave(samples, 0)
+    logits = decoder.prefill(tokens[:, : start + 1]).repeat_interleave(samples, 0)
     decoder.repeat(samples)
-    for place in range(half, height * width):
+    for place in range(start, height * width):
         check_stop()
-        logits = decoder.step(out[:, place - 1]) if place > half else logits
+        logits = decoder.step(out[:, place - 1]) if place > start else logits
         out[:, place] = sample_token(logits, temperature, generator=generator)
     return out.view(n, samples, height, width).to(torch.uint8).numpy()
 
@@ -169,16 +159,16 @@ def summarise(config, results):
 
 def rows(record):
     """Bits per pixel of whole images and of lower halves, the model's beside the baselines'."""
-    config, found = record["config"], []
-    for part, what in (("whole", "whole images"), ("lower", "lower halves, the upper ones given")):
+    config, lines = record["config"], []
+    for part, area in (("whole", "whole images"), ("lower", "lower halves, the upper ones given")):
         ours = "; ".join(
             f"{'Reformer' if who == 'model' else who} {spread(entry[part], '{:.3f}')}"
             for who, entry in record["bits"].items()
             if entry[part]
         )
-        claim = f"Images: {data_name(record)}, {config['data']['levels']} levels of grey, {what}: bits per pixel"
-        found.append({"claim": claim, "paper": config["paper"], "ours": ours, "how": "measured"})
-    return found
+        claim = f"Images: {data_name(record)}, {config['data']['levels']} levels of grey, {area}: bits per pixel"
+        lines.append(row(claim, config["paper"], ours))
+    return lines
 
 
 # How the records hold images
@@ -186,8 +176,6 @@ def rows(record):
 
 def packed(array):
     """An array of uint8 as JSON values: its shape, and its bytes compressed, in base 64."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"array must be an array of uint8, got {getattr(array, 'dtype', type(array).__name__)}")
     return {"shape": list(array.shape), "zlib64": base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()}
 
 

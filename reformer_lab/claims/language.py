@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import torch
 from reformer_ref._arguments import shown
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model.config import ReformerConfig, require_config
 from reformer_ref.model.pytorch import ReformerLM
 
-from reformer_lab.claims.experiment import options_of
+from reformer_lab.claims.experiment import config_of, options_of
 from reformer_lab.data import text
 from reformer_lab.data.text import VOCAB_SIZE
 from reformer_lab.training.loop import held_out_bits
@@ -22,11 +20,8 @@ KINDS = {"full": "dense", "scaled": "dense", "separate": "regular", "ordinary": 
 
 def model_config(settings):
     """The ReformerConfig of a sub-run's settings: "model" (fields), "attention" (a name), "seed", "data"."""
-    model = dict(settings["model"])
-    lsh = LSHOptions(**model.pop("lsh", {}))
-    config = ReformerConfig(
-        vocab_size=VOCAB_SIZE, max_length=settings["data"]["length"], seed=settings["seed"], lsh=lsh, **model
-    )
+    length, seed = settings["data"]["length"], settings["seed"]
+    config = config_of(settings["model"], vocab_size=VOCAB_SIZE, max_length=length, seed=seed)
     return with_attention(config, settings["attention"])
 
 
@@ -73,11 +68,11 @@ def of_seeds(config, results, name):
     return [results[n] for n in names if n in results]
 
 
-def spread_of(found):
+def spread_of(results):
     """{"bits": […], "parameters", "seconds_per_step": […]} of the results of one variant."""
     return {
-        "bits": [r["bits"] for r in found], "parameters": found[0]["parameters"],
-        "seconds_per_step": [r["seconds_per_step"] for r in found], "curves": [r["curve"] for r in found],
+        "bits": [r["bits"] for r in results], "parameters": results[0]["parameters"],
+        "seconds_per_step": [r["seconds_per_step"] for r in results], "curves": [r["curve"] for r in results],
     }  # fmt: skip
 
 
@@ -91,9 +86,6 @@ def with_attention(config, name):
     "lsh-N": N rounds; "separate": ordinary attention with keys of its own; "ordinary": ordinary attention whose keys
     are the queries as they are, not normalised, the token itself visible, logits divided by √d. ValueError for others.
     """
-    require_config(config)
-    if not isinstance(name, str):
-        raise TypeError(f"name must be that of an attention, got {shown(name)}")
     if name == "scaled":
         config = replace(config, lsh=replace(config.lsh, scale="rsqrt_d"))
     if name in KINDS:
@@ -106,14 +98,13 @@ def with_attention(config, name):
 
 def carried_over(model, config, name):
     """A model of the same weights with other attention, in eval mode. "ordinary" takes its keys from the queries."""
-    if not isinstance(model, ReformerLM):
-        raise TypeError(f"model must be a ReformerLM, got {type(model).__name__}")
     other = ReformerLM(with_attention(config, name)).to(next(model.parameters()).dtype).eval()
-    wanted, found = other.state_dict(), model.state_dict()
+    wanted, weights = other.state_dict(), model.state_dict()
     if name == "ordinary":
-        found |= {k.replace(".q.", ".k."): v for k, v in found.items() if k.endswith("layers.0.q.weight")}
-    kept = {k: found[k] for k in wanted if k in found and not k.endswith("rotations")}  # rotations have other shapes
-    lost = {k for k in wanted if k not in kept and not k.endswith("rotations")}
+        weights |= {k.replace(".q.", ".k."): v for k, v in weights.items() if k.endswith("layers.0.q.weight")}
+    names = [k for k in wanted if not k.endswith("rotations")]  # rotations have other shapes
+    kept = {k: weights[k] for k in names if k in weights}
+    lost = set(names) - kept.keys()
     if lost:
         raise ValueError(f"the model has no weights for {name}: {', '.join(sorted(lost))}")
     other_shapes = [k for k in kept if kept[k].shape != wanted[k].shape]

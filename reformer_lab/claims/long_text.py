@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from reformer_ref._tensors import evaluating
 from reformer_ref.generation import generate
-from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
-from reformer_lab.claims.table import data_name, spread
+from reformer_lab.claims.experiment import config_of
+from reformer_lab.claims.table import data_name, row, spread
 from reformer_lab.data import text
 from reformer_lab.data.text import VOCAB_SIZE, bits
 from reformer_lab.training.schedule import TrainingOptions
@@ -31,10 +29,9 @@ def sub_runs(config):
 def model_config(settings, length):
     """The ReformerConfig for sequences of ``length`` bytes: local and strict LSH layers in turn."""
     model = dict(settings["model"])
-    lsh, local, fast = (LSHOptions(**model.pop("lsh")), LocalOptions(**model.pop("local")), model.pop("fast_axis"))
-    width = model["d_model"]
-    return ReformerConfig(
-        vocab_size=VOCAB_SIZE, max_length=length, lsh=lsh, local=local, seed=settings["seed"], **model,
+    width, fast = model["d_model"], model.pop("fast_axis")
+    return config_of(
+        model, vocab_size=VOCAB_SIZE, max_length=length, seed=settings["seed"],
         axial_shape=(-(-length // fast), fast), axial_dims=(width // 4, width - width // 4),
     )  # fmt: skip
 
@@ -85,15 +82,15 @@ def whole_text(data, seed, step):
 def bits_with_context(model, before, end, context_length, context):
     """Bits per byte of ``end``, each byte with at least ``context_length`` bytes before it, or all that there are.
 
-    ``end`` is predicted in pieces as long as the context (at least 256 bytes), each behind its context; the bytes that
+    ``end`` is predicted in windows as long as the context (at least 256 bytes), each behind its context; the bytes that
     are predicted are the same for every context.
     """
     both, first, nats = np.concatenate([before, end]), len(before), 0.0
-    piece = min(max(context_length, 256), len(end))
+    window = min(max(context_length, 256), len(end))
     with evaluating(model):
-        for start in range(first, len(both), piece):
+        for start in range(first, len(both), window):
             context.check_stop()
-            stop, begin = min(start + piece, len(both)), max(0, start - context_length)
+            stop, begin = min(start + window, len(both)), max(0, start - context_length)
             tokens = torch.from_numpy(both[begin:stop].astype(np.int64))[None]
             targets = torch.full_like(tokens, -100)
             asked = start - begin
@@ -104,16 +101,16 @@ def bits_with_context(model, before, end, context_length, context):
 
 def samples(model, before, settings, context):
     """Continuations of the train part with little context and with all of it: [{"context", "text"}]."""
-    how, found = settings["sample"], []
-    room = model.config.max_length - how["bytes"]
-    for length in (min(SAMPLE_PROMPT, room, len(before)), min(len(before), room)):
+    how, texts = settings["sample"], []
+    longest = model.config.max_length - how["bytes"]
+    for length in (min(SAMPLE_PROMPT, longest, len(before)), min(len(before), longest)):
         context.check_stop()
         prompt = before[-length:].tobytes()
         generator = torch.Generator().manual_seed(settings["seed"])
         done = generate(model, prompt, how["bytes"], how["temperature"], generator=generator)
         new = bytes(done[length:].tolist()).decode("utf-8", "replace")
-        found.append({"context": length, "prompt": prompt[-100:].decode("utf-8", "replace"), "text": new})
-    return found
+        texts.append({"context": length, "prompt": prompt[-100:].decode("utf-8", "replace"), "text": new})
+    return texts
 
 
 def summarise(config, results):
@@ -132,9 +129,9 @@ def rows(record):
     result = record["runs"][0]["result"]
     ours = ", ".join(f"{spread(c['bits'], '{:.3f}')} with {c['context']:,} or more" for c in record["contexts"])
     size = result["train_bytes"] + result["held_out_bytes"]
-    what = (
+    claim = (
         f"A text of {size:,} bytes as one sequence ({data_name(record)}): bits per byte of its end, by the bytes before"
     )
     paper = "a whole novel in one context (announcement); enwik8, 12 layers: 1.05 bits"
     ours += f"; zlib -9 {result['zlib']:.3f}, frequencies of bytes {result['unigram']:.3f}"
-    return [{"claim": what, "paper": paper, "ours": ours, "how": "measured"}]
+    return [row(claim, paper, ours)]

@@ -50,7 +50,7 @@ def table2(record):
     for name, line in zip(lines, ours, strict=True):
         numbers[f"trained with {name}"] = " / ".join(f"{value:.1f}" for value in line)
     seeds = len(config["seeds"])
-    return picture.tell(
+    return picture.describe(
         f"Two tables of coloured cells: accuracy in percent on the second half of 0w0w, sequences of "
         f"{config['data']['length']:,} tokens, by the attention of training (rows) and of evaluation (columns), the "
         f"paper's Table 2 and ours (mean of {seeds} seed{'s' * (seeds > 1)}). " + source(record),
@@ -75,7 +75,7 @@ def table2_curves(record):
     ax.axhline(-np.log2(chance(config["data"]["vocab_size"])), color="black", ls=(0, (1, 3)), marker="", label="chance")
     ax.set(xlabel="steps", ylabel="bits per symbol", title="Learning to duplicate", ylim=(0, None))
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    return picture.tell(
+    return picture.describe(
         "Line chart: steps (x) against the training loss in bits per symbol of the second w, a line for every run. All "
         "stay at chance for a while, then learn. " + source(record),
         **numbers,
@@ -107,8 +107,8 @@ def _zoom(ax, variants):
     """The y axis from below the best to above what all have reached after a quarter of the steps."""
     early = [curve[max(1, len(curve) // 4)][1] for v in variants.values() for curve in v["curves"]]
     least = min(min(bits for _, bits in curve) for v in variants.values() for curve in v["curves"])
-    top = max(early)
-    ax.set_ylim(least - 0.08 * (top - least) - 1e-3, top + 1e-3)
+    highest = max(early)
+    ax.set_ylim(least - 0.08 * (highest - least) - 1e-3, highest + 1e-3)
 
 
 @styled
@@ -120,12 +120,12 @@ def figure3(record):
         (axes[0], "Queries and keys", ("separate-ordinary", "shared-ordinary")),
         (axes[1], "Residuals", ("shared-ordinary", "shared-reversible", "separate-ordinary", "separate-reversible")),
     ):
-        here = {name: variants[name] for name in names if name in variants}
-        if here:
-            _lines(ax, here, numbers, order=variants)
+        compared = {name: variants[name] for name in names if name in variants}
+        if compared:
+            _lines(ax, compared, numbers, order=variants)
         ax.set_title(title)
     _zoom(axes[0], variants)
-    return picture.tell(
+    return picture.describe(
         "Two line charts: steps (x) against held-out bits per byte (y), mean and range over the seeds, of models with "
         "equal numbers of parameters: separate against shared queries and keys, ordinary against reversible residuals. "
         + HOLLOW
@@ -150,7 +150,7 @@ def figure4(record):
         numbers[f"{name}, evaluated with {names[0]}"] = f"{values[0]:.3f}"
     right.set(xticks=range(len(names)), xticklabels=names, xlabel="evaluated with", ylabel="bits per byte, held out")
     right.set_title("Evaluated with other attention")
-    return picture.tell(
+    return picture.describe(
         "Two line charts: held-out bits per byte (y) against steps (x) for models trained with full attention and with "
         "1 to 8 rounds; and at the end against the attention of evaluation (x), a line for each of training. "
         + HOLLOW
@@ -174,7 +174,7 @@ def figure5_depth(record):
         numbers[f"{label}, {depths[-1]} layers"] = f"{values[-1]:.0f} MiB"
     right.set(xlabel="layers", ylabel="MiB", title="Activations of a training step, predicted", ylim=(0, None))
     right.legend(fontsize=9)
-    return picture.tell(
+    return picture.describe(
         "Two line charts: steps (x) against held-out bits per byte (y) of models of 1 to many layers; layers (x) "
         "against predicted bytes of activations (y) of one training step, reversible and not. "
         + HOLLOW
@@ -187,33 +187,33 @@ def figure5_depth(record):
 def counts(record):
     """Collisions by angle, attention recalled by rounds, error of the gradient by depth."""
     picture, numbers = Picture(10, 3.6), {}
-    one, two, three = picture.subplots(1, 3)
+    left, middle, right = picture.subplots(1, 3)
     if "collisions" in record:
         c = record["collisions"]
         for i, (rounds, shares) in enumerate(c["any"].items()):
             colour = OKABE_ITO[(4, 5, 2, 6)[i % 4]]
-            one.plot(c["angles"], c["expected"][rounds], color=colour, ls=DASHES[i % 4], marker="")
-            one.plot(c["angles"], shares, color=colour, ls="", marker=MARKERS[i])
-            one.plot([], [], color=colour, ls=DASHES[i % 4], marker=MARKERS[i], label=rounds)
+            left.plot(c["angles"], c["expected"][rounds], color=colour, ls=DASHES[i % 4], marker="")
+            left.plot(c["angles"], shares, color=colour, ls="", marker=MARKERS[i])
+            left.plot([], [], color=colour, ls=DASHES[i % 4], marker=MARKERS[i], label=rounds)
             numbers[f"collide at {c['angles'][1]}° in {rounds} rounds"] = f"{100 * shares[1]:.1f} %"
-        one.legend(title="rounds", fontsize=8)
-    one.set(xlabel="angle, degrees", ylabel="chance of a common bucket", title="Collisions", ylim=(0, 1.03))
+        left.legend(title="rounds", fontsize=8)
+    left.set(xlabel="angle, degrees", ylabel="chance of a common bucket", title="Collisions", ylim=(0, 1.03))
     if "recall" in record:
         r = record["recall"]
         rounds = [int(n) for n in r["mass"]]
-        two.plot(rounds, [100 * x for x in r["mass"].values()], label="weight of full attention")
-        two.plot(rounds, [100 * x for x in r["pairs"].values()], label="pairs that are shown")
-        two.legend(fontsize=8)
+        middle.plot(rounds, [100 * x for x in r["mass"].values()], label="weight of full attention")
+        middle.plot(rounds, [100 * x for x in r["pairs"].values()], label="pairs that are shown")
+        middle.legend(fontsize=8)
         numbers |= {f"weight recalled in {n} rounds": f"{100 * x:.1f} %" for n, x in r["mass"].items()}
-    two.set(xlabel="rounds", ylabel="%", title="Attention recalled", ylim=(0, 103))
+    middle.set(xlabel="rounds", ylabel="%", title="Attention recalled", ylim=(0, 103))
     if "reconstruction" in record:
         e = record["reconstruction"]
         for name, errors in e["gradients"].items():
-            three.plot(e["depths"], errors, label=name)
+            right.plot(e["depths"], errors, label=name)
             numbers[f"gradient, {name}, {e['depths'][-1]} layers"] = f"{errors[-1]:.1e}"
-        three.legend(fontsize=8)
-    three.set(xscale="log", yscale="log", xlabel="layers", ylabel="relative error", title="Gradient, reversible")
-    return picture.tell(
+        right.legend(fontsize=8)
+    right.set(xscale="log", yscale="log", xlabel="layers", ylabel="relative error", title="Gradient, reversible")
+    return picture.describe(
         "Three line charts: the chance that two vectors share a bucket in any of several rounds against their angle "
         "(markers measured, lines expected from one round); the share of full attention's weight, and of the pairs, "
         "that LSH attention shows, against the rounds, in a trained model; the relative error of the gradient of a "
@@ -232,7 +232,7 @@ def figure5_speed(record):
     lengths = [point["length"] for point in points]
     for i, name in enumerate(record["config"]["attention"]):
         look = {"color": "#000000" if name == "full" else OKABE_ITO[(4, 5, 2, 6)[i % 4]], "marker": MARKERS[i]}
-        seconds, counted = ([point[what][name] for point in points] for what in ("seconds", "bytes"))
+        seconds, counted = ([point[key][name] for point in points] for key in ("seconds", "bytes"))
         label = "full (time: fused kernel; memory: with the matrix of weights)" if name == "full" else name
         left.plot(lengths, seconds, ls=DASHES[i % 8], label=label, **look)
         right.plot(lengths, [b / 2**20 for b in counted], ls=DASHES[i % 8], **look)
@@ -250,7 +250,7 @@ def figure5_speed(record):
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         ax.grid(axis="y", color="0.9")
     picture.legend(loc="outside lower center", ncols=4, fontsize=9)
-    return picture.tell(
+    return picture.describe(
         f"Two line charts on logarithmic axes: tokens in one sequence (x) against seconds, and counted peak memory, of "
         f"attention over {record['config']['tokens']:,} tokens in all, forward and backward. LSH attention stays "
         "nearly flat, full attention grows with the length; its time is that of a fused kernel, its memory that of the "
@@ -278,7 +278,7 @@ def headline(record):
     ax.set_xlim(0, 1.15 * max(budget, *values))
     ax.invert_yaxis()
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return picture.tell(
+    return picture.describe(
         "Bars: peak memory of one training step on one sequence, measured (plain) and predicted (hatched), against the "
         "announced 16 GB (dashed). The small model has 6 layers and d_model 256, the large one 12 and 512. "
         + source(record),
@@ -304,7 +304,7 @@ def long_text(record):
         ax.minorticks_off()
     left.set_ylim(0, None)
     left.legend(fontsize=9, loc="lower left")
-    return picture.tell(
+    return picture.describe(
         f"Two line charts: bytes of context (x, logarithmic) against bits per byte (y) of the last "
         f"{result['held_out_bytes']:,} bytes of a text, by a model that was trained on windows of all before them, "
         f"and in its last {record['config']['data']['whole_steps']} steps on all of it as one sequence. "
@@ -328,7 +328,7 @@ def full_size(record):
     if days:
         ax.set_xlim(min(days.values()) / 3, 30 * max(days.values()))
     ax.invert_yaxis()
-    return picture.tell(
+    return picture.describe(
         "Points on a logarithmic axis: days that training the paper's models would take on this machine, predicted "
         "from counted operations and a pace. The pace: " + source(record),
         **numbers,
@@ -362,7 +362,7 @@ def images_gallery(record):
                 _draw_image(ax, pixels, levels, given_only=column == 1)
                 if line == 0:
                     ax.set_title(_image_heading(column, count), fontsize=7, loc="center")
-    return picture.tell(
+    return picture.describe(
         f"A grid of images of {' × '.join(map(str, originals.shape[1:]))} pixels in {levels} levels of grey, from the "
         f"held-out part of {data_name(record)}: beside each original its upper half, which is all "
         f"that is given, {count} lower halves drawn by the Reformer, and one drawn from a table of the frequencies of "
@@ -391,7 +391,7 @@ def _draw_image(ax, pixels, levels, given_only):
 
 @styled
 def images_bits(record):
-    """Bits per pixel of everybody, whole images and lower halves; beside it the loss of the training batches."""
+    """Bits per pixel of the model and the baselines, whole images and lower halves; the loss in training."""
     picture = Picture(9, 3.6)
     left, right = picture.subplots(1, 2, width_ratios=(3, 2))
     numbers, names = {}, list(record["bits"])
@@ -419,7 +419,7 @@ def images_bits(record):
     right.axhline(held_out, color="black", ls=(0, (1, 3)), marker="", label=f"{BASELINE}, held out")
     right.set(xlabel="steps", ylabel="bits per pixel, training", ylim=(0, None))
     right.legend(fontsize=8)
-    return picture.tell(
+    return picture.describe(
         f"Bar chart: bits per pixel (x) of held-out images of {data_name(record)}, of whole images and of "
         "lower halves whose upper halves are given, for the Reformer, a table counted from many images, and "
         "compressors of the held-out images alone; line chart: the Reformer's loss (y) against steps (x). "
@@ -436,16 +436,16 @@ TRANSLATION_LOOKS = {"reversible": (OKABE_ITO[4], "-", ""), "ordinary": (OKABE_I
 @styled
 def translation(record):
     """Held-out bits per predicted token against steps, reversible and ordinary; BLEU of both and of the baselines."""
-    picture, numbers, told = Picture(9.5, 3.8), {}, set()
+    picture, numbers, labelled = Picture(9.5, 3.8), {}, set()
     left, right = picture.subplots(1, 2)
     for run in record["runs"]:
         kind = run["name"].partition("-")[0]
         colour, dashes, _ = TRANSLATION_LOOKS[kind]
         looks = {"color": colour, "marker": "o" if kind == "reversible" else "s", "lw": 1.3}
         x, y = zip(*run["result"]["held_out_curve"], strict=True)
-        left.plot(x[:-1], y[:-1], ls=dashes, ms=4, label=None if kind in told else kind, **looks)
+        left.plot(x[:-1], y[:-1], ls=dashes, ms=4, label=None if kind in labelled else kind, **looks)
         left.plot(x[-1:], y[-1:], ls="", ms=6, fillstyle="none", **looks)
-        told.add(kind)
+        labelled.add(kind)
         numbers[f"bits per predicted token, {run['name']}"] = run["result"]["bits"]
     left.set(xlabel="steps", ylabel="bits per predicted token, held out", yscale="log", title="Learning")
     left.legend(fontsize=8)
@@ -459,7 +459,7 @@ def translation(record):
     right.set(yticks=range(len(record["bleu"])), yticklabels=list(record["bleu"]), xlabel="BLEU", xlim=(0, most))
     right.set_title("Translating")
     right.invert_yaxis()
-    return picture.tell(
+    return picture.describe(
         f"Line chart, logarithmic in height: bits per predicted token, mean of held-out sentences (y), against steps "
         f"(x), reversible and ordinary models of equal parameters, {data_name(record)}; bar chart: BLEU of "
         f"their translations, and of a learned dictionary and of copying the nearest sentence. "
@@ -474,10 +474,10 @@ def translation_examples(record):
     """A few held-out sentences: source, reference, the reversible model's translation, a word-by-word one."""
     result, model = record["runs"][0]["result"], record["runs"][0]["name"].partition("-")[0]
     who = (("source",) * 2, ("reference",) * 2, (result["beams"], model), ("word by word",) * 2)
-    shown, right = result["examples"], 0
-    picture = Picture(10, 0.3 + 0.98 * len(shown))
+    sentences, right = result["examples"], 0
+    picture = Picture(10, 0.3 + 0.98 * len(sentences))
     ax = picture.add_subplot()
-    for i, example in enumerate(shown):
+    for i, example in enumerate(sentences):
         right += example[result["beams"]] == example["reference"]
         for k, (key, label) in enumerate(who):
             y = i + 0.14 + 0.21 * k
@@ -487,12 +487,12 @@ def translation_examples(record):
         ax.axhline(i + 0.92, color="#CCCCCC", lw=0.8, marker="")
     for text in ax.texts:
         text.set_in_layout(False)
-    ax.set(xlim=(0, 1), ylim=(len(shown), 0), xticks=[], yticks=[])
+    ax.set(xlim=(0, 1), ylim=(len(sentences), 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return picture.tell(
+    return picture.describe(
         "A table of texts: held-out sentences, their right translations, the model's (bold), and those of a dictionary "
         "that was learned from the same pairs. " + source(record),
-        **{"examples": len(shown), "of them translated without a fault": right},
+        **{"examples": len(sentences), "of them translated without a fault": right},
     )
 
 

@@ -8,7 +8,7 @@ import os
 import shlex
 from pathlib import Path
 
-from reformer_ref._arguments import UNCLEAR, clear_errors, require_choice, require_int, shown
+from reformer_ref._arguments import UNCLEAR, require_choice, require_int
 
 from reformer_lab import records
 from reformer_lab.claims import NAMES, claim
@@ -24,6 +24,11 @@ KEYS = {
 HOW = ("measured", "counted", "predicted")
 
 
+def row(claim, paper, ours, how="measured"):
+    """A line of the table, without the command and the minutes of its claim."""
+    return {"claim": claim, "paper": paper, "ours": ours, "how": how}
+
+
 def stored(name, folder=DATA):
     """The record ``folder/NAME.json`` of a claim, or None if it has not been run. ValueError if it is damaged."""
     path = as_path("folder", folder) / f"{require_choice('name', name, NAMES)}.json"
@@ -33,11 +38,13 @@ def stored(name, folder=DATA):
 def table_rows(folder=DATA, names=NAMES):
     """All rows of the table: dicts with the keys of HEAD. A claim without a record has one, which says so."""
     rows = []
-    for name in _require_names(names):
-        config, record, command = (read_config(name), stored(name, folder), f"reformer-ref reproduce {name}")
+    for name in names:
+        config = read_config(name)
+        record = stored(name, folder)
+        command = f"reformer-ref reproduce {name}"
         if record is None:
-            row = {"claim": config["about"], "paper": "", "ours": "not run yet", "how": config["how"]}
-            rows.append({**row, "command": command, "minutes": f"{config['minutes']} (predicted)"})
+            entry = row(config["about"], "", "not run yet", config["how"])
+            rows.append({**entry, "command": command, "minutes": f"{config['minutes']} (predicted)"})
             continue
         given = given_name(record)
         command += "" if given is None else f" --data {shlex.quote(given)}"
@@ -47,16 +54,9 @@ def table_rows(folder=DATA, names=NAMES):
         except UNCLEAR as error:
             path = Path(folder) / f"{name}.json"
             raise ValueError(f"{path} is damaged, or of another version: {type(error).__name__}: {error}") from error
-        none = {"claim": config["about"], "paper": "", "ours": "nothing to compare yet", "how": config["how"]}
-        for row in ours or [none]:
-            rows.append({**row, "command": command, "minutes": minutes})
+        for entry in ours or [row(config["about"], "", "nothing to compare yet", config["how"])]:
+            rows.append({**entry, "command": command, "minutes": minutes})
     return rows
-
-
-def _require_names(names):
-    if not isinstance(names, (list, tuple)):
-        raise TypeError(f"names must be a list of names of claims, got {shown(names)}")
-    return names
 
 
 def claims_table(folder=DATA, names=NAMES):
@@ -83,7 +83,7 @@ def claims_markdown(folder=DATA, names=NAMES):
         "mean (least – most); else one seed, or nothing random. Minutes: of all sub-runs together; `--jobs 2` runs two",
         "side by side.",
     ]  # fmt: skip
-    for name in _require_names(names):
+    for name in names:
         rows = table_rows(folder, (name,))
         about = f"`{rows[0]['command']}` · minutes: {rows[0]['minutes']}"
         lines += ["", f"## {read_config(name)['about']}", "", about, "", "| claim | paper | ours | how |"]
@@ -102,15 +102,14 @@ def show(name, number=0, folder=DATA):
     record = stored(name, folder)
     if record is None:
         config = read_config(name)
-        told = f"Not recorded here yet: {config['about']}. About {config['minutes']} minutes:"
-        return Html(f"<p>{html.escape(told)} <code>reformer-ref reproduce {name}</code></p>")
+        text = f"Not recorded here yet: {config['about']}. About {config['minutes']} minutes:"
+        return Html(f"<p>{html.escape(text)} <code>reformer-ref reproduce {name}</code></p>")
     drawings = list(pictures(record).values())
     picture = drawings[require_int("number", number, 0, len(drawings) - 1)]()
-    picture.colours, picture.shown_dpi = 64, 85  # a notebook of a dozen pictures must stay small
+    picture.colours, picture.notebook_dpi = 64, 85  # a notebook of a dozen pictures must stay small
     return picture
 
 
-@clear_errors
 def as_text(rows):
     """Rows as lines of text: claim, the paper's figure, ours."""
     width = max((len(row["claim"]) for row in rows), default=0)
@@ -118,7 +117,6 @@ def as_text(rows):
     return "\n".join(lines)
 
 
-@clear_errors
 def spread(values, form="{:.1f}"):
     """Mean and, of several values, the smallest and largest: "97.3 (96.1 – 98.0)"."""
     values = [float(value) for value in values]

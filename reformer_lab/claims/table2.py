@@ -10,13 +10,11 @@ from statistics import fmean
 
 import torch
 from reformer_ref._tensors import evaluating
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
-from reformer_lab.claims.experiment import options_of, thinned
+from reformer_lab.claims.experiment import config_of, options_of, thinned
 from reformer_lab.claims.language import carried_over, with_attention
-from reformer_lab.claims.table import spread
+from reformer_lab.claims.table import row, spread
 from reformer_lab.data import duplication
 from reformer_lab.training.loop import step_generator
 
@@ -45,11 +43,10 @@ def _settings(config, attention, seed, change=None):
 
 def model_config(settings):
     """The ReformerConfig of a sub-run."""
-    data, model = settings["data"], dict(settings["model"])
-    lsh = LSHOptions(**model.pop("lsh"))
-    config = ReformerConfig(
-        vocab_size=data["vocab_size"], max_length=data["length"], lsh=lsh, seed=settings["seed"], positions="learned",
-        pattern=("dense",), **model,
+    data = settings["data"]
+    config = config_of(
+        settings["model"], vocab_size=data["vocab_size"], max_length=data["length"], seed=settings["seed"],
+        positions="learned", pattern=("dense",),
     )  # fmt: skip
     return with_attention(config, settings["attention"])
 
@@ -67,13 +64,13 @@ def run(settings, context):
     options = options_of(settings)
     quick = batch_at(0, options.quick_windows, FRESH - 1)
     trained = context.train(model, batch_at, list(zip(*quick, strict=True)), options)
-    found = {name: evaluate(model, config, name, settings, context) for name in settings["evaluate"]}
+    accuracy = {name: evaluate(model, config, name, settings, context) for name in settings["evaluate"]}
     for label, change in settings["evaluate_changed"].items():
         changed = replace(config, lsh=replace(config.lsh, **change["lsh"]))
-        found[label] = evaluate(model, changed, change["attention"], settings, context)
+        accuracy[label] = evaluate(model, changed, change["attention"], settings, context)
     return {
         "steps": trained.steps, "train_seconds": round(trained.seconds, 1), "tokens": trained.tokens,
-        "curve": thinned([(e["step"], round(e["bits"], 4)) for e in trained.curve]), "accuracy": found,
+        "curve": thinned([(e["step"], round(e["bits"], 4)) for e in trained.curve]), "accuracy": accuracy,
     }  # fmt: skip
 
 
@@ -98,18 +95,18 @@ def summarise(config, results):
 
 
 def _cells(config, results, name):
-    found = [results[f"{name}-seed{seed}"] for seed in config["seeds"] if f"{name}-seed{seed}" in results]
+    of_seeds = [results[f"{name}-seed{seed}"] for seed in config["seeds"] if f"{name}-seed{seed}" in results]
     columns = [*config["evaluate"], *config["evaluate_changed"]]
-    return {at: [r["accuracy"][at] for r in found] for at in columns if found}
+    return {at: [r["accuracy"][at] for r in of_seeds] for at in columns if of_seeds}
 
 
 def rows(record):
     """A row for every training attention, one for its evaluation with other full attention, one for every variant."""
-    config, found = record["config"], []
+    config, lines = record["config"], []
     trained = {name: cells for name, cells in record["table"].items() if cells}
 
-    def add(what, paper, ours):
-        found.append({"claim": f"Table 2: {what}: accuracy in %", "paper": paper, "ours": ours, "how": "measured"})
+    def add(claim, paper, ours):
+        lines.append(row(f"Table 2: {claim}: accuracy in %", paper, ours))
 
     for name, cells in trained.items():
         columns = config["columns"]
@@ -132,9 +129,9 @@ def rows(record):
             columns = [column for column in config["columns"] if column != "full" or at == "full"]
             ours = " / ".join(f"{_percent(cells[column])} ({100 * fmean(same[column]):.1f})" for column in columns)
             paper = " / ".join(f"{config['paper'][at][column]:g}" for column in columns)
-            what = f"{change['about']}, trained with {at}; {', '.join(columns)} (in brackets without the change)"
-            add(what, paper, ours)
-    return found
+            claim = f"{change['about']}, trained with {at}; {', '.join(columns)} (in brackets without the change)"
+            add(claim, paper, ours)
+    return lines
 
 
 def _percent(shares):

@@ -5,15 +5,12 @@ attention. Here sentences are bytes: English ones made by a grammar, with their 
 file. Both models begin with the same weights and see the same batches; one has two streams and keeps no activations.
 """
 
-import json
-
 import torch
 from reformer_ref.generation import beam_search
-from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 
-from reformer_lab.claims.experiment import options_of, thinned
-from reformer_lab.claims.table import data_name, spread
+from reformer_lab.claims.experiment import config_of, options_of, thinned
+from reformer_lab.claims.table import data_name, row, spread
 from reformer_lab.data import translation
 from reformer_lab.data.translation import VOCAB_SIZE
 
@@ -34,8 +31,6 @@ def sub_runs(config):
 
 def data(how, path=None):
     """(training pairs, held-out pairs) of texts: of a file of the user's, or made by the grammar."""
-    from reformer_lab.data import translation
-
     pairs = translation.english_german(how["pairs"]) if path is None else translation.read_pairs(path)
     fitting = translation.fitting(pairs, how["max_length"])
     if len(fitting) <= how["held_out"]:
@@ -50,13 +45,10 @@ def build(settings):
     """The `ReformerEncoderDecoder` of a sub-run."""
     length = settings["data"]["max_length"]
     shared = {"vocab_size": VOCAB_SIZE, "max_length": length, "seed": settings["seed"], **settings["model"]}
-    configs = [
-        ReformerConfig.from_json(
-            json.dumps({**shared, **STREAMS[settings["kind"]], **settings[part], "causal": causal})
-        )
-        for part, causal in (("encoder", False), ("decoder", True))
-    ]
-    return ReformerEncoderDecoder(*configs)
+    shared |= STREAMS[settings["kind"]]
+    encoder = config_of({**shared, **settings["encoder"]}, causal=False)
+    decoder = config_of({**shared, **settings["decoder"]}, causal=True)
+    return ReformerEncoderDecoder(encoder, decoder)
 
 
 def run(settings, context):
@@ -74,8 +66,8 @@ def run(settings, context):
     outputs[beams] = translate(model, held_out, settings, context, settings["search"]["beams"])
     table, nearest = (kind(train[:MOST_COUNTED]) for kind in (translation.WordTable, translation.Nearest))
     outputs |= {
-        name: [one.translate(source) for source, _ in held_out]
-        for name, one in zip(BASELINES, (table, nearest), strict=True)
+        name: [baseline.translate(source) for source, _ in held_out]
+        for name, baseline in zip(BASELINES, (table, nearest), strict=True)
     }
     references = [target for _, target in held_out]
     scores = {who: translation.bleu(texts, references) for who, texts in outputs.items()}
@@ -98,7 +90,7 @@ def predicted(source, target, source_mask, target_mask):
 
 def translate(model, pairs, settings, context, beams, together=50):
     """The sources of pairs, translated: texts. Sentences of similar length are searched together."""
-    how, found = settings["search"], [""] * len(pairs)
+    how, texts = settings["search"], [""] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0].encode()))
     penalty = how["length_penalty"] if beams > 1 else 0.0
     limit = settings["data"]["max_length"] - 1
@@ -110,12 +102,12 @@ def translate(model, pairs, settings, context, beams, together=50):
             length_penalty=penalty, check_stop=context.check_stop,
         )  # fmt: skip
         for i, (tokens, _) in zip(rows, outputs, strict=True):
-            found[i] = translation.to_text(tokens)
-    return found
+            texts[i] = translation.to_text(tokens)
+    return texts
 
 
 def examples(held_out, outputs, count):
-    """A few held-out sentences with everybody's translation: a list of dicts of texts."""
+    """A few held-out sentences with the translation of each: a list of dicts of texts."""
     rows = range(0, len(held_out), max(1, len(held_out) // count))[:count]
     return [
         {"source": held_out[i][0], "reference": held_out[i][1], **{who: texts[i] for who, texts in outputs.items()}}
@@ -125,31 +117,31 @@ def examples(held_out, outputs, count):
 
 def summarise(config, results):
     """ "bleu": {"reversible, greedy": [of each seed], …, "word by word": [once]}; "bits", "exact" likewise."""
-    found = {"bleu": {}, "exact": {}, "bits": {}}
+    summary = {"bleu": {}, "exact": {}, "bits": {}}
     for name, result in results.items():
         kind = name.partition("-")[0]
-        found["bits"].setdefault(kind, []).append(result["bits"])
+        summary["bits"].setdefault(kind, []).append(result["bits"])
         for measure in ("bleu", "exact"):
             for who, value in result[measure].items():
                 if who not in BASELINES:
-                    found[measure].setdefault(f"{kind}, {who}", []).append(value)
+                    summary[measure].setdefault(f"{kind}, {who}", []).append(value)
     for measure in ("bleu", "exact"):
         for who in BASELINES if results else ():
-            found[measure][who] = [next(iter(results.values()))[measure][who]]
-    return found
+            summary[measure][who] = [next(iter(results.values()))[measure][who]]
+    return summary
 
 
 def rows(record):
     """BLEU of both models by both searches beside the baselines, bits per byte, and exact translations."""
     config, name = record["config"], data_name(record)
 
-    def told(measure, form="{:.1f}", times=1.0):
+    def scores(measure, form="{:.1f}", times=1.0):
         values = record[measure].items()
         return "; ".join(f"{who} {spread([times * v for v in value], form)}" for who, value in values)
 
-    what = (
-        (f"Translation: {name}: BLEU", config["paper"], told("bleu")),
-        (f"Translation: {name}: translations without any fault, %", "", told("exact", times=100.0)),
-        (f"Translation: {name}: bits per predicted token, mean of sentences", "", told("bits", "{:.4f}")),
+    lines = (
+        (f"Translation: {name}: BLEU", config["paper"], scores("bleu")),
+        (f"Translation: {name}: translations without any fault, %", "", scores("exact", times=100.0)),
+        (f"Translation: {name}: bits per predicted token, mean of sentences", "", scores("bits", "{:.4f}")),
     )
-    return [{"claim": claim, "paper": paper, "ours": ours, "how": "measured"} for claim, paper, ours in what]
+    return [row(claim, paper, ours) for claim, paper, ours in lines]

@@ -23,14 +23,14 @@ OURS = {"nbgrader": {"locked": True}}
 BEGIN = """\
 import warnings
 warnings.simplefilter("ignore")
-import reformer_lab.classroom.checks, reformer_lab.classroom.grading
+import torch, reformer_lab.classroom.checks, reformer_lab.classroom.grading
 try:
     import resource
     resource.setrlimit(resource.RLIMIT_DATA, ({memory}, {memory}))
     resource.setrlimit(resource.RLIMIT_FSIZE, ({file}, {file}))
 except ImportError:
     pass
-del warnings, reformer_lab
+del warnings, reformer_lab, torch
 """
 
 

@@ -21,7 +21,7 @@ def check(name, fn, variant):
     """Try a student's function on the visible cases of an exercise; one line if all is well.
 
     name: "A1.hash". AssertionError with what is wrong: the case, its inputs, the first wrong entry, and yours and the
-    expected side by side. Large results are also shown as a picture.
+    expected side by side. Large wrong results also give a picture.
     """
     try:
         line = _check(name, fn, variant)
@@ -86,7 +86,7 @@ def explain(task, result, yours, expected, args=None):
     got, want = _two_texts(yours[at], expected[at])
     if not at:
         return f"`{result}` is {got}, expected {want}."
-    place = f"{result}[{', '.join(map(str, at))}]" + (f" ({task.tell(args, at)})" if task.tell and args else "")
+    place = f"{result}[{', '.join(map(str, at))}]" + (f" ({task.describe(args, at)})" if task.describe and args else "")
     count = f"{int(wrong.sum()):,} of {wrong.size:,} entries of `{result}` {'is' if wrong.sum() == 1 else 'are'} wrong"
     return f"{count}; the first is {place}: yours {got}, expected {want}.\n\n{table(task, yours, expected, args)}"
 
@@ -132,9 +132,9 @@ def _called_with(task, args, number):
         if isinstance(value, np.ndarray) and value.size:
             text = f"{value.dtype} {value.shape}"
             if value.size <= 40:
-                shown = np.array2string(value, precision=4, suppress_small=True, separator=", ", max_line_width=1000)
-                flat = " ".join(shown.split()).replace("[ ", "[")
-                text += f"  {flat}" if len(flat) <= 72 else "\n      " + shown.replace("\n", "\n      ")
+                written = np.array2string(value, precision=4, suppress_small=True, separator=", ", max_line_width=1000)
+                flat = " ".join(written.split()).replace("[ ", "[")
+                text += f"  {flat}" if len(flat) <= 72 else "\n      " + written.replace("\n", "\n      ")
         else:
             text = repr(value) if len(repr(value)) <= 100 else f"{type(value).__name__} of {len(value)}"
         lines.append(f"  {name} = {text}")
@@ -157,7 +157,7 @@ def _show(task, yours, expected):
 
 
 def _component_check(name, fn, variant):
-    """In the open mode, the line of the room's own check, which no drawn variant could pass."""
+    """In the open mode, the line of the component's own check, which no drawn variant could pass."""
     if not variant.open or not cases.answers_installed():
         return ""
     from reformer_lab.classroom.answers import answer
@@ -194,7 +194,7 @@ def _width(rows):
 
 
 def _aligned(rows, width, labels=True):
-    """The lines of rows, every entry ``width`` wide and with room for its star."""
+    """The lines of rows, every entry ``width`` wide with a space for its star."""
     label = max((len(at) for at, _ in rows), default=0) if labels else 0
     lines = [
         "".join(f" {text:>{width + 1}}" if text[-1] == "*" else f" {text:>{width}} " for text in t) for _, t in rows
@@ -222,7 +222,7 @@ def _listed(task, yours, expected, wrong, args):
     rows = [("at", "yours", "expected"), *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(f"{text:>{w}}" for text, w in zip(row, widths, strict=True)) for row in rows]
-    if task.tell and args:
-        descriptions = ["", *("   " + task.tell(args, tuple(int(i) for i in p)) for p in places[:MOST_LISTED])]
+    if task.describe and args:
+        descriptions = ["", *("   " + task.describe(args, tuple(int(i) for i in p)) for p in places[:MOST_LISTED])]
         lines = [line + words for line, words in zip(lines, descriptions, strict=True)]
     return "\n".join(lines + ([f"… and {len(places) - MOST_LISTED:,} more"] if len(places) > MOST_LISTED else []))

@@ -84,8 +84,8 @@ def collect(folder, course):
             if handed_in.name not in known:
                 notes.append(f"{student.name}: there is no assignment {handed_in.name!r}")
                 continue
-            found = [path for path in sorted(handed_in.glob("*.ipynb")) if path.is_file() and not path.is_symlink()]
-            exact = [path for path in found if path.stem == handed_in.name] or found
+            notebooks = [path for path in sorted(handed_in.glob("*.ipynb")) if path.is_file() and not path.is_symlink()]
+            exact = [path for path in notebooks if path.stem == handed_in.name] or notebooks
             if len(exact) != 1:
                 notes.append(f"{student.name}, {handed_in.name}: {len(exact)} notebooks, and none has the right name")
                 continue

@@ -40,7 +40,7 @@ class Exercise:
     of them. results: names of the results; with more than one, the function returns a tuple. rtol: the largest error as
     a fraction of the largest expected number; 0 if results must be equal. call(fn, args): how to call the function; as
     ``fn(*args)`` if None. identities(fn, variant, rng): what holds for every right answer; AssertionError with a
-    sentence if not. torch: whether arrays become tensors. tell(args, at): what the entry at an index means, in words.
+    sentence if not. torch: whether arrays become tensors. describe(args, at): the meaning of the entry at an index.
     graded: False for recorded data that the notebook only shows.
     """
 
@@ -51,7 +51,7 @@ class Exercise:
     call: Callable | None = None
     identities: Callable | None = None
     torch: bool = False
-    tell: Callable | None = None
+    describe: Callable | None = None
     graded: bool = True
 
     def run(self, fn, args):

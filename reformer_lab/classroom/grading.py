@@ -1,4 +1,4 @@
-"""What the hidden tests call: a student's function against cases that nobody has seen, and against identities.
+"""What the hidden tests call: a student's function against hidden cases and identities.
 
 Messages say what kind of thing is wrong and for which shapes, never a hidden value.
 """

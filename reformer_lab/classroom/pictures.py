@@ -21,7 +21,7 @@ def differences(yours, expected, wrong):
     columns = np.flatnonzero(wrong.any(axis=0))
     caption = f"""Map of the result, {np.asarray(yours).shape} laid out in {len(wrong)} rows: wrong entries black, right
         ones light grey. Stripes tell which index is at fault."""
-    return picture.tell(
+    return picture.describe(
         caption,
         wrong=int(wrong.sum()),
         of=int(wrong.size),

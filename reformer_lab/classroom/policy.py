@@ -119,10 +119,10 @@ def _modules(sources):
 
 
 def _is_module(path):
-    top, *inner = path.split(".")
-    if top in ("numpy", "torch"):  # some of their modules, such as np.random, are not found by their files
+    package, *inner = path.split(".")
+    if package in ("numpy", "torch"):  # some of their modules, such as np.random, are not found by their files
         return _hides_module(*path.rsplit(".", 1))
-    spec = importlib.util.find_spec(top)
+    spec = importlib.util.find_spec(package)
     places = [Path(place, *inner) for place in (spec and spec.submodule_search_locations) or ()]
     return any(place.is_dir() or place.with_suffix(".py").is_file() for place in places)
 

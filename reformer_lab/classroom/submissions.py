@@ -35,7 +35,7 @@ def read(path):
 
 
 def _cell(stored):
-    """A cell with source, id and nbgrader's metadata, of whatever stands in the file; None if that is no cell."""
+    """A cell with source, id and nbgrader's metadata, of whatever is in the file; None if that is no cell."""
     if not isinstance(stored, dict) or stored.get("cell_type") not in ("code", "markdown"):
         return None
     source, metadata = stored.get("source"), stored.get("metadata")
@@ -65,20 +65,8 @@ def rebuild(submitted, release):
     places, doubled = _recognise(submitted.cells, release.cells)
     for grade_id in doubled:
         remarks.append(f"Cell `{grade_id}` was there more than once; the last one counts as the answer.")
-    after, last = {}, -1  # further cells, by the place in the release after which they come
     matched = {index: place for place, index in places.items()}
-    for index, cell in enumerate(submitted.cells):
-        if index in matched:
-            last = max(last, matched[index])
-        elif cell.cell_type == "markdown" or cell.source.strip():
-            after.setdefault(last, []).append(cell)
-    for place in sorted(after, reverse=True):  # an answer cell that was deleted comes before what was written instead
-        moved = place
-        while moved + 1 < len(release.cells) and moved + 1 not in places and _is_answer(release.cells[moved + 1]):
-            moved += 1
-        if moved != place:
-            after[moved] = after.pop(place) + after.get(moved, [])
-
+    after = _further_cells(submitted.cells, release.cells, matched)
     code = [c for c in release.cells if c.cell_type == "code"]
     tests, stubs = ([c.source for c in code if _mark(c, "grade")], [c.source for c in code if _is_answer(c)])
     fixed = [c.source for c in code if not _is_answer(c)]
@@ -104,6 +92,23 @@ def rebuild(submitted, release):
     release.cells = cells
     release.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return release
+
+
+def _further_cells(submitted, release, matched):
+    """Cells that are not in the release, by the place in it after which they come; matched: {index: place}."""
+    after, last = {}, -1
+    for index, cell in enumerate(submitted):
+        if index in matched:
+            last = max(last, matched[index])
+        elif cell.cell_type == "markdown" or cell.source.strip():
+            after.setdefault(last, []).append(cell)
+    for place in sorted(after, reverse=True):  # an answer cell that was deleted comes before what was written instead
+        moved = place
+        while moved + 1 < len(release) and moved + 1 not in matched.values() and _is_answer(release[moved + 1]):
+            moved += 1
+        if moved != place:
+            after[moved] = after.pop(place) + after.get(moved, [])
+    return after
 
 
 def _harmless(text):

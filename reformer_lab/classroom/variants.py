@@ -68,7 +68,7 @@ UNUSUAL = (
 class Variant:
     """The conventions of one course; every field is described where an assignment uses it.
 
-    A1. hash_order: what stands behind one another before the largest is taken: [xR ; −xR], [−xR ; xR], or (x·r₁, −x·r₁,
+    A1. hash_order: the list whose largest entry gives the bucket: [xR ; −xR], [−xR ; xR], or (x·r₁, −x·r₁,
     x·r₂, −x·r₂, …). hash_ties: the index that wins when several are largest. factor_order: which factor of a factorised
     bucket number counts in ones. A2. sort_ties: the order inside a bucket, by rising or falling position. look, n_look:
     a chunk sees itself and ``n_look`` chunks before it, or after it. look_order: the chunks of a window by their place,

@@ -1,5 +1,4 @@
-"""Images as tokens: letters drawn from matplotlib's own fonts, or IDX files such as Fashion-MNIST;
-two baselines.
+"""Images as tokens: letters drawn from matplotlib's fonts, or IDX files such as Fashion-MNIST; two baselines.
 
 An image is a uint8 array (height, width), 0 = black; in a few `grey_levels`, each pixel is one
 token. Pixels are read row by row, and the token before the first of them is 0: the page is black
@@ -30,7 +29,7 @@ from reformer_ref._arguments import (
 from reformer_lab.training.files import as_path
 
 SIDE = 28  # pixels of a letter's image, as of Fashion-MNIST's
-PARTS = ("train", "held_out")
+SUBSETS = ("train", "held_out")
 IDX_NAMES = {"train": "train-images-idx3-ubyte", "held_out": "t10k-images-idx3-ubyte"}
 MOST_BYTES = 2**31  # of an image file when it is unpacked
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -49,57 +48,51 @@ SUBROWS = 4  # lines per row of pixels on which the area of a letter is measured
 
 
 def read_idx(path):
-    """The array in an IDX file of unsigned bytes, gzipped or not: uint8, of the shape that its
-    header gives.
+    """The array in an IDX file of unsigned bytes, gzipped or not: uint8, of the shape that its header gives.
 
-    IDX (of MNIST): bytes 0, 0, type (8: unsigned byte), number of dimensions, each dimension as 4
-    bytes, the largest first; then the values. ValueError for anything else: another type, a header
-    that is cut off or asks for too much, fewer or more values than it says, a damaged gzip file, a
-    missing or unreadable file.
+    IDX (of MNIST): bytes 0, 0, type (8: unsigned byte), number of dimensions, each dimension as 4 bytes, the largest
+    first; then the values. ValueError for anything else: another type, a header that is cut off or asks for too much,
+    fewer or more values than it says, a damaged gzip file, a missing or unreadable file.
     """
     path = as_path("path", path)
     content = _read(path)
     if len(content) < 4 or content[:2] != b"\0\0":
-        raise ValueError(f"{path} is no IDX file: it begins with {content[:4]!r} instead of two zero bytes and a type")
+        raise ValueError(f"{path} is not an IDX file: it begins with {content[:4]!r}, not with two zero bytes")
     kind, n_dims = content[2], content[3]
     if kind != 8:
         raise ValueError(f"{path} must hold unsigned bytes (IDX type 8), got type {kind}")
     if n_dims == 0 or len(content) < 4 + 4 * n_dims:
         raise ValueError(f"{path} is cut off: its header promises {n_dims} dimensions in {len(content) - 4} bytes")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", n_dims, 4))
-    wanted, there = math.prod(shape), len(content) - 4 - 4 * n_dims
-    if wanted != there:
-        raise ValueError(f"{path} must hold {wanted:,} values, as its header says (shape {shape}), got {there:,}")
+    wanted, given = math.prod(shape), len(content) - 4 - 4 * n_dims
+    if wanted != given:
+        raise ValueError(f"{path} must hold {wanted:,} values, as its header says (shape {shape}), got {given:,}")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dims).reshape(shape)
 
 
 def read_folder(folder):
-    """{"train": images, "held_out": images}, uint8 (n, height, width) each, of a folder in MNIST's
-    form.
+    """{"train": images, "held_out": images}, uint8 (n, height, width) each, of a folder in MNIST's form.
 
-    It holds train-images-idx3-ubyte and t10k-images-idx3-ubyte, each with or without ``.gz``;
-    Debian's package dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist.
-    ValueError if something is missing or does not fit.
+    It holds train-images-idx3-ubyte and t10k-images-idx3-ubyte, each with or without ``.gz``; Debian's package
+    dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist.
     """
-    folder, found = as_path("folder", folder), {}
-    for part, name in IDX_NAMES.items():
+    folder, subsets = as_path("folder", folder), {}
+    for subset, name in IDX_NAMES.items():
         paths = [path for path in (folder / name, folder / f"{name}.gz") if os.path.lexists(path)]
         if not paths:
             raise ValueError(f"{folder} must hold the file {name} or {name}.gz (the images of Fashion-MNIST, say)")
         images = read_idx(paths[0])
         if images.ndim != 3 or 0 in images.shape:
             raise ValueError(f"{paths[0]} must hold images (n, height, width), got the shape {images.shape}")
-        found[part] = images
-    if found["train"].shape[1:] != found["held_out"].shape[1:]:
-        shapes = " and ".join(str(images.shape[1:]) for images in found.values())
+        subsets[subset] = images
+    if subsets["train"].shape[1:] != subsets["held_out"].shape[1:]:
+        shapes = " and ".join(str(images.shape[1:]) for images in subsets.values())
         raise ValueError(f"both files in {folder} must hold images of one size, got {shapes}")
-    return found
+    return subsets
 
 
 def _read(path):
-    """The bytes of a file, unpacked if it is gzipped; ValueError for what cannot be read or is far
-    too long.
-    """
+    """The bytes of a file, unpacked if it is gzipped; ValueError if it cannot be read or is too long."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError(f"{path} must be a file, it is a folder or a device")
@@ -110,8 +103,8 @@ def _read(path):
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, EOFError, zlib.error) as error:
-        what = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path} cannot be read: {what}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read: {reason}") from None
     if content is None or len(content) > MOST_BYTES:
         raise ValueError(f"{path} must hold at most {MOST_BYTES:,} bytes")
     return content
@@ -120,23 +113,23 @@ def _read(path):
 # ---- letters
 
 
-def letters(count, seed, step, part="train"):
-    """``count`` images of letters and digits: uint8 (count, 28, 28), white on black; a pure
-    function of its arguments.
+def letters(count, seed, step, subset="train"):
+    """``count`` images of letters and digits: uint8 (count, 28, 28), white on black; a function of its arguments.
 
-    Every image is one of 62 characters in one of matplotlib's 21 faces, somewhat enlarged, turned,
-    slanted and moved. A tenth of the pairs of character and face is held out: those letters were
-    never seen in that face in training.
+    Each image is one of 62 characters in one of matplotlib's 21 faces, scaled, turned, slanted and moved at random. A
+    tenth of the pairs of character and face is held out: training never shows those letters in that face.
     """
     count = require_int("count", count)
     require_room(count=count, height=SIDE, width=SIDE)
     seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
-    pairs = letter_pairs(part)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, PARTS.index(part)])))
+    pairs = letter_pairs(subset)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, SUBSETS.index(subset)])))
     images = np.empty((count, SIDE, SIDE), np.uint8)
     for image in images:
         character, face = pairs[rng.integers(len(pairs))]
-        em, angle, slant = (rng.uniform(21.0, 26.0), rng.uniform(-0.12, 0.12), rng.uniform(-0.15, 0.15))
+        em = rng.uniform(21.0, 26.0)
+        angle = rng.uniform(-0.12, 0.12)
+        slant = rng.uniform(-0.15, 0.15)
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         points, ends = _outline(character, face)
         points = points @ np.array([[1.0, 0.0], [slant, 1.0]]) @ turn.T  # still with the middle of the letter at 0
@@ -146,27 +139,23 @@ def letters(count, seed, step, part="train"):
     return images
 
 
-def letter_pairs(part):
-    """((character, face), …) of "train" or "held_out": nine tenths and one tenth of all, always the
-    same.
-    """
-    return _letter_pairs(require_choice("part", part, PARTS))
+def letter_pairs(subset):
+    """((character, face), …) of "train" or "held_out": nine tenths and one tenth of all, always the same."""
+    return _letter_pairs(require_choice("subset", subset, SUBSETS))
 
 
 @functools.cache
-def _letter_pairs(part):
+def _letter_pairs(subset):
     pairs = [(character, face) for character in CHARACTERS for face in FACES]
     order = np.random.Generator(np.random.Philox(8)).permutation(len(pairs))
     border = len(pairs) // 10
-    chosen = order[:border] if part == "held_out" else order[border:]
+    chosen = order[:border] if subset == "held_out" else order[border:]
     return tuple(pairs[i] for i in sorted(chosen))
 
 
 @functools.cache
 def _outline(character, face):
-    """Points float64 (n, 2) in em, x to the right and y up, 0 in the middle of line and letter;
-    ends of the loops.
-    """
+    """Points float64 (n, 2) in em, x to the right and y up, 0 in the middle of line and letter; ends of the loops."""
     import matplotlib
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
@@ -182,9 +171,8 @@ def _outline(character, face):
 def coverage(points, ends):
     """How much of each pixel the loops cover: float64 (28, 28) in [0, 1], row 0 on top.
 
-    points: float (n, 2), x to the right and y down, in pixels; ends: where each closed loop ends in
-    it. Holes are loops that go the other way round. Areas are exact along each of four lines per
-    row of pixels.
+    points: float (n, 2), x to the right and y down, in pixels; ends: where each closed loop ends in it. Holes are loops
+    in the other direction. Areas are exact along each of four lines per row of pixels.
     """
     points, ends = as_floats("points", points), as_integers("ends", ends)
     if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < FARTHEST).all():
@@ -214,9 +202,7 @@ def grey_levels(images, levels):
 
 
 def to_tokens(images, name="images"):
-    """(tokens, targets), int64 (n, height · width) each: token i is the pixel before pixel i (0
-    before the first).
-    """
+    """(tokens, targets), int64 (n, height · width) each: token i is the pixel before pixel i (0 before the first)."""
     targets = _images(images, name=name).reshape(len(images), -1).astype(np.int64)
     tokens = np.zeros_like(targets)
     tokens[:, 1:] = targets[:, :-1]
@@ -234,17 +220,15 @@ def _images(images, levels=256, name="images"):
     return images
 
 
-# ---- what needs no net
+# ---- baselines
 
 
 class Neighbours:
-    """A table of conditional frequencies: a pixel given up to ten pixels around it that came
-    before.
+    """A table of conditional frequencies: a pixel given up to ten earlier pixels around it.
 
-    One context after the other is added, the nearest pixels first; a context that was seen n times
-    is believed against what the shorter one says as n against its strength a: p = (count + a ·
-    p_shorter) / (n + a). Each strength is the one that serves best on every fifth training image,
-    counted on the others.
+    Contexts grow from the nearest pixels outwards. A context seen n times is weighed against the shorter context with
+    strength a: p = (count + a · p_shorter) / (n + a). The strengths are those that predict every fifth training image
+    best, counted on the others.
     """
 
     # (rows up, columns to the right) of the pixels that each context adds
@@ -272,14 +256,12 @@ class Neighbours:
         return self._probabilities(keys, images.ravel()).reshape(images.shape)
 
     def bits(self, images):
-        """(bits per pixel of whole images, bits per pixel of their lower halves, the upper ones
-        given).
-        """
+        """(bits per pixel of whole images, and of their lower parts given the upper ones)."""
         bits = -np.log2(self.probabilities(images))
         return float(bits.mean()), float(bits[:, self.size[0] // 2 :].mean())
 
     def complete(self, images, seed):
-        """The images with their lower halves drawn anew, pixel by pixel, from these probabilities."""
+        """The images with their lower parts drawn pixel by pixel from these probabilities."""
         images, (height, width) = self._checked(images).copy(), self.size
         rng = np.random.Generator(np.random.Philox(require_int("seed", seed, minimum=0)))
         values = np.arange(self.levels, dtype=np.uint8)
@@ -324,9 +306,7 @@ def _occurrences(known, counts, asked):
 
 
 def _contexts(images):
-    """For each context, a number for every pixel that is the same where the context is: uint64 like
-    images.
-    """
+    """For each context, a number for each pixel, equal where the context is equal: uint64 like images."""
     _, height, width = images.shape
     padded = np.pad(images, ((0, 0), (2, 0), (2, 2)))  # black around the image
     key = np.zeros(images.shape, np.uint64)
@@ -337,25 +317,22 @@ def _contexts(images):
 
 
 def _mixed(key, new):
-    """A 64-bit number for each pair; that two of ten million pairs share theirs has a chance of 3
-    in a million.
-    """
+    """A 64-bit number for each pair; two of ten million pairs have the same with a probability of 3 in a million."""
     key = (key ^ (new.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
     return key ^ (key >> np.uint64(32))
 
 
 def compressed_bits(images):
-    """{name: bits per pixel} of the images, one below the other, by compressors at everybody's
-    hand: PNG, zlib, xz.
+    """{name: bits per pixel} of the images, one below the other, by common compressors: PNG, zlib, xz.
 
-    They see nothing but these images, and learn from those above.
+    They see only these images, and learn from those above.
     """
     from PIL import Image
 
-    strip, png = _images(images).reshape(-1, images.shape[2]), io.BytesIO()
-    Image.fromarray(strip).save(png, format="png", optimize=True)
-    data = strip.tobytes()
+    column, png = _images(images).reshape(-1, images.shape[2]), io.BytesIO()
+    Image.fromarray(column).save(png, format="png", optimize=True)
+    data = column.tobytes()
     sizes = {
         "PNG": len(png.getvalue()),
         "zlib -9": len(zlib.compress(data, 9)),
@@ -365,9 +342,7 @@ def compressed_bits(images):
 
 
 def split(images, held_out=0.1):
-    """(train, held-out): the last ``held_out`` of the images, a fraction in (0, 1); at least one
-    image each.
-    """
+    """(train, held-out): the last ``held_out`` of the images, a fraction in (0, 1); at least one image each."""
     fraction = require_float("held_out", held_out, minimum=0.0, below=1.0)
     if len(_images(images)) < 2 or fraction == 0.0:
         raise ValueError(f"held_out must be in (0, 1) and images 2 or more, got {held_out} of {len(images)} images")

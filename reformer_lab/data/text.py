@@ -1,5 +1,4 @@
-"""Bytes as tokens: Shakespeare or any file, split, cut into windows, and two baselines that need no
-network.
+"""Bytes as tokens: Shakespeare or any file, split, cut into windows, and two baselines without training.
 
 A text is a NumPy array of uint8; its tokens are its bytes, so the vocabulary has 256 entries and a
 loss in bits per byte can be compared with any other compressor of the same bytes.
@@ -85,8 +84,8 @@ def split(data, held_out=0.1):
     """(train, held-out): the last ``held_out`` of the bytes (a fraction in (0, 1)) is kept for
     evaluation.
 
-    Contiguous, so that no held-out sentence has a training sentence on both sides. Both parts hold
-    at least one byte.
+    Contiguous, so that no held-out sentence has a training sentence on both sides. Both hold at
+    least one byte.
     """
     data = as_bytes("data", data)
     fraction = require_float("held_out", held_out, minimum=0.0, below=1.0)
@@ -116,9 +115,7 @@ def batches(data, length, batch, seed, step):
 
 
 def held_out_windows(data, length, count):
-    """At most ``count`` windows without overlap, evenly spaced over ``data``: int64 (n, length),
-    always the same.
-    """
+    """At most ``count`` windows without overlap, evenly spaced in ``data``: int64 (n, length), always the same."""
     data = as_bytes("data", data)
     length, count = require_int("length", length), require_int("count", count)
     last = _last_start(data, length, "held-out")
@@ -127,9 +124,11 @@ def held_out_windows(data, length, count):
     return data[starts[:, None] + np.arange(length)].astype(np.int64)  # (n, length)
 
 
-def _last_start(data, length, part):
+def _last_start(data, length, subset):
     if data.size < length:
-        raise ValueError(f"the {part} text has {data.size} bytes, fewer than one window of {length}; lower the length")
+        raise ValueError(
+            f"the {subset} text has {data.size} bytes, fewer than one window of {length}; lower the length"
+        )
     return data.size - length
 
 

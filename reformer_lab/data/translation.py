@@ -1,8 +1,7 @@
-"""Sentence pairs as bytes: from a file, split, padded batches, two baselines that need no net, and
-the BLEU score.
+"""Sentence pairs as bytes: stored or from a file, split, padded batches, two baselines without training, BLEU.
 
-A sentence is a sequence of its UTF-8 bytes, so every language fits and no word is unknown; two more
-tokens begin and end a target. A source ends with END too.
+A sentence is the sequence of its UTF-8 bytes, so all languages fit and no word is unknown; two more tokens begin and
+end a target. A source ends with END too.
 """
 
 import collections
@@ -26,8 +25,8 @@ def english_german(count: int) -> list[tuple[str, str]]:
     """Return the first ``count`` of 20,000 stored sentence pairs, English and German.
 
     A small grammar of 130 words a side made them: three genders, four cases, separable verbs, the verb in second
-    place or last, *nicht* and *kein*. The sentences mean little; their grammar is right, and no English one is there
-    twice.
+    place or last, *nicht* and *kein*. The sentences mean little; their grammar is right, and no English
+    sentence occurs twice.
 
     Raises:
         ValueError: ``count`` is not from 1 to 20,000.
@@ -39,12 +38,11 @@ def english_german(count: int) -> list[tuple[str, str]]:
 
 
 def read_pairs(path):
-    """The pairs (source, target) of a text file in UTF-8, a line each, divided by a tab: a list of
-    tuples of str.
+    """The pairs (source, target) of a text file in UTF-8, a line each, divided by a tab: a list of tuples of str.
 
-    What follows a second tab (a source, a licence) and empty lines are left out; a pair that stands
-    there twice is kept once. ValueError, with the line's number, for a line without a tab, with an
-    empty side, or that is no UTF-8; for a file that is missing, too long, or has no two pairs.
+    Further columns (a source, a licence) and empty lines are left out; a repeated pair is kept once. ValueError, with
+    the line's number, for a line without a tab, with an empty side, or not in UTF-8; for a file that is missing, too
+    long, or has fewer than two pairs.
     """
     path = as_path("path", path)
     try:
@@ -55,7 +53,7 @@ def read_pairs(path):
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    found = {}
+    pairs = {}
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         if not line.strip():
             continue
@@ -65,10 +63,10 @@ def read_pairs(path):
             raise ValueError(f"line {number} of {path} must be UTF-8: {error.reason} at byte {error.start}") from None
         if len(columns) < 2 or not columns[0] or not columns[1]:
             raise ValueError(f"line {number} of {path} must be source, tab, target, got {shown(line)}")
-        found[columns[0], columns[1]] = None
-    if len(found) < 2:
-        raise ValueError(f"{path} must hold at least 2 pairs, one to train on and one held out, got {len(found)}")
-    return list(found)
+        pairs[columns[0], columns[1]] = None
+    if len(pairs) < 2:
+        raise ValueError(f"{path} must hold at least 2 pairs, one to train on and one held out, got {len(pairs)}")
+    return list(pairs)
 
 
 def _require_text(name, text):
@@ -104,9 +102,7 @@ def _require_pairs(pairs):
 
 
 def split(pairs, held_out, seed=0):
-    """(train, held-out): ``held_out`` pairs drawn at random; no source of theirs is left in the
-    training part.
-    """
+    """(train, held-out): ``held_out`` pairs drawn at random; none of their sources is left among the training pairs."""
     _require_pairs(pairs)
     held_out = require_int("held_out", held_out, 1, max(len(pairs) - 1, 1))
     order = np.random.Generator(np.random.Philox(require_int("seed", seed, minimum=0))).permutation(len(pairs))
@@ -131,7 +127,7 @@ def to_tokens(source, target):
 
 
 def to_text(tokens):
-    """The text of a target's tokens, START and END left out; bytes that are no UTF-8 become U+FFFD."""
+    """The text of a target's tokens, without START and END; bytes that are not UTF-8 become U+FFFD."""
     tokens = as_array("tokens", tokens)
     tokens = as_integers("tokens", tokens) if tokens.size else np.empty(0, np.int64)
     if tokens.ndim != 1 or (tokens < 0).any():
@@ -140,9 +136,7 @@ def to_text(tokens):
 
 
 def padded(pairs):
-    """(source, target, source mask, target mask): int64 (B, L_s), (B, L_t), bool likewise, True =
-    real token.
-    """
+    """(source, target, source mask, target mask): int64 (B, L_s), (B, L_t), bool likewise, True = real token."""
     if not _require_pairs(pairs):
         raise ValueError("pairs must hold at least one pair, got none")
     tokens, masks = [], []
@@ -157,11 +151,9 @@ def padded(pairs):
 
 
 class Batches:
-    """Training batches of ``batch`` pairs of similar length, every pair once in an epoch, in
-    another order in each.
+    """Training batches of ``batch`` pairs of similar length, each pair once in an epoch, in another order in each.
 
-    What stands in a step is a function of (pairs, batch, seed, step) alone; the order of an epoch
-    is kept meanwhile.
+    The batch of a step is a function of (pairs, batch, seed, step) alone; the order of the current epoch is cached.
     """
 
     POOL = 32  # batches among which pairs are sorted by length, so that little is padded
@@ -189,15 +181,13 @@ class Batches:
         return padded([self.pairs[i] for i in self.rows(step)])
 
 
-# ---- what needs no net
+# ---- baselines
 
 
 def words(text):
-    """Words and punctuation marks: a list of str. The first word, whose capital says nothing, is in
-    small letters.
-    """
-    found = _WORD.findall(_require_text("text", text))
-    return [word.lower() if i == 0 else word for i, word in enumerate(found)]
+    """Words and punctuation marks: a list of str. The first word is in small letters, as its capital means nothing."""
+    tokens = _WORD.findall(_require_text("text", text))
+    return [word.lower() if i == 0 else word for i, word in enumerate(tokens)]
 
 
 @clear_errors
@@ -212,19 +202,17 @@ def _is_mark(word):
 
 
 class WordTable:
-    """A dictionary learned from pairs: the likeliest translation of each word, by IBM's model 1
-    (Brown et al. 1993).
+    """A dictionary learned from pairs: the likeliest translation of each word, by IBM's model 1 (Brown et al. 1993).
 
-    Every word of a target comes from one of the source, or from none; expectation-maximisation
-    finds which. Words are translated one by one, in their order; marks, and what was never seen,
-    stay as they are.
+    Each target word comes from a source word, or from none; expectation-maximisation estimates from which. Words are
+    translated one by one, in their order; marks and unknown words are copied.
     """
 
     def __init__(self, pairs, rounds=8):
         rounds = require_int("rounds", rounds, 1, 1000)
         source_ids, target_ids = collections.defaultdict(), collections.defaultdict()
         source_ids.default_factory, target_ids.default_factory = (source_ids.__len__, target_ids.__len__)
-        source_ids[None]  # the word from which those come that come from none
+        source_ids[None]  # the source of words that come from none
         s, t, place, places = [], [], [], 0
         for source, target in _require_pairs(pairs):
             from_words = [0, *(source_ids[word] for word in words(source) if not _is_mark(word))]
@@ -238,8 +226,8 @@ class WordTable:
         s_of, t_of = np.divmod(known, max(len(target_ids), 1))
         p = np.ones(len(known))
         for _ in range(rounds):
-            share = p[entry] / np.bincount(place, p[entry])[place]
-            counts = np.bincount(entry, share, len(known))
+            posterior = p[entry] / np.bincount(place, p[entry])[place]
+            counts = np.bincount(entry, posterior, len(known))
             p = counts / np.bincount(s_of, counts)[s_of]
         order = np.lexsort((-t_of, p))  # of equal ones the word that came first in the pairs wins
         best = dict(zip(s_of[order].tolist(), t_of[order].tolist(), strict=True))  # the last one stays
@@ -252,9 +240,7 @@ class WordTable:
 
 
 class Nearest:
-    """The translation of the training source that shares the most words and pairs of words, rare
-    ones counting more.
-    """
+    """The translation of the training source with the most words and pairs of words in common, weighted by rarity."""
 
     def __init__(self, pairs):
         if not _require_pairs(pairs):
@@ -270,31 +256,27 @@ class Nearest:
             self.size[rows] += self.weight[f]
 
     def translate(self, source):
-        """The target of the pair whose source is most like this one: shared weight against that of
-        both (Dice).
-        """
-        shared, mine = np.zeros(len(self.targets)), 0.0
+        """The target of the pair whose source is most similar: common weight over that of both (Dice)."""
+        common, size = np.zeros(len(self.targets)), 0.0
         for f in self._features(_require_text("source", source)):
-            mine += self.weight.get(f, 0.0)
+            size += self.weight.get(f, 0.0)
             if f in self.postings:
-                shared[self.postings[f]] += self.weight[f]
-        return self.targets[int(np.argmax(shared / (mine + self.size)))]
+                common[self.postings[f]] += self.weight[f]
+        return self.targets[int(np.argmax(common / (size + self.size)))]
 
     @staticmethod
     def _features(text):
-        found = words(text)
-        return {*found, *itertools.pairwise(found)}
+        tokens = words(text)
+        return {*tokens, *itertools.pairwise(tokens)}
 
 
 # ---- the score
 
 
 def bleu(translations, references):
-    """(BLEU in percent, its signature) by sacreBLEU: corpus BLEU of texts, cased, with its own
-    tokens ("13a").
+    """(BLEU in percent, its signature) by sacreBLEU: corpus BLEU of texts, cased, with its own tokens ("13a").
 
-    ModuleNotFoundError, which says what to install, where sacrebleu is missing; ValueError unless
-    both lists are of one length, at least one.
+    ModuleNotFoundError, with the command that installs it, where sacrebleu is missing.
     """
     _require_texts("translations", translations)
     if len(translations) != len(_require_texts("references", references)) or not references:
@@ -306,7 +288,7 @@ def bleu(translations, references):
 
 
 def sacrebleu_module():
-    """``sacrebleu.metrics``; ModuleNotFoundError with what to install where it is missing."""
+    """``sacrebleu.metrics``; ModuleNotFoundError with the command that installs it where it is missing."""
     try:
         import sacrebleu.metrics
     except ModuleNotFoundError as error:

@@ -1,24 +1,17 @@
-"""Pictures of dense attention: its matrix, what it costs as the length grows, and how few keys hold
-its mass.
-"""
+"""Pictures of dense attention: its matrix, its cost as the length grows, and how few keys hold its weight."""
 
-import matplotlib
 import numpy as np
 
-from reformer_lab.plots.drawing import Picture, entries, readable_on, styled
-
-WRITTEN_UP_TO = 16  # tokens: in larger matrices no number fits into a cell
+from reformer_lab.plots.drawing import Picture, as_square, entries, heat_map, styled
 
 
 @styled
 def attention_matrices(matrices, labels=None):
-    """Heat maps side by side. matrices: {title: weights (L, L) in [0, 1]}, row = query, column =
-    key; labels: L texts.
+    """Heat maps side by side. matrices: {title: weights (L, L) in [0, 1]}, row = query, column = key; labels: L texts.
 
-    Keys that a query does not see (weight 0) stay white. Up to 16 tokens each cell carries its
-    weight in percent.
+    Keys that a query does not see (weight 0) stay white. Up to 16 tokens each cell carries its weight in percent.
     """
-    matrices = {title: _square(f"matrices[{title!r}]", w) for title, w in entries("matrices", matrices).items()}
+    matrices = {title: as_square(f"matrices[{title!r}]", w, 1) for title, w in entries("matrices", matrices).items()}
     length = len(next(iter(matrices.values())))
     labels = [str(i) for i in range(length)] if labels is None else [str(label) for label in labels]
     if len(labels) != length or any(len(w) != length for w in matrices.values()):
@@ -26,7 +19,7 @@ def attention_matrices(matrices, labels=None):
     picture = Picture(width=min(0.8 + 3.9 * len(matrices), 11), height=4.1)
     axes = picture.subplots(1, len(matrices), squeeze=False)[0]
     for ax, (title, weights) in zip(axes, matrices.items(), strict=True):
-        image = _heat(ax, weights, labels)
+        image = heat_map(ax, weights, labels=labels)
         ax.set(title=title, xlabel="key")
     axes[0].set_ylabel("query")
     picture.colorbar(image, ax=axes, label="weight", shrink=0.8)
@@ -34,16 +27,14 @@ def attention_matrices(matrices, labels=None):
     for title, weights in matrices.items():
         numbers[f"{title}: pairs seen"] = int(np.count_nonzero(weights))
         numbers[f"{title}: largest weight"] = float(weights.max())
-    caption = f"""Heat map: who attends to whom, {length} queries (rows) by {length} keys (columns), weights in percent,
-    the darker the more; white is not seen at all. Each row that sees anything adds up to 1."""
-    return picture.tell(caption, **numbers)
+    caption = f"""Heat map: weights of {length} queries (rows) on {length} keys (columns), in percent, the darker the
+    more; white is not seen at all. Each row that sees anything adds up to 1."""
+    return picture.describe(caption, **numbers)
 
 
 @styled
 def growth(lengths, panels):
-    """Line charts, both axes logarithmic. lengths (n,) > 0; panels: {unit: {name: amounts (n,) >
-    0}}, a chart each.
-    """
+    """Line charts, both axes logarithmic. lengths (n,) > 0; panels: {unit: {name: amounts (n,) > 0}}, a chart each."""
     lengths = np.asarray(lengths)
     if lengths.ndim != 1 or len(lengths) < 2 or (lengths <= 0).any():
         raise ValueError(f"lengths must be at least two numbers above 0, got {lengths.tolist()}")
@@ -61,63 +52,39 @@ def growth(lengths, panels):
         ax.minorticks_off()
         ax.grid(alpha=0.3)
         ax.legend(fontsize=9)
-    caption = """Line charts, both axes logarithmic: length (x) against what attention needs (y). Four times the length
+    caption = """Line charts, both axes logarithmic: length (x) against the cost of attention (y). Four times the length
     is sixteen times as much on a steep line, four times as much on one that is half as steep."""
-    return picture.tell(caption, **numbers)
+    return picture.describe(caption, **numbers)
 
 
 @styled
-def mass_of_keys(cumulative, share=0.9):
+def weight_of_keys(cumulative, fraction=0.9):
     """Line chart: how much of a query's weight its heaviest keys hold.
 
-    cumulative: {name: (n,)}, the share held by the 1, 2, … n heaviest keys, mean over queries;
-    share: to be crossed.
+    cumulative: {name: (n,)}, the fraction held by the 1, 2, … n heaviest keys, mean over queries; fraction: where the
+    curves are read off.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1, got {share}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
     picture = Picture(width=7, height=3.8)
     ax, numbers = picture.add_subplot(), {}
     for name, curve in entries("cumulative", cumulative).items():
         curve = np.asarray(curve, dtype=float)
         rising = curve.ndim == 1 and len(curve) and (np.diff(curve) > -1e-9).all()
-        if not rising or not share <= curve[-1] <= 1 + 1e-9:
-            raise ValueError(f"cumulative[{name!r}] must rise to a number from share = {share} to 1")
-        keys = int(np.argmax(curve >= share)) + 1
+        if not rising or not fraction <= curve[-1] <= 1 + 1e-9:
+            raise ValueError(f"cumulative[{name!r}] must rise to a number from fraction = {fraction} to 1")
+        keys = int(np.argmax(curve >= fraction)) + 1
         (line,) = ax.plot(np.arange(1, len(curve) + 1), curve, label=f"{name}: {keys} keys", markevery=0.15)
-        ax.plot([keys, keys], [0, share], color=line.get_color(), linestyle=":", marker="", linewidth=1)
-        numbers[f"keys for {share:.0%}, {name}"] = keys
-    ax.axhline(share, color="black", linestyle="--", marker="", linewidth=1)
-    ax.text(1, share + 0.015, f"{share:.0%}", va="bottom")
-    ax.set(xscale="log", ylim=(0, 1.05), xlabel="keys, the heaviest first (logarithmic)", ylabel="share of the weight")
+        ax.plot([keys, keys], [0, fraction], color=line.get_color(), linestyle=":", marker="", linewidth=1)
+        numbers[f"keys for {fraction:.0%}, {name}"] = keys
+    ax.axhline(fraction, color="black", linestyle="--", marker="", linewidth=1)
+    ax.text(1, fraction + 0.015, f"{fraction:.0%}", va="bottom")
+    ax.set(
+        xscale="log", ylim=(0, 1.05), xlabel="keys, the heaviest first (logarithmic)", ylabel="fraction of the weight"
+    )
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    picture.legend(loc="outside upper left", ncols=2, title=f"needed for {share:.0%}", alignment="left")
-    caption = f"""Line chart: number of keys, the heaviest first (x, logarithmic), against the share of a query's
-    weight that they hold, mean over all queries (y). Where {share:.0%} is reached, a dotted line falls to the number of
-    keys."""
-    return picture.tell(caption, **numbers)
-
-
-def _heat(ax, weights, labels):
-    """Draw the matrix; zeros white; numbers in percent where they fit."""
-    colours = matplotlib.colormaps["cividis_r"].with_extremes(bad="white")
-    image = ax.imshow(np.ma.masked_equal(weights, 0), cmap=colours, vmin=0, vmax=1)
-    ax.spines[:].set_visible(True)
-    if len(weights) <= WRITTEN_UP_TO:
-        ticks = range(len(weights))
-        ax.set_xticks(ticks, labels, rotation=0 if max(map(len, labels)) <= 4 else 60)
-        ax.set_yticks(ticks, labels)
-        ax.tick_params(length=0)
-        for (i, j), weight in np.ndenumerate(weights):
-            if weight > 0:
-                text = f"{100 * weight:.0f}"
-                ax.text(j, i, text, ha="center", va="center", fontsize=9, color=readable_on(image.to_rgba(weight)))
-    return image
-
-
-def _square(name, weights):
-    weights = np.asarray(weights, dtype=float)
-    if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or 0 in weights.shape:
-        raise ValueError(f"{name} must have shape (L, L) with L ≥ 1, got {weights.shape}")
-    if not ((weights >= 0) & (weights <= 1 + 1e-9)).all():
-        raise ValueError(f"{name} must hold weights from 0 to 1, got {weights.min():.3g} to {weights.max():.3g}")
-    return weights
+    picture.legend(loc="outside upper left", ncols=2, title=f"needed for {fraction:.0%}", alignment="left")
+    caption = f"""Line chart: number of keys, the heaviest first (x, logarithmic), against the fraction of a
+    query's weight that they hold, mean over all queries (y). Where {fraction:.0%} is reached, a dotted line falls to
+    the number of keys."""
+    return picture.describe(caption, **numbers)

@@ -1,6 +1,4 @@
-"""Pictures of sorting and chunking: the two halves of the paper's figure 2, and what looking back
-is good for.
-"""
+"""Pictures of sorting and chunking: both sides of the paper's figure 2, and the benefit of looking back."""
 
 import matplotlib
 import numpy as np
@@ -8,31 +6,29 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
-from reformer_lab.plots.drawing import Picture, bucket_colours, readable_on, styled
+from reformer_lab.plots.drawing import Picture, as_array, bucket_colours, readable_on, styled
 
-STRIPS = (  # name, what it shows, inches of space below it, its part of the caption
+ROWS = (  # name, subtitle, inches of space below it, its words of the caption
     ("tokens", "in their order", 0.08, "The tokens"),
     ("hashed", "bucket numbers", 0.52, " get a bucket number each"),
     ("sorted", "by (bucket, position)", 0.26, ", are sorted by bucket and, within a bucket, by position"),
     ("chunked", "the keys", 0.66, ", are cut into chunks of equal length"),
     ("attended", "the queries, looking up", 0.52, ", see keys of their own chunk and of the chunks before"),
-    ("undone", "order as before", 0.3, ", and go back to where they came from"),
+    ("undone", "order as before", 0.3, ", and go back to their original positions"),
 )
-STEPS = tuple(name for name, *_ in STRIPS)
+STEPS = tuple(name for name, *_ in ROWS)
 CELL, LEFT, MARGIN = 0.37, 1.56, 0.1  # height of a cell, width of the titles, margin, in inches
 INK = "#333333"
 WEIGHTS = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.08, 1, 256)))  # its palest is not quite white
 
 
 @styled
-def five_strips(tokens, buckets, order, slot, chunks, visible, chunks_before=1, upto="undone"):
-    """Tokens, hashed, sorted, chunked, attended, undone: one round of LSH attention, strip by strip
-    (figure 2 left).
+def round_in_rows(tokens, buckets, order, slot, chunks, visible, chunks_before=1, upto="undone"):
+    """Tokens, hashed, sorted, chunked, attended, undone: one round of LSH attention, row by row (figure 2 left).
 
-    tokens: L short texts; buckets, order (slot → position), slot (position → slot): int (L,);
-    chunks: int (n_chunks, chunk_length), positions in sorted order, −1 = nobody, at most 48 places
-    in all; visible: (L, L), above 0 where query i sees key j; chunks_before: how far a window is
-    shaded. upto: the last strip to fill, one of ``STEPS``.
+    tokens: L short texts; buckets, order (slot → position), slot (position → slot): int (L,); chunks: int (n_chunks,
+    chunk_length), positions in sorted order, −1 = padding, at most 48 slots in all; visible: (L, L), above 0 where
+    query i sees key j; chunks_before: how far a window is shaded. upto: the last row to fill, one of ``STEPS``.
     """
     tokens, chunks = [str(token) for token in tokens], np.asarray(chunks)
     length = len(tokens)
@@ -40,10 +36,12 @@ def five_strips(tokens, buckets, order, slot, chunks, visible, chunks_before=1, 
         raise ValueError("tokens must hold at least one text, got none")
     if upto not in STEPS:
         raise ValueError(f"upto must be one of {', '.join(STEPS)}, got {upto!r}")
-    buckets, order = (_integers("buckets", buckets, length), _integers("order", order, length, once=True))
-    slot, visible = (_integers("slot", slot, length, once=True), _shaped("visible", visible, (length, length)))
+    buckets = _integers("buckets", buckets, length)
+    order = _integers("order", order, length, once=True)
+    slot = _integers("slot", slot, length, once=True)
+    visible = as_array("visible", visible, (length, length))
     if chunks.ndim != 2 or not length <= chunks.size <= 48:
-        raise ValueError(f"chunks must be (n_chunks, chunk_length) with {length} to 48 places, got {chunks.shape}")
+        raise ValueError(f"chunks must be (n_chunks, chunk_length) with {length} to 48 slots, got {chunks.shape}")
     _integers("chunks", chunks[chunks != -1], length, once=True)
     last = STEPS.index(upto)
     page = _Page(tokens, buckets, chunks, last)
@@ -61,26 +59,25 @@ def five_strips(tokens, buckets, order, slot, chunks, visible, chunks_before=1, 
         page.looks(visible, chunks_before)
     if last >= STEPS.index("undone"):
         page.curves("attended", page.cut[slot], "undone", page.whole, order[slot])
-    way = "".join(part for *_, part in STRIPS[: last + 1]) + (" in their order." if last == 0 else ".")
+    steps = "".join(words for *_, words in ROWS[: last + 1]) + (" in their order." if last == 0 else ".")
     if last == len(STEPS) - 1 and (order[slot] != np.arange(length)).any():
-        way = way.replace("go back to where", "go back, but not to where")
-    caption = f"Strips of cells, one cell per token; from top to bottom one round of LSH attention. {way}"
-    return page.picture.tell(caption, **_numbers(last, buckets, chunks, order, slot, visible))
+        steps = steps.replace("go back to their original", "go back, but not to their original")
+    caption = f"Rows of cells, one cell per token; from top to bottom one round of LSH attention. {steps}"
+    return page.picture.describe(caption, **_numbers(last, buckets, chunks, order, slot, visible))
 
 
 @styled
 def four_matrices(dense, bucketed, chunked, buckets, order, chunk_length, chunks_before=1):
-    """Four attention matrices of one sequence (figure 2 right): original order, sorted, same bucket
-    only, in windows.
+    """Four attention matrices of one sequence (figure 2 right): original order, sorted, same bucket only, in windows.
 
-    dense, bucketed, chunked: weights (L, L) in the original order, 0 where a key is not visible:
-    all pairs, the pairs of one bucket, those of them inside the window of chunks. buckets, order
-    (slot → position): int (L,).
+    dense, bucketed, chunked: weights (L, L) in the original order, 0 where a key is not visible: all pairs, the pairs
+    of one bucket, those of them inside the window of chunks. buckets, order (slot → position): int (L,).
     """
     length = len(np.asarray(buckets))
-    buckets, order = (_integers("buckets", buckets, length), _integers("order", order, length, once=True))
+    buckets = _integers("buckets", buckets, length)
+    order = _integers("order", order, length, once=True)
     named = {"dense": dense, "bucketed": bucketed, "chunked": chunked}
-    dense, bucketed, chunked = (_shaped(name, m, (length, length)) for name, m in named.items())
+    dense, bucketed, chunked = (as_array(name, m, (length, length)) for name, m in named.items())
     panels = {
         "(a) all pairs,\noriginal order": dense,
         "(b) the same,\nsorted by bucket": dense,
@@ -89,10 +86,10 @@ def four_matrices(dense, bucketed, chunked, buckets, order, chunk_length, chunks
     }
     picture = Picture(9.5, 2.9)
     axes = picture.subplots(1, 4)
-    top = max(float(m.max()) for m in (dense, bucketed, chunked)) or 1.0
+    largest = max(float(m.max()) for m in (dense, bucketed, chunked)) or 1.0
     for ax, (title, weights) in zip(axes, panels.items(), strict=True):
-        shown = np.ma.masked_equal(weights if ax is axes[0] else weights[np.ix_(order, order)], 0)
-        image = ax.imshow(shown, cmap=WEIGHTS, vmin=0, vmax=top, interpolation="nearest")
+        visible = np.ma.masked_equal(weights if ax is axes[0] else weights[np.ix_(order, order)], 0)
+        image = ax.imshow(visible, cmap=WEIGHTS, vmin=0, vmax=largest, interpolation="nearest")
         ax.set_title(title, fontsize=10)
         ax.spines[:].set_visible(True)
     ticks = range(0, length, max(1, length // 4))
@@ -110,7 +107,7 @@ def four_matrices(dense, bucketed, chunked, buckets, order, chunk_length, chunks
         axes[3].add_patch(Rectangle(corner, *sides, fill=False, linewidth=1.2, linestyle="--"))
     picture.colorbar(image, ax=axes, label="attention weight", fraction=0.02, pad=0.01, shrink=0.72)
     same = buckets[:, None] == buckets
-    return picture.tell(
+    return picture.describe(
         "Four heat maps of attention weights, queries from top to bottom, keys from left to right; white: not visible. "
         "Sorting moves the pairs of one bucket into squares of unequal size on the diagonal (solid); windows of equal "
         "size (dashed) cover most of them.",
@@ -123,31 +120,28 @@ def four_matrices(dense, bucketed, chunked, buckets, order, chunk_length, chunks
 
 
 @styled
-def reached_pairs(chunks_back, shares, names):
-    """The share of same-bucket pairs that a window reaches (y) against how many chunks it looks
-    back (x).
+def reached_pairs(chunks_back, fractions, names):
+    """The fraction of same-bucket pairs inside a window (y) against how many chunks it looks back (x).
 
-    chunks_back: int (n,); shares: (lines, n), from 0 to 1; names: what each line stands for.
+    chunks_back: int (n,); fractions: (lines, n), from 0 to 1; names: of the lines.
     """
-    shares = _shaped("shares", shares, (len(names), len(chunks_back)))
+    fractions = as_array("fractions", fractions, (len(names), len(chunks_back)))
     picture = Picture(7.5, 3.2)
     ax = picture.add_subplot()
-    for share, name in zip(shares, names, strict=True):
-        ax.plot(chunks_back, share, label=name)
-    ax.set(xlabel="chunks looked back", ylabel="share of pairs reached", xticks=chunks_back, ylim=(0, 1.05))
+    for line, name in zip(fractions, names, strict=True):
+        ax.plot(chunks_back, line, label=name)
+    ax.set(xlabel="chunks looked back", ylabel="fraction of pairs reached", xticks=chunks_back, ylim=(0, 1.05))
     ax.grid(axis="y", color="#DDDDDD")
     ax.legend(title="members of a bucket", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return picture.tell(
-        "Line chart: share of the pairs of one bucket that stand in one window (y) against the number of chunks looked "
-        "back (x). One chunk back is enough while buckets are no larger than a chunk.",
-        **{name: ", ".join(f"{s:.3f}" for s in share) for name, share in zip(names, shares, strict=True)},
+    return picture.describe(
+        "Line chart: fraction of the pairs of one bucket that are in one window (y) against the number of chunks "
+        "looked back (x). One chunk back is enough while buckets are no larger than a chunk.",
+        **{name: ", ".join(f"{s:.3f}" for s in line) for name, line in zip(names, fractions, strict=True)},
     )
 
 
 class _Page:
-    """The page of ``five_strips``, in inches: titles at the left; cells, curves and frames where
-    they belong.
-    """
+    """The page of ``round_in_rows``, in inches: titles at the left; methods that draw cells, curves and frames."""
 
     def __init__(self, tokens, buckets, chunks, last):
         self.tokens, self.chunks, self.last, self.buckets = tokens, chunks, last, buckets
@@ -157,18 +151,18 @@ class _Page:
         units = chunks.size + gap * (n_chunks - 1)
         narrowest = 0.074 * max(5, len(f"{buckets.max()}, {len(tokens) - 1}"))  # the sort key of 8 points fits
         width = max(9.0, LEFT + MARGIN + narrowest * units)
-        height = MARGIN + sum(CELL + below for _, _, below, _ in STRIPS)
+        height = MARGIN + sum(CELL + below for _, _, below, _ in ROWS)
         self.wide = (width - LEFT - MARGIN) / units
-        place = np.arange(chunks.size)
-        # the middles of the cells, in strips that are cut into chunks and in those that are whole
-        self.cut = LEFT + self.wide * (place + 0.5 + gap * (place // chunk_length))
+        slots = np.arange(chunks.size)
+        # the middles of the cells, in rows that are cut into chunks and in those that are whole
+        self.cut = LEFT + self.wide * (slots + 0.5 + gap * (slots // chunk_length))
         self.whole = LEFT + self.wide * (np.arange(len(tokens)) + 0.5 + (units - len(tokens)) / 2)
         self.picture = Picture(width, height)
         self.picture.set_layout_engine("none")
         self.ax = self.picture.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
         self.ax.set_axis_off()
         self.bottom, y = {}, height - MARGIN
-        for step, (name, subtitle, below, _) in enumerate(STRIPS):
+        for step, (name, subtitle, below, _) in enumerate(ROWS):
             y -= CELL
             self.bottom[name], ink = y, INK if step <= last else "#8A8A8A"
             self.text(MARGIN, y + 0.66 * CELL, name, ha="left", color=ink, fontsize=11, weight="bold")
@@ -176,7 +170,7 @@ class _Page:
             y -= below
         self.text(LEFT, 0.13, "small: bucket, position", ha="left")
         for x, line, text in (
-            (3.4, "-", "sees in its own chunk"),
+            (3.4, "-", "sees in its chunk"),
             (5.5, "--", "sees further back"),
             (7.4, ":", "itself only"),
         ):
@@ -184,12 +178,13 @@ class _Page:
             self.text(x + 0.48, 0.13, text, ha="left")
 
     def text(self, x, y, text, **style):
-        """A text with its middle at (x, y), if ``style`` says nothing else."""
+        """A text with its middle at (x, y), unless ``style`` says otherwise."""
         self.ax.text(x, y, text, **{"fontsize": 8, "ha": "center", "va": "center", "color": INK, **style})
 
     def cells(self, name, middles, positions):
-        """One strip; empty where it is not yet filled, −1 where nobody stands."""
-        longest, low = (max(1, int(self.wide * 72 / 6)), self.bottom[name])  # so many characters of 9 points fit
+        """One row; empty where it is not yet filled, −1 in padding."""
+        longest = max(1, int(self.wide * 72 / 6))  # characters of 9 points that fit
+        low = self.bottom[name]
         for x, i in zip(middles, positions, strict=True):
             empty = i < 0 or STEPS.index(name) > self.last
             colour = "#F3F3F3" if empty else "white" if name == "tokens" else self.colours[i]
@@ -208,13 +203,11 @@ class _Page:
                 self.text(x, low + 0.23 * CELL, small, color=ink)
 
     def curves(self, upper, from_x, lower, to_x, positions, straight=0.0, **style):
-        """From (from_x, bottom of the strip above) to (to_x, top of the strip below), in the
-        colours of positions.
-        """
-        top, low = self.bottom[upper], self.bottom[lower] + CELL
+        """From (from_x, bottom of the row above) to (to_x, top of the row below), in the colours of positions."""
+        high, low = self.bottom[upper], self.bottom[lower] + CELL
         for x, z, i in zip(from_x, to_x, positions, strict=True):
-            middle, bend = (top + low) / 2, straight * (z - x) / 2
-            points = [(x, top), (x + bend, middle), (z - bend, middle), (z, low)]
+            middle, bend = (high + low) / 2, straight * (z - x) / 2
+            points = [(x, high), (x + bend, middle), (z - bend, middle), (z, low)]
             path = Path(points, [Path.MOVETO, *[Path.CURVE4] * 3])
             look = {"linewidth": 1.8, "capstyle": "round"} | style
             self.ax.add_patch(PathPatch(path, facecolor="none", edgecolor=0.75 * self.colours[i][:3], **look))
@@ -236,50 +229,43 @@ class _Page:
                 self.text((left + right) / 2, low + CELL + 0.11, text)
 
     def looks(self, visible, chunks_before):
-        """A line from each query up to every key that it sees, and a shade over the window of each
-        chunk.
-        """
-        low, high, size = (self.bottom["attended"] + CELL, self.bottom["chunked"], self.chunks.shape[1])
+        """A line from each query up to each key that it sees, and a shade over the window of each chunk."""
+        low, high = self.bottom["attended"] + CELL, self.bottom["chunked"]
+        size = self.chunks.shape[1]
         for c in range(len(self.chunks)):
             (left, right), (first, _) = self.edges(c), self.edges(max(0, c - chunks_before))
             corners = [(left, low), (right, low), (right, high), (first, high)]
             self.ax.add_patch(Polygon(corners, facecolor="black", alpha=0.06, edgecolor="none", zorder=0))
-        at = {int(i): s for s, i in enumerate(self.chunks.ravel())}
+        slot = {int(i): s for s, i in enumerate(self.chunks.ravel())}
         for i, j in np.argwhere(visible > 0):
-            query, key = at[i], at[j]
+            query, key = slot[i], slot[j]
             style = ":" if i == j else "-" if query // size == key // size else (0, (4, 1.5))
             look = {"linestyle": style, "linewidth": 1.3, "straight": 0.6}
             self.curves("chunked", [self.cut[key]], "attended", [self.cut[query]], [i], **look)
 
 
 def _numbers(last, buckets, chunks, order, slot, visible):
-    """The numbers that the strips up to ``last`` show."""
+    """The numbers of the rows up to ``last``."""
     seen, chunk_of = visible > 0, np.argsort(order) // chunks.shape[1]
-    own, alone = chunk_of[:, None] == chunk_of, int(np.trace(seen))
-    told = (
+    same_chunk, only_self = chunk_of[:, None] == chunk_of, int(np.trace(seen))
+    numbers = (
         {"tokens": len(buckets)},
         {"members of the buckets": ", ".join(map(str, np.bincount(buckets)))},
         {"positions in sorted order": " ".join(map(str, order))},
-        {"chunks": len(chunks), "places left free": int((chunks < 0).sum())},
+        {"chunks": len(chunks), "slots left free": int((chunks < 0).sum())},
         {
-            "keys seen in the own chunk": int((seen & own).sum()) - alone,
-            "keys seen further back": int((seen & ~own).sum()),
-            "tokens that see only themselves": alone,
+            "keys seen in the same chunk": int((seen & same_chunk).sum()) - only_self,
+            "keys seen further back": int((seen & ~same_chunk).sum()),
+            "tokens that see only themselves": only_self,
         },
-        {"tokens back at their place": int((order[slot] == np.arange(len(order))).sum())},
+        {"tokens back at their position": int((order[slot] == np.arange(len(order))).sum())},
     )
-    return {name: value for part in told[: last + 1] for name, value in part.items()}
+    return {name: value for row in numbers[: last + 1] for name, value in row.items()}
 
 
 def _integers(name, array, length, once=False):
-    """``array``, which must be integer (L,), from 0; with ``once`` every position once."""
-    array, wanted = (_shaped(name, array, (length,)), "every position once" if once else "integers from 0")
+    """``array``, which must be integer (L,), from 0; with ``once`` each position once."""
+    array, wanted = as_array(name, array, (length,)), "each position once" if once else "integers from 0"
     if array.dtype.kind not in "iu" or array.min() < 0 or (once and np.unique(array).tolist() != list(range(length))):
         raise ValueError(f"{name} must hold {wanted}, got {array.tolist()}")
     return array
-
-
-def _shaped(name, array, shape):
-    if np.shape(array) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {np.shape(array)}")
-    return np.asarray(array)

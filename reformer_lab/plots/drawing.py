@@ -90,7 +90,7 @@ class Picture(Figure):
 
 
 def styled(draw):
-    """Decorator of drawing functions: the style of all pictures, without a change to the user's settings; clear errors."""
+    """Decorator of drawing functions: the style of all pictures, whatever the user's settings; clear errors."""
     draw = clear_errors(_require_function("draw", draw))
 
     @functools.wraps(draw)
@@ -156,7 +156,9 @@ def as_square(name, matrix, largest=np.inf):
     if matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"{name} must have shape (L, L) with L ≥ 1, got {matrix.shape}")
     if not (np.isfinite(matrix) & (matrix >= 0) & (matrix <= largest + 1e-9)).all():
-        raise ValueError(f"{name} must hold numbers from 0 to {largest:g}, got {matrix.min():.3g} to {matrix.max():.3g}")
+        raise ValueError(
+            f"{name} must hold finite numbers from 0 to {largest:g}, got {matrix.min():.3g} to {matrix.max():.3g}"
+        )
     return matrix
 
 
@@ -282,7 +284,9 @@ def explore(draw):
             text.value = f"<b>Not possible:</b> {html.escape(str(error))}"
             return
         image.value = picture.png()
-        text.value = f"<p><i>{html.escape(picture.caption)}</i></p><p><code>{html.escape(picture.numbers_text)}</code></p>"
+        text.value = (
+            f"<p><i>{html.escape(picture.caption)}</i></p><p><code>{html.escape(picture.numbers_text)}</code></p>"
+        )
 
     for widget in inputs.values():
         widget.observe(redraw, names="value")

@@ -1,6 +1,4 @@
-"""Pictures of the hash: its scores, its wedges on the circle, the paper's figure 1, chances, costs,
-bucket sizes.
-"""
+"""Pictures of the hash: its scores, its wedges on the circle, the paper's figure 1, probabilities, bucket sizes."""
 
 import itertools
 
@@ -8,19 +6,18 @@ import matplotlib
 import numpy as np
 from matplotlib.patches import Rectangle, Wedge
 
-from reformer_lab.plots.drawing import Picture, bucket_colours, number, readable_on, strip, styled
+from reformer_lab.plots.drawing import Picture, as_array, bucket_colours, cell_row, number, readable_on, styled
 
 MOST_ROUNDS = 4  # circles side by side
 
 
 @styled
 def scores(both, buckets):
-    """The numbers [xR ; −xR] of each vector as a table, the largest of each row in the colour of
-    its bucket.
+    """The numbers [xR ; −xR] of each vector as a table, the largest of each row in the colour of its bucket.
 
     both: (n, n_buckets) scores. buckets: (n,) ints, the column that the hash chose.
     """
-    both = _array("both", both, (None, None))
+    both = as_array("both", both, (None, None))
     n, n_buckets = both.shape
     buckets = _buckets("buckets", buckets, (n,), n_buckets)
     picture = Picture(width=1.6 + 0.85 * n_buckets, height=0.9 + 0.36 * n)
@@ -41,17 +38,15 @@ def scores(both, buckets):
     ax.spines[:].set_visible(False)
     caption = f"""Table: the {n_buckets} scores (columns) of {n} vectors (rows). The largest score of a row, framed and
         coloured, is the bucket of the vector."""
-    return picture.tell(caption, buckets=_listed(buckets))
+    return picture.describe(caption, buckets=_listed(buckets))
 
 
 @styled
 def circles(points, buckets, ring, n_buckets):
-    """One circle per round, cut into its wedges, and below them the bucket of every point in every
-    round.
+    """One circle per round, cut into its wedges, and below them the bucket of each point in each round.
 
-    points: (n, 2), drawn where their directions meet the unit circle. buckets: (n_hashes, n) ints,
-    1 to 4 rounds. ring: (n_hashes, m) ints, the buckets of m directions at the angles 2π(j + ½)/m;
-    the wedges are drawn from them.
+    points: (n, 2), drawn where their directions meet the unit circle. buckets: (n_hashes, n) ints, 1 to 4 rounds. ring:
+    (n_hashes, m) ints, the buckets of m directions at the angles 2π(j + ½)/m; the wedges are drawn from them.
     """
     points = _directions("points", points, (None, 2))
     buckets = _buckets("buckets", buckets, (None, len(points)), n_buckets)
@@ -67,12 +62,12 @@ def circles(points, buckets, ring, n_buckets):
         _circle(ax, points, ring[h], colours, names)
         ax.set_title(f"round {h + 1}", loc="center")
         row = picture.add_subplot(grid[h + 2, :])
-        strip(row, [str(b) for b in buckets[h]], colours[buckets[h]], title=f"bucket, round {h + 1}")
-    strip(picture.add_subplot(grid[1, :]), names, ["white"] * len(points), title="point")
+        cell_row(row, [str(b) for b in buckets[h]], colours[buckets[h]], title=f"bucket, round {h + 1}")
+    cell_row(picture.add_subplot(grid[1, :]), names, ["white"] * len(points), title="point")
     caption = f"""Circles: the plane cut into wedges by the hash, one circle per round, the number of its bucket in each
         wedge; below, the bucket of each of the {len(points)} points. A point belongs to the wedge that its direction
         lies in."""
-    return picture.tell(caption, **{f"round {h + 1}": _listed(row) for h, row in enumerate(buckets)})
+    return picture.describe(caption, **{f"round {h + 1}": _listed(row) for h, row in enumerate(buckets)})
 
 
 @styled
@@ -99,21 +94,19 @@ def two_pairs(pairs, buckets, ring, n_buckets):
         axes[p, 0].text(-1.4, 0, f"{angle:.0f}° between", rotation=90, ha="center", va="center")
         numbers[f"together at {angle:.0f}°"] = f"{int((buckets[p, :, 0] == buckets[p, :, 1]).sum())} of {rounds} rounds"
     caption = f"""Circles: {len(pairs)} pairs of points (rows) under {rounds} random matrices (columns), as figure 1
-        of the paper; here the points stand still and the wedges change. The smaller the angle, the more often a pair
+        of the paper; here the points are fixed and the wedges change. The smaller the angle, the more often a pair
         shares a bucket."""
-    return picture.tell(caption, **numbers)
+    return picture.describe(caption, **numbers)
 
 
 @styled
-def collision_probability(angles, measured, theory, what="n_buckets", show=(30, 90)):
-    """Chance that two vectors share a bucket, against the angle between them: markers measured,
-    lines theory.
+def collision_probability(angles, measured, theory, parameter="n_buckets", print_at=(30, 90)):
+    """Probability that two vectors share a bucket, against the angle between them: markers measured, lines theory.
 
-    angles: (n,) degrees. measured, theory: {key: (n,) probabilities}, one curve per key; ``what``
-    the keys are, n_buckets or n_hashes. show: the angles whose measured chances are printed (the
-    nearest of ``angles``).
+    angles: (n,) degrees. measured, theory: {value: (n,) probabilities}, a curve for each value of ``parameter``,
+    n_buckets or n_hashes. print_at: the angles whose measured probabilities are printed (the nearest of ``angles``).
     """
-    angles = _array("angles", angles, (None,))
+    angles = as_array("angles", angles, (None,))
     if set(measured) != set(theory) or not theory:
         raise ValueError(
             f"measured must have the keys of theory, {list(theory)}, and at least one, got {list(measured)}"
@@ -122,33 +115,32 @@ def collision_probability(angles, measured, theory, what="n_buckets", show=(30, 
     ax = picture.add_subplot()
     styles = itertools.cycle(matplotlib.rcParams["axes.prop_cycle"])
     for (key, curve), style in zip(theory.items(), styles, strict=False):
-        curve, seen = (_array(name, p, angles.shape) for name, p in (("theory", curve), ("measured", measured[key])))
+        curve, seen = (as_array(name, p, angles.shape) for name, p in (("theory", curve), ("measured", measured[key])))
         ax.plot(angles, curve, **style | {"marker": ""})
         ax.plot(angles, seen, **style | {"linestyle": ""})
-        ax.plot([], [], label=f"{what} = {key}", **style)
-        numbers |= {f"{what}={key} at {angles[i]:g}°": float(seen[i]) for i in _nearest(angles, show)}
+        ax.plot([], [], label=f"{parameter} = {key}", **style)
+        numbers |= {f"{parameter}={key} at {angles[i]:g}°": float(seen[i]) for i in _nearest(angles, print_at)}
         off.append(np.abs(seen - curve).max())
     ax.set(xlim=(0, 180), ylim=(-0.03, 1.03), xticks=range(0, 181, 30))
-    ax.set(xlabel="angle between the two vectors, degrees", ylabel="chance to share a bucket")
+    ax.set(xlabel="angle between the two vectors, degrees", ylabel="probability of sharing a bucket")
     ax.legend(title="lines: theory, markers: measured")
-    caption = f"""Line chart: chance to share a bucket (y) against the angle (x), for {len(theory)} values of {what}.
-        It falls with the angle, and the markers lie on the lines."""
-    return picture.tell(caption, **numbers, **{"largest distance from theory": float(max(off))})
+    caption = f"""Line chart: probability of sharing a bucket (y) against the angle (x), for {len(theory)} values
+        of {parameter}. It falls with the angle, and the markers lie on the lines."""
+    return picture.describe(caption, **numbers, **{"largest distance from theory": float(max(off))})
 
 
 @styled
 def cost_of_hashing(lengths, plain, factorised):
     """Scores per token, one matrix against two factors, against the length; both axes logarithmic.
 
-    lengths: (n,) tokens. plain, factorised: (n,) numbers of columns of R, Π factors / 2 and Σ
-    factors / 2.
+    lengths: (n,) tokens. plain, factorised: (n,) numbers of columns of R, Π factors / 2 and Σ factors / 2.
     """
-    lengths = _array("lengths", lengths, (None,))
-    plain, split = (_array(k, v, lengths.shape) for k, v in (("plain", plain), ("factorised", factorised)))
+    lengths = as_array("lengths", lengths, (None,))
+    plain, split = (as_array(k, v, lengths.shape) for k, v in (("plain", plain), ("factorised", factorised)))
     picture = Picture(width=7, height=3.3)
     ax = picture.add_subplot()
     ax.plot(lengths, plain, label="one factor: Π f / 2", markevery=4)
-    ax.plot(lengths, split, label="as default_n_buckets says: Σ f / 2", markevery=4)
+    ax.plot(lengths, split, label="default_n_buckets: Σ f / 2", markevery=4)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     ax.set(xlabel="length L, tokens", ylabel="scores per token")
@@ -162,50 +154,40 @@ def cost_of_hashing(lengths, plain, factorised):
         f"default {end}": int(split[-1]),
         "ratio": float(plain[-1] / split[-1]),
     }
-    return picture.tell(caption, **numbers)
+    return picture.describe(caption, **numbers)
 
 
 @styled
 def bucket_sizes(sizes):
-    """How many tokens each bucket holds, one row of bars per variant. sizes: {name: (n_buckets,)
-    counts}.
-    """
+    """How many tokens each bucket holds, one row of bars per variant. sizes: {name: (n_buckets,) counts}."""
     if not sizes:
         raise ValueError("sizes must hold at least one variant, got none")
-    first = _array("sizes", next(iter(sizes.values())), (None,))
+    first = as_array("sizes", next(iter(sizes.values())), (None,))
     picture, numbers = Picture(width=7, height=0.6 + 1.5 * len(sizes)), {}
     axes = picture.subplots(len(sizes), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for ax, (name, counts) in zip(axes, sizes.items(), strict=True):
-        counts = _array("sizes", counts, first.shape).astype(np.int64)
+        counts = as_array("sizes", counts, first.shape).astype(np.int64)
         ax.bar(range(len(counts)), counts, color=bucket_colours(len(counts)), edgecolor="black", linewidth=0.5)
         ax.set(title=name, ylabel="tokens")
         used = counts[counts > 0]
         numbers[f"{name}, buckets in use"] = f"{len(used)} of {len(counts)}"
         if len(used):
-            spread = f"{used.min()} to {used.max()}, {number(used.mean())} on average"
-            numbers[f"{name}, tokens in those"] = spread
+            numbers[f"{name}, tokens in those"] = f"{used.min()} to {used.max()}, {number(used.mean())} on average"
     axes[-1].set(xlabel="bucket", xticks=range(len(first)))
     caption = f"""Bar chart: tokens (y) in each of {len(first)} buckets (x) for {" and ".join(sizes)}."""
-    return picture.tell(caption, **numbers)
+    return picture.describe(caption, **numbers)
 
 
 def _circle(ax, points, ring, colours, names):
     """Wedges from the buckets all around, points on the rim: points (n, 2) of length 1; ring (m,)."""
-    for start, stop, bucket in _runs(ring):
+    for start, stop, bucket in _wedges(ring):
         ax.add_patch(Wedge((0, 0), 1, start, stop, facecolor=colours[bucket], edgecolor="white", linewidth=1))
         wide = stop - start > 30
-        if stop - start >= 9:  # a narrower one has no room for its number
-            at, radius = np.radians((start + stop) / 2), 0.55 if wide else 0.78
-            colour = readable_on(colours[bucket])
-            ax.text(
-                radius * np.cos(at),
-                radius * np.sin(at),
-                bucket,
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=8 + 2 * wide,
-            )
+        if stop - start >= 9:  # the number does not fit into a narrower wedge
+            angle, radius = np.radians((start + stop) / 2), 0.55 if wide else 0.78
+            x, y = radius * np.cos(angle), radius * np.sin(angle)
+            style = {"color": readable_on(colours[bucket]), "fontsize": 8 + 2 * wide}
+            ax.text(x, y, bucket, ha="center", va="center", **style)
     ax.plot(*points.T, "o", color="white", markeredgecolor="black", linestyle="", zorder=3)
     for point, name in zip(points, names, strict=True):
         ax.text(*(1.16 * point), name, ha="center", va="center", fontsize=9)
@@ -213,8 +195,8 @@ def _circle(ax, points, ring, colours, names):
     ax.axis("off")
 
 
-def _runs(ring):
-    """Runs of equal buckets around the circle: [(first degree, last degree, bucket)]."""
+def _wedges(ring):
+    """Intervals of equal buckets around the circle: [(first degree, last degree, bucket)]."""
     starts, step = np.flatnonzero(ring != np.roll(ring, 1)), 360 / len(ring)
     if not len(starts):
         return [(0.0, 360.0, int(ring[0]))]
@@ -234,18 +216,8 @@ def _listed(buckets):
     return " ".join(map(number, buckets))
 
 
-def _array(name, value, shape):
-    """``value`` as an array; ValueError unless its shape is ``shape``, where None stands for any
-    size ≥ 1.
-    """
-    value = np.asarray(value)
-    if value.ndim != len(shape) or any(n != (want or n) or n == 0 for n, want in zip(value.shape, shape, strict=True)):
-        raise ValueError(f"{name} must have shape ({', '.join(str(s or 'n') for s in shape)}), got {value.shape}")
-    return value
-
-
 def _buckets(name, value, shape, n_buckets):
-    value = _array(name, value, shape)
+    value = as_array(name, value, shape)
     if value.dtype.kind not in "iu" or value.min() < 0 or value.max() >= n_buckets:
         raise ValueError(
             f"{name} must be integers from 0 to {n_buckets - 1}, got {value.dtype}, {value.min()} … {value.max()}"
@@ -254,7 +226,7 @@ def _buckets(name, value, shape, n_buckets):
 
 
 def _directions(name, value, shape):
-    value = _array(name, value, shape)
+    value = as_array(name, value, shape)
     lengths = np.linalg.norm(value, axis=-1, keepdims=True)
     if not lengths.all():
         raise ValueError(f"{name} must hold no zero vector: it has no direction to be drawn at")

@@ -1,24 +1,20 @@
-"""Pictures of windows: who sees whom by position, how later tokens move a window, and which outputs
-they change.
-"""
+"""Pictures of windows: visible pairs by position, how later tokens move a window, and which outputs they change."""
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
-from reformer_lab.plots.drawing import OKABE_ITO, Picture, bucket_colours, number, strip, styled
+from reformer_lab.plots.drawing import OKABE_ITO, Picture, bucket_colours, cell_row, number, styled
 
 ROUNDING = 1e-12  # an output that moves by less has not changed
-ZERO = 1e-18  # where a change of exactly nothing stands on a logarithmic axis
+ZERO = 1e-18  # the height of a change of exactly zero on a logarithmic axis
 
 
 @styled
 def window_patterns(patterns, chunk_length):
-    """Who sees whom, one map per entry of ``patterns``: {title: counts int (L, L)}, rows = queries,
-    columns = keys.
+    """Visible pairs, one map per entry of ``patterns``: {title: counts int (L, L)}, rows = queries, columns = keys.
 
-    Lines stand between chunks of ``chunk_length`` positions; a key seen more than once has its
-    count printed. ValueError for counts that are not square, and for a chunk_length below 1.
+    Lines separate chunks of ``chunk_length`` positions; a key seen more than once has its count printed.
     """
     if not patterns or chunk_length < 1:
         raise ValueError(f"patterns must not be empty and chunk_length be at least 1, got {chunk_length}")
@@ -41,26 +37,24 @@ def window_patterns(patterns, chunk_length):
         seen = counts.sum(-1)
         numbers[f"{title}: keys per query"] = f"{seen.min()} to {seen.max()}, mean {number(float(seen.mean()))}"
     axes[0].set_ylabel("position of the query")
-    return picture.tell(
-        f"Map{'s' * (len(patterns) > 1)} of who sees whom: position of the query (rows) against position of the key "
-        f"(columns); dark = seen, black lines between chunks of {chunk_length}. The window of a query is decided by "
-        "its position alone.",
+    return picture.describe(
+        f"Map{'s' * (len(patterns) > 1)} of visible pairs: position of the query (rows) against position of the key "
+        f"(columns); dark = seen, black lines between chunks of {chunk_length}. The window of a query depends "
+        "on its position only.",
         **numbers,
     )
 
 
 @styled
 def sorted_windows(rows, chunk_length, query):
-    """The sorted order of one round, cut into chunks, and what one query sees in it; one strip per
-    entry of ``rows``.
+    """The sorted order of one round, cut into chunks, and the keys that one query sees; a row of cells per entry.
 
-    rows: {title: (order int (L,), buckets int (L,) by position, seen: the positions that ``query``
-    sees)}. In each cell the position and, below it, its bucket. ValueError for arrays of different
-    length and a query outside them.
+    rows: {title: (order int (L,), buckets int (L,) by position, seen: the positions that ``query`` sees)}. In each cell
+    the position and, below it, its bucket.
     """
     if not rows or chunk_length < 1:
         raise ValueError(f"rows must not be empty and chunk_length be at least 1, got {chunk_length}")
-    lengths = {len(part) for order, buckets, _ in rows.values() for part in (order, buckets)}
+    lengths = {len(array) for order, buckets, _ in rows.values() for array in (order, buckets)}
     length = min(lengths)
     if len(lengths) > 1 or not 0 <= query < length:
         raise ValueError(f"rows must hold orders and buckets of one length, and query {query} be in it; got {lengths}")
@@ -73,7 +67,7 @@ def sorted_windows(rows, chunk_length, query):
         if sorted(order.tolist()) != list(range(length)):
             raise ValueError(f"rows must hold orders of the positions 0 to {length - 1}, got {order} for {title!r}")
         labels = [f"{p}\n({buckets[p]})" for p in order]
-        strip(ax, labels, bucket_colours(n_buckets)[buckets[order]])
+        cell_row(ax, labels, bucket_colours(n_buckets)[buckets[order]])
         for slot, p in enumerate(order):
             if p == query or p in seen:
                 line = "-" if p == query else (0, (2, 1))
@@ -83,9 +77,9 @@ def sorted_windows(rows, chunk_length, query):
             ax.plot([border, border], [-0.1, 1.1], color="black", lw=3.5, ls="-", marker="", clip_on=False)
         ax.set_ylim(-0.4, 1.05)
         ax.set_title(title)
-        numbers[f"{title}: token {query} sees"] = ", ".join(map(str, seen)) or "nobody"
-    return picture.tell(
-        f"Strip{'s' * (len(rows) > 1)} of tokens in sorted order: each cell holds a position and, in brackets and by "
+        numbers[f"{title}: token {query} sees"] = ", ".join(map(str, seen)) or "no key"
+    return picture.describe(
+        f"Row{'s' * (len(rows) > 1)} of tokens in sorted order: each cell holds a position and, in brackets and by "
         f"colour, its bucket; bars are the borders between chunks of {chunk_length}. Framed: token {query} (solid) and "
         "the keys that it sees (dashed).",
         **numbers,
@@ -94,13 +88,11 @@ def sorted_windows(rows, chunk_length, query):
 
 @styled
 def output_changes(changes, changed):
-    """How far each output moved when some tokens were changed, by position; one panel per entry of
-    ``changes``.
+    """How far each output moved when some tokens were changed, by position; one panel per entry of ``changes``.
 
-    changes: {title: float (L,), the largest change among the numbers of each output}. changed: bool
-    (L,), which tokens were changed. Outputs before the first changed token should not move; from it
-    on they may. Logarithmic, with a place for zero. ValueError for other shapes, for negative
-    numbers and if no token was changed.
+    changes: {title: float (L,), the largest change among the numbers of each output}. changed: bool (L,), which tokens
+    were changed. Outputs before the first changed token should not move; from it on they may. Logarithmic, with zero at
+    the bottom.
     """
     changed = np.asarray(changed)
     if not changes or changed.dtype != bool or changed.ndim != 1 or not changed.any():
@@ -137,10 +129,10 @@ def output_changes(changes, changed):
     axes[0].minorticks_off()
     axes[-1].set_xlabel("position of the output")
     picture.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    which = f"the token at position {first} was" if changed.sum() == 1 else f"tokens from position {first} on were"
+    cause = f"the token at position {first} was" if changed.sum() == 1 else f"tokens from position {first} on were"
     point = f"Later tokens change earlier outputs with {' and '.join(leaks)}" if leaks else "No earlier output changes"
-    return picture.tell(
-        f"Stem chart: position of the output (x) against its largest change (y, logarithmic) after {which} changed; "
+    return picture.describe(
+        f"Stem chart: position of the output (x) against its largest change (y, logarithmic) after {cause} changed; "
         f"grey: from there on. {point}.",
         **numbers,
     )

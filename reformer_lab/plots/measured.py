@@ -1,8 +1,7 @@
-"""Pictures of memory and speed, from figures that were recorded, counted or predicted; nothing is
-measured here.
+"""Pictures of memory and speed from recorded, counted or predicted figures; drawing them measures nothing.
 
-Records are the files ``reformer_lab/records/*.json`` of the commands ``bench`` and ``million``.
-Every caption drawn from them names the command, the machine and the date that the record gives.
+Records are the files ``reformer_lab/records/*.json`` of the commands ``bench`` and ``million``. Each caption drawn from
+them names the command, the machine and the date that the record gives.
 """
 
 import json
@@ -18,7 +17,7 @@ from reformer_lab.planner import format_bytes
 from reformer_lab.plots.drawing import OKABE_ITO, Picture, number, styled
 
 DATA = records.FOLDER
-# label, colour, marker and line of everybody who was measured, in the order of a legend
+# label, colour, marker and line of each contender, in the order of a legend
 LOOKS = {
     "ours-trax": ("reformer_ref, trax", OKABE_ITO[4], "o", "-"),
     "ours-paper": ("reformer_ref, paper", OKABE_ITO[1], "s", "-"),
@@ -30,7 +29,7 @@ LOOKS = {
     "matmul": ("matrix products alone", OKABE_ITO[7], "x", "-."),
 }
 HATCHES = {"ours": "", "reformer-pytorch": "//", "huggingface": ".."}
-WORK = {  # parts of a training step, as ``million`` times them: colour and hatch
+WORK = {  # phases of a training step, as ``million`` times them: colour and hatch
     "forward, lsh attention": (OKABE_ITO[4], ""),
     "backward, lsh attention": (OKABE_ITO[1], "//"),
     "forward, feed-forward": (OKABE_ITO[5], ""),
@@ -48,15 +47,13 @@ MIB, GIB = 2**20, 2**30
 
 
 def read(name):
-    """The record ``reformer_lab/records/name.json``, a dict. ValueError if there is none of this
-    name.
-    """
+    """The record ``reformer_lab/records/name.json``, a dict; ValueError if there is none of this name."""
     if not isinstance(name, str):
         raise TypeError(f"name must be that of a record in reformer_lab/records, got {shown(name)}")
     path = DATA / f"{name}.json"
     if Path(name).name != name or not os.path.isfile(path):
-        there = ", ".join(sorted(p.stem for p in DATA.glob("*.json"))) or "nothing"
-        raise ValueError(f"name must be a record in reformer_lab/records, got {shown(name)}; there is {there}")
+        names = ", ".join(sorted(p.stem for p in DATA.glob("*.json"))) or "none"
+        raise ValueError(f"name must be a record in reformer_lab/records, got {shown(name)}; there are {names}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -68,7 +65,7 @@ def source(*records):
     commands, machines, dates = [], [], []
     for record in records:
         words = shlex.split(record["command"])
-        if "--out" in words:  # says where it went, not what was done
+        if "--out" in words:  # not part of the measurement
             del words[words.index("--out") : words.index("--out") + 2]
         words = [word for word in words if word != "--no-progress"]
         commands.append(" ".join(word.rpartition("/")[2] for word in words))
@@ -81,21 +78,22 @@ def source(*records):
 
 
 @clear_errors
-def medians(records, what="median", **where):
-    """{contender: (lengths, values)}, by length, of everybody who finished. what: "median" (seconds
-    of a run) or "above_start_bytes"; where: what a point must have, such as n_hashes=4.
+def medians(records, quantity="median", **where):
+    """{contender: (lengths, values)}, by length, of all contenders that finished.
+
+    quantity: "median" (seconds) or "above_start_bytes"; where: values that a point must have, such as n_hashes=4.
     """
-    found = {}
+    values = {}
     for record in records:
         for point in record["points"]:
             if all(point[name] == value for name, value in where.items()):
                 for result in point["results"]:
                     if result["status"] == "ok":
-                        found.setdefault(result["contender"], {})[point["length"]] = result[what]
+                        values.setdefault(result["contender"], {})[point["length"]] = result[quantity]
     return {
-        name: tuple(np.array(x) for x in zip(*sorted(found[name].items()), strict=True))
+        name: tuple(np.array(x) for x in zip(*sorted(values[name].items()), strict=True))
         for name in LOOKS
-        if name in found
+        if name in values
     }
 
 
@@ -112,11 +110,12 @@ def exponent(x, y):
 
 @styled
 def attention_by_length(records):
-    """Seconds, and memory above the inputs, against the length, for everybody."""
+    """Seconds, and memory above the inputs, against the length, for all contenders."""
     picture = Picture(9, 4.4)
     left, right = picture.subplots(1, 2)
     numbers = {}
-    seconds, memory = (medians(records, n_hashes=4), medians(records, "above_start_bytes", n_hashes=4))
+    seconds = medians(records, n_hashes=4)
+    memory = medians(records, "above_start_bytes", n_hashes=4)
     for name, (lengths, values) in seconds.items():
         label, colour, marker, line = LOOKS[name]
         left.plot(lengths, values, color=colour, marker=marker, ls=line, label=label)
@@ -127,7 +126,7 @@ def attention_by_length(records):
     _axes(left, "tokens", "seconds", "Forward and backward", _all_lengths(seconds))
     _axes(right, "tokens", "MiB above the inputs", "Peak memory", _all_lengths(seconds))
     picture.legend(loc="outside lower center", ncols=4, fontsize=9)
-    return picture.tell(
+    return picture.describe(
         "Two line charts on logarithmic axes: tokens (x) against seconds, and against peak memory above the inputs, of "
         "causal attention with 8 heads of 64 and 4 rounds, forward and backward. LSH grows with the length, dense "
         "attention in time with its square. " + source(*records),
@@ -136,30 +135,28 @@ def attention_by_length(records):
 
 
 @styled
-def share_of_matmul(records):
-    """How much of the machine's rate of batched matrix products our attention reaches, against the
-    length.
-    """
+def matmul_rate(records):
+    """How much of the machine's rate of batched matrix products our attention reaches, against the length."""
     picture = Picture(7, 3.6)
-    ax, numbers, found = picture.add_subplot(), {}, medians(records, n_hashes=4)
-    if "matmul" not in found:
-        raise ValueError("records must hold the contender matmul, which shares refer to")
-    at, floor = found["matmul"]
-    floor, flops = (dict(zip(at, floor, strict=True)), {p["length"]: p["flops"] for r in records for p in r["points"]})
-    for name, (lengths, values) in found.items():
+    ax, numbers, seconds = picture.add_subplot(), {}, medians(records, n_hashes=4)
+    if "matmul" not in seconds:
+        raise ValueError("records must hold the contender matmul, to which rates refer")
+    at = seconds["matmul"][0]
+    matmul = dict(zip(*seconds["matmul"], strict=True))
+    flops = {p["length"]: p["flops"] for r in records for p in r["points"]}
+    for name, (lengths, values) in seconds.items():
         if name.startswith("ours"):
             label, colour, marker, line = LOOKS[name]
-            shares = [100 * floor[n] / value for n, value in zip(lengths, values, strict=True)]
-            ax.plot(lengths, shares, color=colour, marker=marker, ls=line, label=label)
-            numbers[f"{label} at {lengths[-1]:,} tokens"] = f"{number(shares[-1])} %"
-    _axes(ax, "tokens", "% of the rate", "Share of the matrix-product rate", at, log_y=False)
+            percent = [100 * matmul[n] / value for n, value in zip(lengths, values, strict=True)]
+            ax.plot(lengths, percent, color=colour, marker=marker, ls=line, label=label)
+            numbers[f"{label} at {lengths[-1]:,} tokens"] = f"{number(percent[-1])} %"
+    _axes(ax, "tokens", "% of the rate", "Fraction of the matrix-product rate", at, log_y=False)
     ax.set_ylim(0, 100)
     ax.legend()
-    rate = flops[at[-1]] / floor[at[-1]] / 1e9
-    return picture.tell(
-        "Line chart: tokens (x, logarithmic) against the time of the bare matrix products of plain windows as a share "
-        "of the time of our attention, in percent; the rest is hashing, sorting, gathering and the softmax. "
-        + source(*records),
+    rate = flops[at[-1]] / matmul[at[-1]] / 1e9
+    return picture.describe(
+        "Line chart: tokens (x, logarithmic) against the time of the bare matrix products of plain windows in percent "
+        "of the time of our attention; the rest is hashing, sorting, gathering and the softmax. " + source(*records),
         **numbers,
         **{"matrix products alone": f"{number(rate)} GFLOP/s"},
     )
@@ -167,7 +164,7 @@ def share_of_matmul(records):
 
 @styled
 def attention_by_rounds(record):
-    """Seconds against the number of rounds, for everybody, at the record's one length."""
+    """Seconds against the number of rounds, for all contenders, at the single length of the record."""
     picture = Picture(7, 3.8)
     ax, numbers = picture.add_subplot(), {}
     rounds = sorted({p["n_hashes"] for p in record["points"]})
@@ -175,40 +172,38 @@ def attention_by_rounds(record):
     times = {n: medians([record], n_hashes=n) for n in rounds}
     for name in times[rounds[0]]:
         label, colour, marker, line = LOOKS[name]
-        done = [n for n in rounds if name in times[n]]
-        seconds = [times[n][name][1][0] for n in done]
-        ax.plot(done, seconds, color=colour, marker=marker, ls=line, label=label)
-        numbers[f"{label}, {done[-1]} rounds"] = f"{number(seconds[-1])} s"
+        measured = [n for n in rounds if name in times[n]]
+        seconds = [times[n][name][1][0] for n in measured]
+        ax.plot(measured, seconds, color=colour, marker=marker, ls=line, label=label)
+        numbers[f"{label}, {measured[-1]} rounds"] = f"{number(seconds[-1])} s"
     _axes(ax, "rounds of hashing", "seconds", f"Attention, {length:,} tokens", rounds)
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    return picture.tell(
+    return picture.describe(
         f"Line chart on logarithmic axes: rounds of hashing (x) against seconds of forward and backward at {length:,} "
-        "tokens. Every round costs about the same again. " + source(record),
+        "tokens. Each round costs about the same. " + source(record),
         **numbers,
     )
 
 
 @styled
 def crossover(record):
-    """How many times as fast as dense attention, against the length, for every number of rounds in
-    the record.
-    """
+    """How many times as fast as dense attention, against the length, for each number of rounds in the record."""
     picture = Picture(7, 3.6)
     ax, numbers = picture.add_subplot(), {}
     for i, rounds in enumerate(sorted({p["n_hashes"] for p in record["points"]})):
-        found = medians([record], n_hashes=rounds)
-        (lengths, ours), (_, dense) = found["ours-trax"], found["dense"]
-        word = f"{rounds} round{'s' * (rounds > 1)}"
-        ax.plot(lengths, dense / ours, color=OKABE_ITO[(4, 5, 2, 6)[i % 4]], marker="os^D"[i % 4], label=word)
+        seconds = medians([record], n_hashes=rounds)
+        (lengths, ours), (_, dense) = seconds["ours-trax"], seconds["dense"]
+        label = f"{rounds} round{'s' * (rounds > 1)}"
+        ax.plot(lengths, dense / ours, color=OKABE_ITO[(4, 5, 2, 6)[i % 4]], marker="os^D"[i % 4], label=label)
         first = next((int(n) for n, a, b in zip(lengths, ours, dense, strict=True) if b > a), "none measured")
-        numbers[f"{word}: first length where LSH is faster"] = first
-        numbers[f"{word}: times as fast at {lengths[-1]:,} tokens"] = float(dense[-1] / ours[-1])
+        numbers[f"{label}: first length where LSH is faster"] = first
+        numbers[f"{label}: times as fast at {lengths[-1]:,} tokens"] = float(dense[-1] / ours[-1])
     ax.axhline(1, color="black", ls=":", label="as fast as dense")
     _axes(ax, "tokens", "times as fast as dense", "Crossover of LSH and dense attention", lengths)
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.legend()
-    return picture.tell(
+    return picture.describe(
         "Line chart on logarithmic axes: tokens (x) against the time of dense attention over that of LSH attention; "
         "above the dotted line LSH is faster. " + source(record),
         **numbers,
@@ -217,7 +212,7 @@ def crossover(record):
 
 @styled
 def training_step(records):
-    """Seconds and peak memory of a whole training step, as bars, for every point of the records."""
+    """Seconds and peak memory of a whole training step, as bars, for each point of the records."""
     picture = Picture(9, 3.8)
     axes, numbers = picture.subplots(1, 2), {}
     points = sorted((p for record in records for p in record["points"]), key=lambda p: (p["length"], p["n_layers"]))
@@ -229,12 +224,11 @@ def training_step(records):
             label, colour, *_ = LOOKS[name]
             heights = result["median"], result["above_start_bytes"] / GIB
             for ax, height in zip(axes, heights, strict=True):
-                once = label if at == 0 and ax is axes[0] else None
+                in_legend = label if at == 0 and ax is axes[0] else None
                 x = at + 0.28 * (i - 1)
-                ax.bar(x, height, 0.26, color=colour, hatch=HATCHES[name], edgecolor="white", label=once)
+                ax.bar(x, height, 0.26, color=colour, hatch=HATCHES[name], edgecolor="white", label=in_legend)
                 ax.text(x, height, number(height), ha="center", va="bottom", fontsize=8)
-            what = f"{label}, {point['length']:,} tokens"
-            numbers[what] = f"{number(heights[0])} s, {number(heights[1])} GiB"
+            numbers[f"{label}, {point['length']:,} tokens"] = f"{number(heights[0])} s, {number(heights[1])} GiB"
     if not numbers:
         raise ValueError(f"records must hold a step of one of {', '.join(HATCHES)} that has finished, got none")
     names = [f"{p['length']:,} tokens\n{p['n_layers']} layers" for p in points]
@@ -242,7 +236,7 @@ def training_step(records):
         ax.set(xticks=range(len(points)), xticklabels=names, ylabel=ylabel, title=title)
         ax.margins(y=0.12)
     picture.legend(loc="outside lower center", ncols=3, fontsize=9)
-    return picture.tell(
+    return picture.describe(
         "Two bar charts: seconds, and peak memory in GiB, of one training step (forward, loss, "
         "backward, Adam) of a small language model, d_model 256, 4 heads, 2 rounds. " + source(*records),
         **numbers,
@@ -251,17 +245,15 @@ def training_step(records):
 
 @styled
 def million_steps(records):
-    """Time per token by part of the step, and the peak of the whole process, for sequences of
-    growing length.
-    """
+    """Time per token by phase of the step, and the peak of the whole process, for sequences of growing length."""
     records = sorted(records, key=lambda r: r["text"]["used_bytes"])
     picture, numbers = Picture(9, 4), {}
     left, right = picture.subplots(1, 2, width_ratios=(3, 2))
     names = [f"{r['text']['used_bytes']:,}" for r in records]
     bottom = np.zeros(len(records))
-    for part, (colour, hatch) in WORK.items():
-        heights = np.array([_of_part(r, part) for r in records])
-        left.bar(names, heights, 0.7, bottom, color=colour, hatch=hatch, edgecolor="white", label=part)
+    for phase, (colour, hatch) in WORK.items():
+        heights = np.array([_microseconds(r, phase) for r in records])
+        left.bar(names, heights, 0.7, bottom, color=colour, hatch=hatch, edgecolor="white", label=phase)
         bottom += heights
     peaks = [r["peak_rss_bytes"] / GIB for r in records]
     right.bar(names, peaks, 0.7, color=OKABE_ITO[2])
@@ -275,8 +267,8 @@ def million_steps(records):
     picture.legend(loc="outside lower center", ncols=3, fontsize=9)
     for name, micro, peak in zip(names, bottom, peaks, strict=True):
         numbers[f"{name} tokens"] = f"{number(float(micro))} µs per token, {number(peak)} GiB"
-    return picture.tell(
-        "Stacked bars: tokens in one sequence (x) against microseconds per token of one training step, by part of the "
+    return picture.describe(
+        "Stacked bars: tokens in one sequence (x) against microseconds per token of one training step, by phase of the "
         "step; bars beside them: peak memory of the whole process. The time of a token hardly depends on how long its "
         "sequence is. " + source(*records),
         **numbers,
@@ -308,12 +300,10 @@ def draw_parts(ax, rows):
 
 
 @styled
-def memory_parts(rows, budget=None, kind="predicted"):
-    """Stacked bars of bytes: rows {name: {part: bytes}}, parts as in ``memory.predict.PARTS``; budget: a
-    line, in bytes.
+def memory_bars(rows, budget=None, kind="predicted"):
+    """Stacked bars of bytes: rows {name: {category: bytes}}, the categories of ``memory.predict.PARTS``; budget: bytes.
 
-    kind: how the figures were found, for title and caption. A budget far beyond all bars is named,
-    not drawn.
+    kind: "predicted", "counted" or "measured". A budget far beyond all bars is named, not drawn.
     """
     if not rows or any(set(parts) != set(PART_STYLES) for parts in rows.values()):
         raise ValueError(f"rows must map names to bytes for each of {', '.join(PART_STYLES)}, got {rows!r:.200}")
@@ -327,19 +317,20 @@ def memory_parts(rows, budget=None, kind="predicted"):
         title += f"; the budget of {format_bytes(budget)} lies far to the right"
     ax.set(yticks=at, yticklabels=rows, xlabel="GB (10⁹ bytes)", title=title, xlim=(0, 1.14 * widest))
     picture.legend(loc="outside lower center", ncols=6, fontsize=9)
-    shown = {name: format_bytes(sum(parts.values())) for name, parts in rows.items()}
+    numbers = {name: format_bytes(sum(parts.values())) for name, parts in rows.items()}
     line = "" if budget is None else f" against a budget of {format_bytes(budget)}"
-    return picture.tell(
-        f"Stacked bars: peak memory of a training step (x, GB), {kind}, by part, one bar for each way{line}.", **shown
+    return picture.describe(
+        f"Stacked bars: peak memory of a training step (x, GB), {kind}, by category, one bar for each model{line}.",
+        **numbers,
     )
 
 
 @styled
-def memory_lines(x, ways, xlabel, kind="predicted", budget=None, log=True):
-    """Lines of bytes: x (n,), ways {name: bytes (n,)}. Logarithmic axes come with fitted exponents."""
+def memory_lines(x, lines, xlabel, kind="predicted", budget=None, log=True):
+    """Lines of bytes: x (n,), lines {name: bytes (n,)}. Logarithmic axes come with fitted exponents."""
     picture = Picture(7, 3.8)
     ax, numbers = picture.add_subplot(), {}
-    for name, values in ways.items():
+    for name, values in lines.items():
         power = f", exponent {exponent(x, values):.2f}" if log else ""
         ax.plot(x, np.asarray(values) / 1e9, label=name + power)
         numbers[f"{name}, {x[-1]:,} {xlabel}"] = format_bytes(values[-1]) + power
@@ -350,30 +341,28 @@ def memory_lines(x, ways, xlabel, kind="predicted", budget=None, log=True):
         ax.set(xscale="linear", ylim=(0, None))
         ax.set_xticks(list(x))
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    line = "is a power law; its slope is the exponent" if log else "adds the same each time"
-    return picture.tell(
+    meaning = "is a power law; its slope is the exponent" if log else "adds the same each time"
+    return picture.describe(
         f"Line chart on {'logarithmic' if log else 'linear'} axes: {xlabel} (x) against bytes, {kind}. A straight line "
-        f"{line}.",
+        f"{meaning}.",
         **numbers,
     )
 
 
 @styled
-def memory_over_time(runs, kind="counted"):
-    """Live bytes, operation by operation: runs {name: bytes (n,)}, each stretched over the same
-    width.
-    """
+def memory_over_time(lines, kind="counted"):
+    """Live bytes, operation by operation: lines {name: bytes (n,)}, each stretched over the same width."""
     picture = Picture(8, 3.4)
     ax, numbers = picture.add_subplot(), {}
-    for name, live in runs.items():
+    for name, live in lines.items():
         live = np.asarray(live, dtype=float)
         if live.ndim != 1 or not live.size:
-            raise ValueError(f"runs must map names to rows of bytes, got shape {live.shape} for {name}")
+            raise ValueError(f"lines must map names to rows of bytes, got shape {live.shape} for {name}")
         ax.plot(np.linspace(0, 100, live.size), live / 1e6, marker="", label=name)
         numbers[f"peak, {name}"] = format_bytes(live.max())
     ax.set(xlabel="% of the operations of the run", ylabel="MB (10⁶ bytes)", title=f"Live tensors over time, {kind}")
     ax.legend()
-    return picture.tell(
+    return picture.describe(
         f"Line chart: operations of a run, forward then backward, in percent (x) against live bytes, {kind}. "
         "The peak of each line is the figure that counts.",
         **numbers,
@@ -381,7 +370,7 @@ def memory_over_time(runs, kind="counted"):
 
 
 def _axes(ax, xlabel, ylabel, title, ticks, log_y=True):
-    """Logarithmic axes with the measured places, and nothing else, as ticks of x."""
+    """Logarithmic axes with the measured values, and no others, as ticks of x."""
     ax.set(xscale="log", yscale="log" if log_y else "linear", xlabel=xlabel, ylabel=ylabel, title=title)
     ticks = [int(t) for t in ticks]
     ax.set_xticks(ticks, [f"{t:,}" for t in ticks], rotation=30 if max(ticks) > 999 else 0)
@@ -390,12 +379,12 @@ def _axes(ax, xlabel, ylabel, title, ticks, log_y=True):
     ax.grid(axis="y", color="0.9")
 
 
-def _all_lengths(found):
-    return sorted({int(n) for lengths, _ in found.values() for n in lengths})
+def _all_lengths(series):
+    return sorted({int(n) for lengths, _ in series.values() for n in lengths})
 
 
-def _of_part(record, part):
-    """Microseconds per token of a part of WORK; what is not named there counts as the last one."""
+def _microseconds(record, phase):
+    """Microseconds per token of a phase of WORK; all others count as its last one."""
     seconds = record["steps"][-1]["parts"]
-    other = sum(s for name, s in seconds.items() if name not in WORK) if part == [*WORK][-1] else 0.0
-    return 1e6 * seconds.get(part, other) / record["text"]["used_bytes"]
+    other = sum(s for name, s in seconds.items() if name not in WORK) if phase == [*WORK][-1] else 0.0
+    return 1e6 * seconds.get(phase, other) / record["text"]["used_bytes"]

@@ -1,11 +1,9 @@
-"""Pictures of the whole model: data flow, parameters by part, presets compared, reach of patterns,
-and training.
-"""
+"""Pictures of the whole model: data flow, parameters by component, presets compared, reach, and training."""
 
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
 
-from reformer_lab.plots.drawing import OKABE_ITO, Picture, readable_on, strip, styled
+from reformer_lab.plots.drawing import OKABE_ITO, Picture, cell_row, readable_on, styled
 
 ORANGE, SKY, GREEN, YELLOW, BLUE, RED = OKABE_ITO[:6]
 HATCHES = ("", "//", "..", "xx")
@@ -13,14 +11,12 @@ HATCHES = ("", "//", "..", "xx")
 
 @styled
 def data_flow(layers, d_model, vocab_size):
-    """Diagram of a model. layers: kinds of attention, one for each layer; beyond three, two are
-    drawn.
-    """
+    """Diagram of a model. layers: kinds of attention, one for each layer; beyond three, two are drawn."""
     layers = tuple(layers)
     if not layers:
         raise ValueError("layers must name at least one kind of attention, got none")
-    shown = layers if len(layers) <= 3 else layers[:2]
-    units = 7.05 + 2.9 * len(shown) + (len(layers) > len(shown))
+    drawn = layers if len(layers) <= 3 else layers[:2]
+    units = 7.05 + 2.9 * len(drawn) + (len(layers) > len(drawn))
     picture = Picture(width=0.78 * units, height=3.0)
     ax = picture.add_subplot()
     _box(ax, 0.0, 1.0, "tokens\n(B, L)", "white")
@@ -30,16 +26,16 @@ def data_flow(layers, d_model, vocab_size):
         _arrow(ax, (2.25, 1.0), (2.75, y))
         ax.text(2.8, y + 0.17, name, ha="center", fontsize=10)
     x = 2.75
-    for index, kind in enumerate(shown):
+    for index, kind in enumerate(drawn):
         x = _layer(ax, x, index, kind)
-    if len(layers) > len(shown):
-        ax.text(x + 0.5, 1.0, f"… {len(layers) - len(shown)}\nmore …", ha="center", va="center")
+    if len(layers) > len(drawn):
+        ax.text(x + 0.5, 1.0, f"… {len(layers) - len(drawn)}\nmore …", ha="center", va="center")
         x += 1.0
         for y in (0.0, 2.0):
             ax.plot([x - 1.0, x], [y, y], color="black", lw=1.2, ls=":", marker="")
     for y in (0.0, 2.0):
         _arrow(ax, (x, y), (x + 0.5, 1.0))
-    _box(ax, x + 1.15, 1.0, f"join, norm\n(B, L, {2 * d_model})", YELLOW)
+    _box(ax, x + 1.15, 1.0, f"concatenate,\nnorm\n(B, L, {2 * d_model})", YELLOW)
     _arrow(ax, (x + 1.8, 1.0), (x + 2.15, 1.0))
     _box(ax, x + 2.85, 1.0, f"head\n(B, L, {vocab_size})", SKY)
     ax.set(xlim=(-0.7, x + 3.6), ylim=(-0.3, 2.6))
@@ -47,13 +43,13 @@ def data_flow(layers, d_model, vocab_size):
     caption = (
         "Diagram of the model from tokens (left) to logits (right): two residual streams of the same width run side by "
         "side; in each layer attention F reads the lower one and is added to the upper, then feed-forward G reads the "
-        "upper one and is added to the lower. Only behind the last layer are they joined."
+        "upper one and is added to the lower. They are concatenated only after the last layer."
     )
-    return picture.tell(caption, layers=len(layers), d_model=d_model, **{"width before the head": 2 * d_model})
+    return picture.describe(caption, layers=len(layers), d_model=d_model, **{"width before the head": 2 * d_model})
 
 
 def _layer(ax, x, index, kind):
-    """One layer between both streams, from x on; where it ends."""
+    """Draw one layer between both streams, from x on; returns where it ends."""
     end = x + 2.9
     for y in (0.0, 2.0):
         ax.plot([x, end], [y, y], color="black", lw=1.2, ls="-", marker="")
@@ -84,31 +80,31 @@ def _arrow(ax, start, end):
 
 @styled
 def parameter_bars(models, bytes_each=4):
-    """Bars of the numbers in each part. models: {name: {part: count}}, all of the same parts;
-    bytes_each per number.
-    """
-    parts = list(next(iter(models.values()), {}))
-    if not parts or any(list(counts) != parts for counts in models.values()):
-        raise ValueError(f"models must all have the same parts, at least one, got {[list(m) for m in models.values()]}")
-    picture = Picture(width=max(6.5, 4.5 * len(models)), height=1.3 + 0.42 * len(parts))
-    longest, told = max(1, *(n for counts in models.values() for n in counts.values())), {}
+    """Bars of the numbers in each component. models: {name: {component: count}}, all of the same components."""
+    components = list(next(iter(models.values()), {}))
+    if not components or any(list(counts) != components for counts in models.values()):
+        raise ValueError(
+            f"models must all have the same components, at least one, got {[list(m) for m in models.values()]}"
+        )
+    picture = Picture(width=max(6.5, 4.5 * len(models)), height=1.3 + 0.42 * len(components))
+    longest, numbers = max(1, *(n for counts in models.values() for n in counts.values())), {}
     axes = picture.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for ax, (name, counts), hatch in zip(axes, models.items(), HATCHES * len(models), strict=False):
-        total = sum(counts.values())
-        ax.barh(parts, list(counts.values()), color=SKY, edgecolor="black", linewidth=0.6, hatch=hatch)
+        count = sum(counts.values())
+        ax.barh(components, list(counts.values()), color=SKY, edgecolor="black", linewidth=0.6, hatch=hatch)
         for y, n in enumerate(counts.values()):
             ax.text(n + 0.015 * longest, y, f"{_short(n)} = {_short(n * bytes_each)}B", va="center", fontsize=9)
-        ax.set(title=f"{name}: {_short(total)} numbers", xlabel="numbers", xlim=(0, 1.45 * longest))
+        ax.set(title=f"{name}: {_short(count)} numbers", xlabel="numbers", xlim=(0, 1.45 * longest))
         ax.xaxis.set_major_formatter(lambda n, _: _short(n))
         ax.locator_params(axis="x", nbins=5)
         largest = max(counts, key=counts.get)
-        told |= {f"{name}, all": int(total), f"{name}, largest": f"{largest} {counts[largest] / max(1, total):.0%}"}
+        numbers |= {f"{name}, all": int(count), f"{name}, largest": f"{largest} {counts[largest] / max(1, count):.0%}"}
     axes[0].invert_yaxis()  # one axis for all
     caption = (
-        "Bar chart: parts of the model (rows) against how many numbers each holds (x), the bytes beside the bar at "
-        f"{bytes_each} bytes a number."
+        "Bar chart: components of the model (rows) against how many numbers each holds (x), the bytes beside the bar "
+        f"at {bytes_each} bytes a number."
     )
-    return picture.tell(caption, **told)
+    return picture.describe(caption, **numbers)
 
 
 def _short(n):
@@ -120,7 +116,7 @@ def _short(n):
 
 @styled
 def difference_matrix(names, differences):
-    """Heat map of numbers between things of these names: differences (n, n), not negative."""
+    """Heat map of differences (n, n), not negative, between variants of these names."""
     differences = np.asarray(differences, dtype=float)
     if differences.shape != (len(names), len(names)):
         raise ValueError(f"differences must have shape {(len(names), len(names))}, got {differences.shape}")
@@ -138,39 +134,31 @@ def difference_matrix(names, differences):
         "Heat map: preset (rows) against preset (columns), in each cell the largest difference between their logits "
         "for the same weights and tokens. Zero off the diagonal: two names for one function."
     )
-    return picture.tell(caption, largest=float(differences.max()), between=f"{names[row]} and {names[column]}")
+    return picture.describe(caption, largest=float(differences.max()), between=f"{names[row]} and {names[column]}")
 
 
 @styled
 def reach(names, reached):
-    """Strips of positions, one for each name. reached: bool (n, L), whether the output there
-    depends on token 0.
-    """
+    """Rows of positions, one for each name. reached: bool (n, L), whether the output there depends on token 0."""
     reached = np.asarray(reached)
     if reached.ndim != 2 or len(reached) != len(names) or reached.dtype != bool:
         raise ValueError(f"reached must be boolean of shape ({len(names)}, L), got {reached.dtype} {reached.shape}")
     picture = Picture(width=min(11, 2.2 + 0.33 * reached.shape[1]), height=0.6 + 0.5 * len(names))
     for ax, name, row in zip(np.atleast_1d(picture.subplots(len(names), 1)), names, reached, strict=True):
-        strip(
-            ax,
-            [str(j) if hit else "·" for j, hit in enumerate(row)],
-            [ORANGE if hit else "#e8e8e8" for hit in row],
-            name,
-        )
+        labels = [str(j) if changes else "·" for j, changes in enumerate(row)]
+        cell_row(ax, labels, [ORANGE if changes else "#e8e8e8" for changes in row], name)
     caption = (
-        "Strips: positions from left to right, one row for each model. A cell is orange and shows its position where "
-        "the logits change when the token at position 0 does, grey with a dot where they stay."
+        "Rows of cells: positions from left to right, one row for each model. A cell is orange and shows its position "
+        "where the logits change when the token at position 0 does, grey with a dot where they stay."
     )
-    return picture.tell(
+    return picture.describe(
         caption, **{name: f"{int(row.sum())} of {len(row)}" for name, row in zip(names, reached, strict=True)}
     )
 
 
 @styled
 def learning_curve(step, train, held_out_step, held_out, baselines):
-    """Bits per byte: train (n,) at step (n,), held_out (m,) at held_out_step (m,), baselines {name:
-    bits}, up to 3.
-    """
+    """Bits per byte: train (n,) at step (n,), held_out (m,) at held_out_step (m,), baselines {name: bits}, up to 3."""
     for name, x, y in (("train", step, train), ("held_out", held_out_step, held_out)):
         if np.ndim(y) != 1 or np.shape(x) != np.shape(y) or not len(y):
             raise ValueError(f"{name} must be one number for each of its steps, got {np.shape(y)} for {np.shape(x)}")
@@ -184,17 +172,15 @@ def learning_curve(step, train, held_out_step, held_out, baselines):
     ax.legend()
     caption = (
         "Line chart: training step (x) against bits per byte (y), of each training batch and of held-out text, beside "
-        "what needs no training (dashed and dotted lines)."
+        "baselines without training (dashed and dotted lines)."
     )
-    told = {"steps": int(np.max(step)), "before": float(held_out[0]), "after": float(held_out[-1])}
-    return picture.tell(caption, **told, **{name: float(value) for name, value in baselines.items()})
+    numbers = {"steps": int(np.max(step)), "before": float(held_out[0]), "after": float(held_out[-1])}
+    return picture.describe(caption, **numbers, **{name: float(value) for name, value in baselines.items()})
 
 
 @styled
 def token_bars(labels, settings):
-    """Bars of probabilities. labels: n names of tokens; settings: {name: probabilities (n,)}, one
-    panel for each.
-    """
+    """Bars of probabilities. labels: n names of tokens; settings: {name: probabilities (n,)}, one panel for each."""
     settings = {name: np.asarray(p, dtype=float) for name, p in settings.items()}
     for name, p in settings.items():
         if p.shape != (len(labels),):
@@ -203,7 +189,7 @@ def token_bars(labels, settings):
         raise ValueError("settings and labels must hold at least one entry each")
     picture = Picture(width=max(4.5, 2.9 * len(settings)), height=1.3 + 0.27 * len(labels))
     axes = np.atleast_1d(picture.subplots(1, len(settings), sharey=True))
-    told, widest = {}, max(float(p.max()) for p in settings.values()) or 1.0
+    numbers, widest = {}, max(float(p.max()) for p in settings.values()) or 1.0
     for ax, (name, p), hatch in zip(axes, settings.items(), HATCHES * len(settings), strict=False):
         ax.barh(range(len(labels)), p, color=SKY, edgecolor="black", linewidth=0.6, hatch=hatch)
         for y, value in enumerate(p):
@@ -212,20 +198,18 @@ def token_bars(labels, settings):
         ax.set_yticklabels(labels, family="monospace")
         ax.tick_params(axis="y", length=0)
         ax.locator_params(axis="x", nbins=4)
-        told |= {f"{name}: shown and possible": int((p > 0).sum()), f"{name}: likeliest": float(p.max())}
+        numbers |= {f"{name}: tokens that can be drawn": int((p > 0).sum()), f"{name}: likeliest": float(p.max())}
     axes[0].invert_yaxis()
     caption = (
         "Bar charts: next token (rows) against the probability with which it is drawn (x), one panel for each setting. "
         "A dash marks tokens that cannot be drawn."
     )
-    return picture.tell(caption, **told)
+    return picture.describe(caption, **numbers)
 
 
 @styled
 def rounds_at_evaluation(rounds, scores, measure, trained_with):
-    """A score against the rounds of hashing. scores (n, k): n draws of rotations, k = len(rounds);
-    measure its name.
-    """
+    """A score against the rounds of hashing. scores (n draws of rotations, k rounds); measure: the score's name."""
     scores = np.asarray(scores, dtype=float)
     if scores.ndim != 2 or not len(scores) or scores.shape[1] != len(rounds) or not len(rounds):
         raise ValueError(f"scores must have shape (draws, {len(rounds)}), got {scores.shape}")
@@ -242,4 +226,4 @@ def rounds_at_evaluation(rounds, scores, measure, trained_with):
         f"Line chart: rounds of hashing at evaluation (x) against {measure} (y) for one set of weights, trained with "
         f"{trained_with}; crosses are single draws of rotations, the line is their mean."
     )
-    return picture.tell(caption, **{f"rounds {n}": float(value) for n, value in zip(rounds, mean, strict=True)})
+    return picture.describe(caption, **{f"rounds {n}": float(value) for n, value in zip(rounds, mean, strict=True)})

@@ -1,41 +1,37 @@
-"""Pictures of positions: the grid of an axial encoding, parameters compared, and which positions
-look alike.
-"""
+"""Pictures of positions: the grid of an axial encoding, parameters compared, and which positions are similar."""
 
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from reformer_lab.plots.drawing import OKABE_ITO, STYLE, Picture, number, readable_on, styled
+from reformer_lab.plots.drawing import OKABE_ITO, STYLE, Picture, as_array, entries, number, readable_on, styled
 
 ROW, COLUMN = OKABE_ITO[5], OKABE_ITO[2]
 
 
 @styled
 def index_grid(coordinates, shape, chosen=None):
-    """Every position as a number in its cell of the n1 × n2 grid.
+    """Each position as a number in its cell of the n1 × n2 grid.
 
-    coordinates (L, 2) integers: the row of each of two tables that position j takes; shape (n1,
-    n2); chosen: a position whose two rows are framed. Positions that fall in one cell stand there
-    together. ValueError on what does not fit.
+    coordinates (L, 2) integers: the row of each of two tables that position j uses; shape (n1, n2); chosen: a position
+    whose two rows are framed. Positions with the same two rows share a cell.
     """
     coordinates, cells = _cells(coordinates, shape, chosen)
     n1, n2 = shape
     picture = Picture(width=min(8.0, 1.6 + 0.55 * n2), height=min(7.0, 1.3 + 0.42 * n1))
     _draw_grid(picture.add_subplot(), cells, coordinates, shape, chosen)
     crowded = sum(len(js) for js in cells.values() if len(js) > 1)
-    return picture.tell(
-        f"Map: rows of the second table (x) against rows of the first (y); a cell holds the position that takes these "
-        f"two rows. {_point(cells, shape, crowded)}",
+    return picture.describe(
+        f"Map: rows of the second table (x) against rows of the first (y); a cell holds the position with these "
+        f"two rows. {_remark(cells, shape, crowded)}",
         **_grid_numbers(cells, coordinates, shape, chosen),
     )
 
 
 @styled
 def grid_and_parameters(coordinates, shape, chosen, parameters):
-    """The grid with one position framed (or none: chosen=None), and beside it the numbers that
-    tables hold.
+    """The grid with one position framed (or none: chosen=None), and beside it the parameters of the tables.
 
-    coordinates, shape, chosen: as in ``index_grid``; parameters: {name: how many}.
+    coordinates, shape, chosen: as in ``index_grid``; parameters: {name: count}.
     """
     coordinates, cells = _cells(coordinates, shape, chosen)
     picture = Picture(width=8.5, height=max(3.0, 1.3 + 0.34 * shape[0]))
@@ -46,7 +42,7 @@ def grid_and_parameters(coordinates, shape, chosen, parameters):
     right.bar_label(bars, [number(n) for n in counts], padding=2)
     right.set_xticks(range(len(names)), names)
     right.set(ylabel="learned numbers", ylim=(0, 1.12 * max(counts)), xlim=(-0.6, len(names) - 0.4))
-    return picture.tell(
+    return picture.describe(
         "Map: rows of the second table (x) against rows of the first (y), positions in the cells; frames mark the two "
         "rows that the chosen position takes. Bar chart: learned numbers (y) of the tables compared (x).",
         **_grid_numbers(cells, coordinates, shape, chosen) | dict(zip(names, counts, strict=True)),
@@ -55,9 +51,7 @@ def grid_and_parameters(coordinates, shape, chosen, parameters):
 
 @styled
 def parameter_bars(parameters):
-    """How many numbers each encoding learns, as horizontal bars on a logarithmic axis. parameters:
-    {name: how many}.
-    """
+    """How many numbers each encoding learns, as horizontal bars on a logarithmic axis. parameters: {name: count}."""
     names, counts = _parameters(parameters)
     picture = Picture(width=7.5, height=1.1 + 0.42 * len(names))
     ax = picture.add_subplot()
@@ -68,45 +62,42 @@ def parameter_bars(parameters):
     ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
     ax.set(xlabel="learned numbers (logarithmic)", xlim=(min(counts) / 20, max(counts) * 20))
-    return picture.tell(
-        "Bar chart: learned numbers (x, logarithmic) of each way to give every position a vector (y). "
+    return picture.describe(
+        "Bar chart: learned numbers (x, logarithmic) of each encoding of positions (y). "
         "Two short tables need a small fraction of one long one.",
         **dict(zip(names, counts, strict=True)),
     )
 
 
 @styled
-def similarity_maps(similarities, every=None):
-    """Cosine similarity between the vectors of all positions, one map each. similarities: {name:
-    (L, L)}.
+def similarity_maps(similarities, row_length=None):
+    """Cosine similarity between the vectors of all positions, one map each. similarities: {name: (L, L)}.
 
-    every: thin lines after each ``every`` positions (the rows of the grid).
+    row_length: of the grid; thin lines separate its rows.
     """
-    similarities = {name: np.asarray(s, dtype=float) for name, s in similarities.items()}
-    for s in similarities.values():
-        if s.ndim != 2 or s.shape[0] != s.shape[1] or s.size == 0:
-            raise ValueError(f"similarities must hold arrays of shape (L, L), got {s.shape}")
-    if not similarities:
-        raise ValueError("similarities must hold at least one array")
+    similarities = {
+        name: as_array(f"similarities[{name!r}]", s, (None, len(s)))
+        for name, s in entries("similarities", similarities).items()
+    }
     picture = Picture(width=0.9 + 2.7 * len(similarities), height=3.2)
     axes = np.atleast_1d(picture.subplots(1, len(similarities), sharey=True))
     for ax, (name, s) in zip(axes, similarities.items(), strict=True):
         image = ax.imshow(s, vmin=-1, vmax=1, cmap="cividis")
-        for edge in range(every, len(s), every) if every else ():
+        for edge in range(row_length, len(s), row_length) if row_length else ():
             ax.axhline(edge - 0.5, color="white", linewidth=0.6)
             ax.axvline(edge - 0.5, color="white", linewidth=0.6)
         ax.set(title=name, xlabel="position k")
     axes[0].set_ylabel("position j")
     picture.colorbar(image, ax=list(axes), label="cosine similarity", shrink=0.8)
-    shown = {}
+    numbers = {}
     for name, s in similarities.items():
-        for k in sorted({1, every, every + 1}) if every else (1,):
+        for k in sorted({1, row_length, row_length + 1}) if row_length else (1,):
             if k < len(s):
-                shown[f"{name}: 0 and {k}"] = float(s[0, k])
-    return picture.tell(
+                numbers[f"{name}: 0 and {k}"] = float(s[0, k])
+    return picture.describe(
         "Heat maps: position k (x) against position j (y), colour is the cosine similarity of their vectors; one "
-        "map for each encoding. Positions that share a row of a table look alike.",
-        **shown,
+        "map for each encoding. Positions that share a row of a table are similar.",
+        **numbers,
     )
 
 
@@ -139,20 +130,20 @@ def _draw_grid(ax, cells, coordinates, shape, chosen):
         ax.set_title(f"position {chosen}: row {r} of table 1, row {c} of table 2")
 
 
-def _point(cells, shape, crowded):
+def _remark(cells, shape, crowded):
     if crowded:
-        return f"{crowded} positions share their cell with another one: nothing tells them apart."
+        return f"{crowded} positions share their cell with another position: they have the same vector."
     free = shape[0] * shape[1] - len(cells)
-    waiting = f" {free} cells wait for longer sequences." if free else ""
+    waiting = f" {free} cells are left for longer sequences." if free else ""
     return f"A line of cells shares a row of the first table, a column a row of the second.{waiting}"
 
 
 def _grid_numbers(cells, coordinates, shape, chosen):
-    shown = {"positions": len(coordinates), "cells": shape[0] * shape[1], "different pairs of rows": len(cells)}
+    numbers = {"positions": len(coordinates), "cells": shape[0] * shape[1], "different pairs of rows": len(cells)}
     if chosen is not None:
         r, c = (int(x) for x in coordinates[chosen])
-        shown |= {"position": chosen, "row of table 1": r, "row of table 2": c}
-    return shown
+        numbers |= {"position": chosen, "row of table 1": r, "row of table 2": c}
+    return numbers
 
 
 def _cells(coordinates, shape, chosen):

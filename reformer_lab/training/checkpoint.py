@@ -35,7 +35,7 @@ _MANIFEST = {"step": int, "model": str, "config": dict, "version": str, "state":
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, incomplete, damaged or not one of ours; the message says which and where."""
+    """A checkpoint is missing, incomplete, damaged or not of this package; the message says which and where."""
 
 
 class CheckpointNotWritten(OSError):

@@ -28,7 +28,7 @@ def as_path(name, value):
 def write_atomically(path, content):
     """Write bytes to ``path`` so that a crash leaves the old file or the new one, never half of one.
 
-    OSError if something else than a file stands there: a device that is replaced by a file is gone for everybody.
+    OSError if the path is that of something else: a device that is replaced by a file is gone for all users.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -72,7 +72,7 @@ def open_regular(path, most=None):
     """A regular file of at most ``most`` bytes, open for reading bytes; OSError for everything else.
 
     Symbolic links are not followed, and pipes and devices, which could block or never end, are refused: the content
-    of a folder that somebody else has packed must not lead out of it.
+    of a folder from other people must not lead out of it.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:

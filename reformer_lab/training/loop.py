@@ -97,7 +97,7 @@ def train(
         bar = tqdm(total=run.plan.total, initial=run.step, unit="step", disable=hidden, mininterval=interval)
         with contextlib.closing(bar):
             while not run.finished and not run.stopped(should_stop):
-                run.take_step()
+                run.advance()
                 run.update(bar)
         run.end()
     return run.result

@@ -204,7 +204,7 @@ class Run:
         value = torch.tensor(value, dtype=torch.float64, device=self.fabric.device)
         return self.fabric.all_reduce(value, reduce_op="sum").item()
 
-    def take_step(self):
+    def advance(self):
         """One update and its metrics; evaluation and checkpoint where they are due."""
         options, begun = self.options, time.perf_counter()
         rate = learning_rate_at(self.step, self.plan.total, options)

@@ -92,7 +92,7 @@ class RunFolder:
         return self._journal
 
     def keep_batch(self, step, batch, message):
-        """Write the batch at which training failed, for whoever wants to know why; the path."""
+        """Write the batch at which training failed, for diagnosis; the path."""
         path = self.path / "failed" / f"batch-{step:09d}.safetensors"
         path.parent.mkdir(exist_ok=True)
         tensors = {f"{index}": t.detach().cpu().contiguous() for index, t in enumerate(batch)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from reformer_ref._arguments import require_choice, require_float, require_int, shown
+from reformer_ref._arguments import require_choice, require_float, require_int
 
 STOP_OVER = 20  # steps whose mean loss `stop_below` looks at
 TIMED_STEPS = 10  # steps that are timed before a time budget becomes a number of steps
@@ -26,39 +26,25 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train. Exactly one of ``steps`` and ``minutes`` is given.
+    """How to train. Exactly one of ``steps`` and ``minutes`` is given."""
 
-    steps           number of steps; a run is then repeated exactly by the same seed on the same
-    number of threads minutes         time budget for all of `train`; the first steps are timed and
-    give the number of steps stop_below      end earlier, as soon as the mean loss of the last
-    `STOP_OVER` steps is below so many bits optimizer       "adam" (β 0.9 and ``beta2``, ε 1e-9, as
-    the Transformer and the authors' Reformer are trained), or
-                    "adafactor" (the paper), which keeps sums over rows and columns instead of
-                    Adam's second moments
-    learning_rate   peak value, reached after ``warmup`` steps of linear growth schedule
-    "cosine": down to 0 at the last step; "rsqrt": ∝ 1/√step; "constant" clip            largest
-    global norm of the gradient accumulate      parts in which each process computes the gradient of
-    its share of a batch precision       "32"; "bf16", "fp16": matrix products in half precision,
-    weights in float32; "64": all in float64 evaluate_every  steps between two evaluations on the
-    first ``quick_windows`` held-out windows; 0: never in between checkpoint_every,
-    checkpoint_minutes  steps, and minutes, after which a checkpoint is due; 0: not on that account
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    stop_below: float | None = None
+    steps: int | None = None  # a run is then repeated exactly by the same seed on the same number of threads
+    minutes: float | None = None  # for all of `train`; the first steps are timed and give the number of steps
+    stop_below: float | None = None  # end as soon as the mean loss of the last `STOP_OVER` steps is below so many bits
+    # "adam": β 0.9 and ``beta2``, ε 1e-9, as the Transformer and the authors' Reformer are trained; "adafactor" (the
+    # paper) keeps sums over rows and columns instead of Adam's second moments
     optimizer: str = "adam"
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # the peak, reached after ``warmup`` steps of linear growth
     beta2: float = 0.98
     warmup: int = 20
-    schedule: str = "cosine"
-    clip: float = 1.0
-    accumulate: int = 1
-    precision: str = "32"
-    evaluate_every: int = 100
+    schedule: str = "cosine"  # "cosine": down to 0 at the last step; "rsqrt": ∝ 1/√step; "constant"
+    clip: float = 1.0  # largest global norm of the gradient
+    accumulate: int = 1  # parts in which each process computes the gradient of its share of a batch
+    precision: str = "32"  # "32"; "bf16", "fp16": products in half precision, weights in float32; "64": all in float64
+    evaluate_every: int = 100  # steps between evaluations on the first ``quick_windows`` held-out windows; 0: none
     quick_windows: int = 4
-    checkpoint_every: int = 0
-    checkpoint_minutes: float = 2.0
+    checkpoint_every: int = 0  # steps after which a checkpoint is due; 0: not on that account
+    checkpoint_minutes: float = 2.0  # minutes after which a checkpoint is due; 0: not on that account
     seed: int = 0
 
     def __post_init__(self):
@@ -93,10 +79,6 @@ class TrainingOptions:
 
 def learning_rate_at(step, total, options):
     """The learning rate of step 0, 1, …; ``total`` is the number of steps, None while it is not known yet."""
-    step = require_int("step", step, 0, 10**12)
-    total = None if total is None else require_int("total", total, 1, 10**12)
-    if not isinstance(options, TrainingOptions):
-        raise TypeError(f"options must be TrainingOptions, got {shown(options)}")
     if step < options.warmup:
         return options.learning_rate * (step + 1) / options.warmup
     if options.schedule == "rsqrt":

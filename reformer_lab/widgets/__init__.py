@@ -1,3 +1,1 @@
-"""One function per widget: slider values in, picture out. Each says by `controls` what its sliders
-are.
-"""
+"""One function per explorer: values of controls in, picture out; `controls` describes what they may be."""

@@ -39,12 +39,12 @@ def cosine_similarity(vectors):
 
 @controls(n1=(1, 12), n2=(1, 16), position=(0, 191))
 def axial(n1=4, n2=6, position=9):
-    """The grid of two tables with n1 and n2 rows, the two rows that a position takes, and parameters beside one table."""
+    """The grid of two tables with n1 and n2 rows, the two rows of a position, and parameters beside one table."""
     length = n1 * n2
     parameters = {"axial": learned_numbers((n1, n2), DIMS), "one table": learned_numbers((length,), (sum(DIMS),))}
     chosen = position if position < length else None
     picture = grid_and_parameters(rows_in_use((n1, n2), length), (n1, n2), chosen, parameters)
     if chosen is None:
         caption = f"There is no position {position}: {n1} · {n2} = {length} positions are served. {picture.caption}"
-        return picture.tell(caption, **picture.numbers)
+        return picture.describe(caption, **picture.numbers)
     return picture

@@ -63,13 +63,7 @@ def _direction(n_gram):
     return np.random.default_rng(zlib.crc32(n_gram.encode("utf-8", "replace"))).standard_normal(D_HEAD)
 
 
-@controls(
-    text=str,
-    split_by=["words", "characters"],
-    n_buckets=[2, 4, 8, 16],
-    rounds=(1, 4),
-    seed=(0, 20),
-)
+@controls(text=str, split_by=["words", "characters"], n_buckets=[2, 4, 8, 16], rounds=(1, 4), seed=(0, 20))
 def spelling(text=SENTENCE, split_by="words", n_buckets=8, rounds=2, seed=0):
     """Buckets of the tokens of ``text``, embedded by their spelling. seed: of the random rotations."""
     tokens = split(text, split_by)
@@ -96,7 +90,7 @@ def buckets_of_model(model, text):
     The queries of that layer are hashed with the rotations that it keeps. ValueError without an LSH layer.
     """
     layers = [
-        half for block in model.backbone.stack.blocks for half in block.layers if getattr(half, "kind", "") == "lsh"
+        layer for block in model.backbone.stack.blocks for layer in block.layers if getattr(layer, "kind", "") == "lsh"
     ]
     if not layers:
         raise ValueError(f"model must have an LSH layer, its layers are {', '.join(model.config.layers)}")
@@ -167,10 +161,10 @@ def bucket_lists(tokens, buckets, n_buckets):
         ax.spines[:].set_visible(False)
     always = (buckets[:, :, None] == buckets[:, None, :]).all(0)
     numbers["pairs together in every round"] = int((always.sum() - len(tokens)) // 2)
-    return picture.tell(
+    return picture.describe(
         f"Rows of {len(tokens)} tokens: first the text in its order, then, round by round, the same tokens gathered "
-        f"by bucket; a framed number begins each of the {n_buckets} buckets that is in use. Tokens that share a bucket in "
-        "one round may be in different buckets in another.",
+        f"by bucket; a framed number begins each of the {n_buckets} buckets that is in use. Tokens that share a bucket "
+        "in one round may be in different buckets in another.",
         **numbers,
     )
 

@@ -12,13 +12,7 @@ LENGTH, D_HEAD, SEED = 48, 16, 3
 PRESETS = {"chunk": "paper", "strict": "strict", "ring": "trax"}
 
 
-@controls(
-    window=[*PRESETS],
-    token=(1, LENGTH - 1),
-    rounds=(1, 4),
-    chunk_length=[2, 4, 8, 16],
-    n_buckets=[2, 4, 8, 16],
-)
+@controls(window=[*PRESETS], token=(1, LENGTH - 1), rounds=(1, 4), chunk_length=[2, 4, 8, 16], n_buckets=[2, 4, 8, 16])
 def causality(window="chunk", token=44, rounds=1, chunk_length=4, n_buckets=4):
     """How far each of 48 outputs moves when one token turns to its opposite, and so into another bucket.
 
@@ -37,4 +31,4 @@ def causality(window="chunk", token=44, rounds=1, chunk_length=4, n_buckets=4):
         counts.append(visible_counts(buckets, options)[:token] > 0)
     picture = output_changes({f"{window} windows": np.abs(outs[1] - outs[0]).max(-1)}, np.arange(LENGTH) == token)
     pairs = {"pairs seen before": counts[0], "pairs lost": counts[0] & ~counts[1], "gained": counts[1] & ~counts[0]}
-    return picture.tell(picture.caption, **picture.numbers, **{name: int(p.sum()) for name, p in pairs.items()})
+    return picture.describe(picture.caption, **picture.numbers, **{name: int(p.sum()) for name, p in pairs.items()})

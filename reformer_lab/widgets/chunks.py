@@ -89,4 +89,4 @@ def chunks(step="4 attended", chunk_length=3, chunks_before=1, seed=SEED):
     if name not in ("attended", "undone"):
         return picture
     (fraction,) = reached(buckets, chunk_length, [chunks_before])
-    return picture.tell(picture.caption, **picture.numbers, **{"fraction of earlier members reached": fraction})
+    return picture.describe(picture.caption, **picture.numbers, **{"fraction of earlier members reached": fraction})

@@ -12,12 +12,7 @@ FURTHER = 37  # degrees that each round is turned beyond the one before: no two 
 DIRECTIONS = 720  # that the wedges are drawn from
 
 
-@controls(
-    angle=(0, 180, 5),
-    n_buckets=[2, 4, 8, 16],
-    rounds=(1, plots.MOST_ROUNDS),
-    matrix=["regular", "Gaussian"],
-)
+@controls(angle=(0, 180, 5), n_buckets=[2, 4, 8, 16], rounds=(1, plots.MOST_ROUNDS), matrix=["regular", "Gaussian"])
 def circle(angle=20, n_buckets=4, rounds=2, matrix="regular"):
     """Buckets of twelve points in the plane, the wedges of each round, and how many pairs share a bucket.
 
@@ -40,7 +35,7 @@ def circle(angle=20, n_buckets=4, rounds=2, matrix="regular"):
         f"pairs beyond {FAR}°": f"{together[far].sum()} of {far.sum()}",
         "buckets with a wedge, per round": ", ".join(f"{len(set(row))} of {n_buckets}" for row in ring.tolist()),
     }
-    return picture.tell(picture.caption, **numbers, **picture.numbers)
+    return picture.describe(picture.caption, **numbers, **picture.numbers)
 
 
 def _matrices(n_buckets, matrix):

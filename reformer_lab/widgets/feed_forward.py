@@ -1,4 +1,4 @@
-"""Feed-forward layer and loss in chunks: three ways to train through them, counted, and the explorer of chunk lengths."""
+"""Feed-forward layer and loss in chunks: three ways to train through them, counted, and the explorer."""
 
 from functools import partial
 
@@ -77,11 +77,7 @@ def count_without_data(ways):
     return peaks
 
 
-@controls(
-    length=(200, 2000, 100),
-    chunk_length=[32, 64, 128, 256, 512, 1024],
-    d_ff=[64, 256, 1024],
-)
+@controls(length=(200, 2000, 100), chunk_length=[32, 64, 128, 256, 512, 1024], d_ff=[64, 256, 1024])
 def feed_forward_chunks(length=1000, chunk_length=128, d_ff=1024):
     """The layout of the chunks, and the counted peaks of three ways to train the layer."""
     peaks = count_without_data(lambda device: feed_forward_ways(length, chunk_length, d_ff=d_ff, device=device))

@@ -1,11 +1,10 @@
-"""Explorer of memory: what a training step takes at its peak, by part, and whether it fits in 16
-GB.
+"""Explorer of memory: what a training step takes at its peak, by part, and whether it fits in 16 GB.
 
-A prediction for a million tokens takes many seconds, a slider may take half of one. So the slider
-reads points that ``memory.predict_peak`` predicted beforehand (``python -m
-reformer_lab.widgets.memory`` writes them to reformer_lab/records), and goes in straight lines where
-the peak is one: over the number of layers, and over the length beyond 2^19 tokens. Every figure is
-the one that ``python -m reformer_lab memory`` predicts for the same question, to about 1 %.
+Four bars take four predictions, of about half a second each at a million tokens; a slider may take half a second in
+all. So it reads points that ``memory.predict_peak`` predicted beforehand (``python -m reformer_lab.widgets.memory``
+writes them to reformer_lab/records), and goes in straight lines where the peak is one: over the number of layers, and
+over the length beyond 2^19 tokens. Every figure is the one that ``reformer-ref memory`` predicts for the same question,
+to about 1 %.
 """
 
 import json
@@ -21,7 +20,7 @@ from reformer_lab import records
 from reformer_lab.benchmarks import record
 from reformer_lab.planner import CHUNK, format_bytes
 from reformer_lab.plots.drawing import controls
-from reformer_lab.plots.measured import memory_parts
+from reformer_lab.plots.measured import memory_bars
 
 POINTS = records.FOLDER / "memory_points.json"
 BUDGET = 16 * 10**9
@@ -58,13 +57,7 @@ def peak_parts(length, layers, heads, rounds, reversible):
     return dict(zip(PARTS, _line(short, low, long, high, length), strict=True))
 
 
-@controls(
-    length=[*LENGTHS, 2**20],
-    layers=(2, 24),
-    heads=[*HEADS],
-    rounds=[*ROUNDS],
-    reversible=bool,
-)
+@controls(length=[*LENGTHS, 2**20], layers=(2, 24), heads=[*HEADS], rounds=[*ROUNDS], reversible=bool)
 def memory(length=2**20, layers=6, heads=4, rounds=2, reversible=True):
     """A training step as chosen; the other way round, twice as deep and twice as long; and the
     budget of 16 GB.
@@ -76,10 +69,10 @@ def memory(length=2**20, layers=6, heads=4, rounds=2, reversible=True):
         "twice the length": (2 * length, layers, reversible),
     }
     rows = {name: peak_parts(n, depth, heads, rounds, way) for name, (n, depth, way) in ways.items()}
-    picture = memory_parts(rows, BUDGET)
+    picture = memory_bars(rows, BUDGET)
     chosen = rows["as chosen"]
     shares = {part: format_bytes(size) for part, size in chosen.items()}
-    return picture.tell(
+    return picture.describe(
         f"Stacked bars: predicted peak memory (x, GB) of a training step on {length:,} tokens, by part, for "
         f"{layers} layers{'' if reversible else ', not reversible'}, {heads} heads, {rounds} rounds; below it what one "
         "change would do; dashed: 16 GB. Nothing here is measured.",

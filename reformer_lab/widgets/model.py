@@ -42,13 +42,9 @@ def parameters(d_model=512, layers=6, vocabulary=256, longest=65536, positions="
     return parameter_bars({f"{positions} positions": parameter_counts(ReformerConfig(positions=positions, **size))})
 
 
-@controls(
-    temperature=(0.0, 2.0, 0.1),
-    top_k=(1, 8),
-    top_p=(0.05, 1.0, 0.05),
-)
+@controls(temperature=(0.0, 2.0, 0.1), top_k=(1, 8), top_p=(0.05, 1.0, 0.05))
 def next_letter(temperature=1.0, top_k=8, top_p=0.8):
-    """Probabilities of eight letters with literal logits, as the model says and as they are drawn."""
+    """Probabilities of eight letters with fixed logits, before and after temperature, top-k and top-p."""
     name = f"temperature {temperature:g}, k = {top_k}, p = {top_p:g}"
     drawn = token_probabilities(LOGITS, temperature, top_k, top_p)
-    return token_bars(LETTERS, {"as the model says": token_probabilities(LOGITS), name: drawn})
+    return token_bars(LETTERS, {"of the model": token_probabilities(LOGITS), name: drawn})

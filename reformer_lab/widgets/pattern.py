@@ -98,12 +98,7 @@ def _reason(query, j, h, visible, seen, slot, buckets, options):
     return "too old"
 
 
-@controls(
-    scale=(0.25, 4.0, 0.25),
-    unit_keys=bool,
-    causal=bool,
-    self_only_as_last_resort=bool,
-)
+@controls(scale=(0.25, 4.0, 0.25), unit_keys=bool, causal=bool, self_only_as_last_resort=bool)
 def dense_pattern(scale=1.0, unit_keys=True, causal=True, self_only_as_last_resort=True):
     """Dense attention between six words, with each rule of shared-QK attention on or off."""
     counts = visible_pairs(len(WORDS), len(WORDS), causal)
@@ -113,4 +108,6 @@ def dense_pattern(scale=1.0, unit_keys=True, causal=True, self_only_as_last_reso
     weights = attend(SIX, keys, SIX, counts, scale)[1]
     picture = attention_matrices({"six words": weights}, WORDS)
     on_itself, on_cat = weights.diagonal().mean(), weights[:, 1].sum() / len(WORDS)
-    return picture.tell(picture.caption, **picture.numbers, **{"mean weight on itself": on_itself, "on “cat”": on_cat})
+    return picture.describe(
+        picture.caption, **picture.numbers, **{"mean weight on itself": on_itself, "on “cat”": on_cat}
+    )

@@ -56,7 +56,7 @@ def stretching_blocks(depth, gain, branches="bounded", seed=0):
 @clear_errors
 @torch.no_grad()
 def up_and_down(depth, dtype="float32", gain=0.5, branches="bounded", length=64):
-    """The pairs of streams (length, WIDTH) before every block and after the last, and their reconstruction from the last.
+    """The pairs of streams (length, WIDTH) before each block and after the last, and reconstructed from the last.
 
     Two lists of depth + 1 pairs, computed in ``dtype`` from uniform numbers in [−1, 1).
     """
@@ -90,12 +90,7 @@ def growth_per_branch(gain):
     return math.sqrt((gain**2 + math.sqrt(gain**4 + 4)) / 2)
 
 
-@controls(
-    depth=(1, 24),
-    dtype=[*DTYPES],
-    gain=(0.1, 2.0, 0.1),
-    branches=[*BRANCHES],
-)
+@controls(depth=(1, 24), dtype=[*DTYPES], gain=(0.1, 2.0, 0.1), branches=[*BRANCHES])
 def reconstruction(depth=12, dtype="float32", gain=0.5, branches="linear"):
     """Picture of the error of every layer's reconstruction, measured on the package's stack."""
     errors, sizes = reconstruction_errors(depth, dtype, gain, branches)

@@ -9,13 +9,7 @@ from reformer_lab.plots.generation import rings as draw_rings
 LONGEST, D = 80, 8
 
 
-@controls(
-    tokens_read=(0, LONGEST - 1),
-    rounds=(1, 3),
-    n_buckets=[2, 4, 8],
-    chunk_length=(1, 8),
-    counted_once=bool,
-)
+@controls(tokens_read=(0, LONGEST - 1), rounds=(1, 3), n_buckets=[2, 4, 8], chunk_length=(1, 8), counted_once=bool)
 def rings(tokens_read=40, rounds=2, n_buckets=4, chunk_length=4, counted_once=True):
     """Rings of one head after ``tokens_read`` tokens of a seeded random walk, and the query of the next token."""
     rng = np.random.default_rng(0)

@@ -48,7 +48,8 @@ def look_adjacent(
         chunks: (…, n_chunks, chunk_length, d) numbers of any dtype.
         chunks_before: neighbours before the chunk.
         chunks_after: neighbours after it.
-        wrap: go round at the ends; otherwise ``fill`` takes the place of missing neighbours.
+        wrap: go round at the ends.
+        fill: what stands in the place of missing neighbours otherwise.
 
     Returns:
         (…, n_chunks, width·chunk_length, d), width = before + 1 + after. Differentiable.

@@ -47,8 +47,11 @@ def chunked(fn, xs, params=(), chunk_length=None, dim=-2, add=False, rng=True):
     With a chunk length, xs and params are all that is saved for backward. Each chunk is recomputed
     under the autocast and random-number state of forward (``rng=False`` skips the latter where fn
     draws nothing) and differentiated by itself. Gradients flow to xs and params only, and once.
-    `torch.utils.checkpoint` of every chunk saves the wide arrays too, but MEASURED, and does not
-    notice weights that were changed in place before backward.
+
+    What this saves, counted for a layer of 64 · 256 · 64 at 16,384 tokens: 54.6 MB all at once,
+    33.6 MB in chunks of 512 by ordinary autograd, 16.8 MB here. ``torch.utils.checkpoint`` of every
+    chunk needs 16.8 MB as well; but it sums the gradients of the parameters in their own dtype,
+    which loses a factor of 3.5 in bfloat16 with chunks of 7, where the sums here are float32.
     """
     if chunk_length is None:
         return fn(*xs, *params)

@@ -16,18 +16,22 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def relu(z):
+    """max(z, 0)"""
     return np.maximum(z, 0)
 
 
 def relu_slope(z):
+    """The derivative of ``relu``, 0 at 0."""
     return (z > 0).astype(np.float64)
 
 
 def gelu(z):
+    """z · Φ(z), with the distribution function Φ of a standard normal."""
     return z * _normal_cdf(z)
 
 
 def gelu_slope(z):
+    """The derivative of ``gelu``."""
     return _normal_cdf(z) + z * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
 
 

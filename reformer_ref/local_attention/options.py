@@ -1,6 +1,7 @@
 """The options of local attention."""
 
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from reformer_ref._arguments import require_bool, require_scale, require_window
 
@@ -25,6 +26,12 @@ class LocalOptions:
     causal: bool = True
     wrap: bool = False
     scale: float | None = None
+
+    # What a layout of chunks asks of options: local attention is one round, and one bucket.
+    n_hashes: ClassVar[int] = 1
+    within_bucket: ClassVar[bool] = False
+    count_once: ClassVar[bool] = False
+    window: ClassVar[str] = "chunk"
 
     def __post_init__(self):
         require_window(self)

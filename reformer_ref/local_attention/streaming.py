@@ -1,24 +1,27 @@
-"""Local attention block by block: the streaming core with the whole sequence as one bucket."""
+"""Local attention block by block: the streaming core, with the sequence as the only bucket."""
 
 import torch
 
-from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.streaming import as_rows, from_rows, stream_attention
-from reformer_ref.lsh_attention.windows import Windows
+from reformer_ref.lsh_attention.layout import bucket_layout
+from reformer_ref.lsh_attention.streaming import (
+    accumulation_dtype,
+    as_rows,
+    attend_in_blocks,
+    from_rows,
+)
 
 
 def local_attention(q, k, v, options, padding_mask=None, *, block_size=None):
-    """The function of ``local_attention.pytorch``, block by block; not checked."""
+    """``pytorch.local_attention`` block by block; block_size: scores that a thread computes at a time."""
     length, d = q.shape[-2:]
-    one_bucket = LSHOptions(
-        **{**options.to_dict(), "scale": 1.0}, within_bucket=False, count_once=False
+    (q_rows, k_rows, v_rows), heads = as_rows(q, k, v)
+    layout = bucket_layout(
+        q.new_zeros(len(q_rows) // length, 1, length, dtype=torch.int32),
+        options,
+        None if padding_mask is None else padding_mask.reshape(-1, length),
+        heads=heads,
+        see_self=True,
+        dtype=accumulation_dtype(q.dtype),
     )
-    if padding_mask is not None:
-        padding_mask = padding_mask.expand(q.shape[:-1]).reshape(-1, length)
-    (rows_q, rows_k, rows_v), heads = as_rows(q, k, v)
-    zeros = torch.zeros(len(rows_q) // length, 1, length, dtype=torch.int32, device=q.device)
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    windows = Windows(zeros, one_bucket, padding_mask, heads=heads, see_self=True, dtype=dtype)
-    scale = options.scale_for(d)
-    out, _ = stream_attention(rows_q, rows_k, rows_v, windows, scale, block_size=block_size)
+    out = attend_in_blocks(q_rows, k_rows, v_rows, None, layout, options.scale_for(d), block_size)
     return from_rows(out, q.shape[:-1], heads)

@@ -59,11 +59,12 @@ def lsh_attention(
     windows = look_adjacent(chunks, before, after, options.wrap, fill=-1)
     keys, key_rounds = windows.reshape(*queries.shape[:-1], -1, 2).unbind(-1)  # (…, R, n, w·m)
 
-    # 4. Scores. The query is q, the key is q / ‖q‖.
+    # 4. Scores, in float32 at least: q·k̂ can be as large as ‖q‖. The query is q, the key q / ‖q‖.
     q = gather_rows(qk, queries)  # (…, R, n, m, d)
     k = gather_rows(normalize_keys(qk, options.norm_eps), keys)  # (…, R, n, w·m, d)
-    scores = q @ k.mT  # (…, R, n, m, w·m)
-    scores = options.scale_for(d) * scores.to(torch.promote_types(qk.dtype, torch.float32))
+    wide = torch.promote_types(qk.dtype, torch.float32)
+    scores = (q.to(wide) @ k.to(wide).mT).to(wide)  # (…, R, n, m, w·m); autocast narrows products
+    scores = options.scale_for(d) * scores
 
     # 5. Which keys each query can attend to. A query never sees itself here, but see step 10.
     i = queries[..., :, None]  # (…, R, n, m, 1)

@@ -1,215 +1,61 @@
-"""The streaming core of LSH and local attention: block by block, nothing of size O(L · chunk) kept.
+"""LSH attention block by block: the same function as ``pytorch.py``, and nothing of size O(L · chunk).
 
-Forward merges blocks into one softmax with a running log-sum-exp per query. Since all rounds form
-one softmax, backward needs no state per round: with the total log-sum-exp, a pair's weight is
-exp(score − total), recomputed block by block from (q, k, v, out, total, order), as in flash
-attention.
+All rounds form one softmax. The forward pass merges blocks into it with a running log-sum-exp (lse)
+for each query. The backward pass recomputes the weights of a block, exp(score − lse), from the
+inputs, the output and the lse, as flash attention does (Dao et al. 2022, section 3.1).
 
-Exponentials are taken to the base 2: exp2 is several times faster than exp on a CPU, and as exact.
+On a CPU several threads work on different sequences. Exponentials and logarithms are taken to the
+base 2: exp2 is ten times as fast as exp there, and as exact.
 """
 
 import math
+from contextlib import contextmanager
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from reformer_ref._blocks import block_device, block_starts
-from reformer_ref._tensors import Scratch, autocast_off
-from reformer_ref.lsh_attention.windows import Windows, pick
+from reformer_ref._tensors import autocast_off
+from reformer_ref._threads import for_each
+from reformer_ref.lsh_attention.layout import (
+    blocks,
+    bucket_layout,
+    fold_windows,
+    gather_rows,
+    hidden_pairs,
+    query_chunks,
+    sequences_per_block,
+    unfold_windows,
+)
 
 LOG2E = math.log2(math.e)
-HIDE = 1e28  # taken from hidden scores: more than any score (see LARGEST), and finite, so that no NaN can arise
+HIDE = 1e28  # subtracted from hidden scores: beyond any score, and finite, so that no NaN can arise
 LARGEST = 1e12  # entries of queries and keys must be smaller
-SCORES_AT_A_TIME = {
-    "cpu": 1 << 19,
-    "cuda": 1 << 25,
-}  # a cache's worth; a small part of a GPU's memory
 
-
-def stream_attention(q, k, v, windows, scale, norm_eps=0.0, block_size=None):
-    """(out (N, d_v), total (N,)) for rows q (N, d), k (N, d) or None for shared q, v (N, d_v); N =
-    batch · L.
-
-    total: base-2 log-sum-exp of everything visible, −inf where nothing is. Without k, keys are q
-    normalised with ``norm_eps`` and a token that sees nothing else sees itself. block_size: scores
-    computed at a time.
-    """
-    block_size = block_size or SCORES_AT_A_TIME.get(block_device(q.device), 1 << 22)
-    inverse = None if k is not None else inverse_length(q, norm_eps)
-    tensors = [t for t in (q, k, v) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Stream.apply(q, k, v, inverse, windows, scale, block_size)
-    with autocast_off(q.device.type):
-        return _forward(q, k, v, inverse, windows, scale, block_size)
-
-
-class _Stream(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, inverse, windows, scale, block_size):
-        with autocast_off(q.device.type):
-            out, total = _forward(q, k, v, inverse, windows, scale, block_size)
-        ctx.save_for_backward(q, k, v, inverse, out, total)
-        ctx.windows, ctx.scale, ctx.block_size = windows, scale, block_size
-        ctx.mark_non_differentiable(total)
-        return out, total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_out, _):
-        q, k, v, inverse, out, total = ctx.saved_tensors
-        with autocast_off(q.device.type):
-            grads = _backward(
-                q,
-                k,
-                v,
-                inverse,
-                out,
-                total,
-                d_out.contiguous(),
-                ctx.windows,
-                ctx.scale,
-                ctx.block_size,
-            )
-        return *grads, None, None, None, None
-
-
-def _forward(q, k, v, inverse, windows, scale, block_size):
-    wide = torch.float32 if v.dtype in (torch.float16, torch.bfloat16) else v.dtype
-    out = v.new_empty(
-        len(v) + 1, v.shape[1], dtype=wide
-    )  # filled by the first round; the last row is nobody's
-    total, scratch = v.new_empty(len(v) + 1, dtype=wide), Scratch()
-    for block in windows.blocks(block_size):
-        scores, _, _ = block_scores(q, k, inverse, windows, block, scale, scratch)
-        top = scores.amax(-1, keepdim=True)
-        mass = scores.sub_(top).exp2_().sum(-1, keepdim=True)
-        empty = top < -HIDE / 2
-        here = scratch.bmm("out", scores.to(v.dtype), block.spread(block.take(v))).to(
-            wide
-        )  # (m, chunk_length, d_v)
-        here = here.div_(mass.masked_fill_(empty, math.inf)).flatten(0, 1)
-        log_sum = mass.log2_().add_(top).masked_fill_(empty, -math.inf).flatten()
-        rows = block.queries.flatten()
-        if block.round == 0:
-            out.index_copy_(0, rows, here)
-            total.index_copy_(0, rows, log_sum)
-            continue
-        before = total.index_select(0, rows)
-        share = torch.sigmoid(
-            (log_sum - before) * math.log(2)
-        ).nan_to_num_()  # of this block; NaN: nothing visible yet
-        out.index_copy_(0, rows, out.index_select(0, rows).lerp_(here, share[:, None]))
-        total.index_copy_(0, rows, torch.logaddexp2(before, log_sum))
-    out, total = out[:-1].to(v.dtype), total[:-1]
-    if k is None:
-        out.addcmul_(v, _alone(total, windows).to(v.dtype))
-    return out, total
-
-
-def _backward(q, k, v, inverse, out, total, d_out, windows, scale, block_size):
-    wide = total.dtype
-    d_q, d_v = (x.new_zeros(len(x) + 1, x.shape[1], dtype=wide) for x in (q, v))
-    d_k = None if k is None else torch.zeros_like(d_q)
-    delta = out.new_zeros(len(out) + 1, dtype=wide)  # Σ_j w_ij d_w_ij, and 0 for nobody
-    for start in block_starts(len(out), 1 << 13):
-        rows = slice(start, min(start + (1 << 13), len(out)))
-        torch.sum(d_out[rows] * out[rows], -1, dtype=wide, out=delta[rows])
-    shift = torch.nn.functional.pad(
-        total.masked_fill(total == -math.inf, math.inf), (0, 1), value=math.inf
-    )
-    scratch = Scratch()
-    for block in windows.blocks(block_size):
-        scores, q_here, k_here = block_scores(q, k, inverse, windows, block, scale, scratch)
-        queries, keys = block.queries.flatten(0, 1), block.keys.flatten()
-        weights = scores.sub_(
-            pick(shift, queries)[..., None]
-        ).exp2_()  # 0 where a query sees nothing
-        d_here, v_here = (
-            pick(d_out, block.own(block.readable).flatten(0, 1)),
-            block.spread(block.take(v)),
-        )
-        d_v_here = scratch.bmm("of keys", weights.to(v.dtype).transpose(1, 2), d_here).to(wide)
-        d_v.index_add_(0, keys, block.fold(d_v_here).flatten(0, 2))
-        d_scores = scratch.bmm("d_scores", d_here, v_here.transpose(1, 2)).to(wide)
-        d_scores = d_scores.sub_(pick(delta, queries)[..., None]).mul_(weights)
-        d_scores = (d_scores if scale == 1 else d_scores.mul_(scale)).to(q.dtype)
-        d_q_here = scratch.bmm("of queries", d_scores, block.spread(k_here)).to(wide)
-        d_k_here = block.fold(scratch.bmm("of keys", d_scores.transpose(1, 2), q_here).to(wide))
-        if k is None:  # through k̂ = q · inverse; queries stand among the keys
-            along = (d_k_here * k_here).sum(-1, keepdim=True)
-            d_k_here.addcmul_(k_here, along, value=-1).mul_(block.take(inverse)[..., None])
-            block.own(d_k_here).add_(d_q_here.view(*block.queries.shape, -1))
-        else:
-            d_q.index_add_(0, queries.flatten(), d_q_here.flatten(0, 1))
-        (d_q if k is None else d_k).index_add_(0, keys, d_k_here.flatten(0, 2))
-    d_v = d_v[:-1]
-    if k is None:
-        d_v.addcmul_(d_out, _alone(total, windows).to(d_out.dtype))
-    d_k = None if k is None else d_k[:-1].to(k.dtype)
-    return d_q[:-1].to(q.dtype), d_k, d_v.to(v.dtype)
-
-
-def block_scores(q, k, inverse, windows, block, scale, scratch):
-    """Of one block: scores · log2 e, hidden pairs far below; queries (m, chunk_length, d); keys,
-    one row for each.
-
-    The scores may stand in ``scratch`` under the name "scores".
-    """
-    if k is None:
-        rows = block.take(q)  # (s, n + width − 1, chunk_length, d)
-        q_here, k_here = (
-            block.own(rows).flatten(0, 1),
-            (rows * block.take(inverse)[..., None]).to(q.dtype),
-        )
-    else:
-        q_here, k_here = pick(q, block.own(block.readable).flatten(0, 1)), block.take(k)
-    penalty, keys = windows.penalty(block, scratch), block.spread(k_here).transpose(1, 2)
-    if penalty.dtype == q.dtype:
-        return penalty.baddbmm_(q_here, keys, beta=-HIDE, alpha=scale * LOG2E), q_here, k_here
-    if q.dtype == torch.float16:  # its largest number is 65504
-        dots = torch.bmm(q_here.float(), keys.float()).mul_(scale * LOG2E)
-    else:
-        dots = (
-            torch.bmm(q_here, keys)
-            .to(torch.float32 if q.dtype == torch.bfloat16 else q.dtype)
-            .mul_(scale * LOG2E)
-        )
-    return dots.add_(penalty.to(dots.dtype), alpha=-HIDE), q_here, k_here
-
-
-def _alone(total, windows):
-    """Rows that see nothing but themselves, by the self rule: bool (N, 1)."""
-    alone = total == -math.inf
-    return (alone if windows.real is None else alone & windows.real)[:, None]
-
-
-def inverse_length(q, norm_eps):
-    """1 / √(‖q‖² + d·norm_eps) per row, (N,), 0 for a zero vector; squared in float32 at least."""
-    with torch.no_grad():
-        wide = torch.float32 if q.dtype in (torch.float16, torch.bfloat16) else q.dtype
-        square = torch.linalg.vector_norm(q, dim=-1, dtype=wide).square() + q.shape[-1] * norm_eps
-        return torch.where(square > 0, square.rsqrt(), 0)
+_BLOCK_SIZES = {"cpu": 1 << 18, "cuda": 1 << 25}  # a core's cache; a small part of a GPU's memory
+_block_size_override = None
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None, *, block_size=None):
-    """The function of ``lsh_attention.pytorch``, block by block; not checked."""
+    """``pytorch.lsh_attention`` block by block; block_size: scores that a thread computes at a time."""
     (q, v), heads = as_rows(qk, v)
     length, d = qk.shape[-2:]
-    if padding_mask is not None:
-        padding_mask = padding_mask.expand(qk.shape[:-1]).reshape(-1, length)
-    dtype = torch.float64 if qk.dtype == torch.float64 else torch.float32
-    rounds = buckets.reshape(-1, *buckets.shape[-2:])
-    windows = Windows(rounds, options, padding_mask, heads=heads, dtype=dtype)
-    scale = options.scale_for(d)
-    out, _ = stream_attention(q, None, v, windows, scale, options.norm_eps, block_size)
+    layout = bucket_layout(
+        buckets.reshape(-1, *buckets.shape[-2:]),
+        options,
+        None if padding_mask is None else padding_mask.reshape(-1, length),
+        heads=heads,
+        dtype=accumulation_dtype(qk.dtype),
+    )
+    inverse = inverse_length(q, options.norm_eps)
+    out = attend_in_blocks(q, None, v, inverse, layout, options.scale_for(d), block_size)
     return from_rows(out, qk.shape[:-1], heads)
 
 
 def as_rows(*tensors):
     """Tensors (…, L, d) as rows (N, d), and the number of heads interleaved in them (1: none).
 
-    Heads that lie in memory as (…, L, heads, d), as a projection leaves them, become rows without a
-    copy.
+    Heads that lie in memory as (…, L, heads, d), as a projection leaves them, are not copied.
     """
     first = tensors[0]
     if (
@@ -222,7 +68,218 @@ def as_rows(*tensors):
 
 
 def from_rows(rows, shape, heads):
-    """Rows (N, d) back to ``shape`` + (d,), shape = (…, L): the inverse of ``as_rows``."""
+    """The inverse of ``as_rows``, also without a copy: rows (N, d) to (*shape, d)."""
     if heads == 1:
         return rows.view(*shape, rows.shape[-1])
     return rows.view(*shape[:-2], shape[-1], heads, rows.shape[-1]).transpose(-3, -2)
+
+
+def inverse_length(q, norm_eps):
+    """1 / √(‖q‖² + d·norm_eps) of each row, (N,); 0 for a zero vector; float32 at least."""
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(q, dim=-1, dtype=accumulation_dtype(q.dtype))
+        square = norm.square() + q.shape[-1] * norm_eps
+        return torch.where(square > 0, square.rsqrt(), 0)
+
+
+def accumulation_dtype(dtype):
+    """The dtype of scores and sums: float32 for half precision, else ``dtype`` itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def block_size_for(device_type):
+    """Scores that one thread computes at a time on this type of device."""
+    return _block_size_override or _BLOCK_SIZES.get(device_type, 1 << 22)
+
+
+@contextmanager
+def use_block_size(block_size):
+    """Inside, calls that name no block size take this one: to predict one device on another."""
+    global _block_size_override
+    before, _block_size_override = _block_size_override, block_size
+    try:
+        yield
+    finally:
+        _block_size_override = before
+
+
+def attend_in_blocks(q, k, v, inverse, layout, scale, block_size=None):
+    """Attention over the windows of ``layout``: (N, d_v), for rows q (N, d), k (N, d), v (N, d_v).
+
+    With k = None queries and keys are shared: the keys are q · ``inverse``, and a token that sees
+    nothing else sees itself.
+    """
+    block_size = block_size or block_size_for(block_device(q.device))
+    return _Attention.apply(q, k, v, inverse, layout, scale, block_size)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, inverse, layout, scale, block_size):
+        with autocast_off(q.device.type):
+            out, lse = _forward(q, k, v, inverse, layout, scale, block_size)
+        ctx.save_for_backward(q, k, v, inverse, out, lse)
+        ctx.layout, ctx.scale, ctx.block_size = layout, scale, block_size
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        with autocast_off(d_out.device.type):
+            d_q, d_k, d_v = _backward(
+                *ctx.saved_tensors, d_out.contiguous(), ctx.layout, ctx.scale, ctx.block_size
+            )
+        return d_q, d_k, d_v, None, None, None, None
+
+
+def _forward(q, k, v, inverse, layout, scale, block_size):
+    """(out (N, d_v), lse (N,)); lse to the base 2, −inf where nothing is visible."""
+    wide = accumulation_dtype(v.dtype)
+    out = v.new_empty(len(v) + 1, v.shape[1], dtype=wide)  # the last row is the padding row
+    lse = v.new_empty(len(v) + 1, dtype=wide)
+
+    def attend(sequences):
+        for block in blocks(layout, sequences, block_size):
+            # 1. Gather queries, keys and values.
+            queries, keys = _queries_and_keys(q, k, inverse, layout, block)
+            values = unfold_windows(gather_rows(v, block.key_rows), layout.options.width)
+
+            # 2. Scores of all pairs in the window.
+            scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
+
+            # 3. Softmax of this block.
+            row_max = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(row_max).exp2_()
+            row_sum = weights.sum(-1, keepdim=True)
+            nothing_visible = row_max < -HIDE / 2
+            block_lse = row_sum.log2().add_(row_max).masked_fill_(nothing_visible, -math.inf)
+            block_out = torch.bmm(weights.to(v.dtype), values).to(wide)  # (m, chunk, d_v)
+            block_out.div_(row_sum.masked_fill_(nothing_visible, math.inf))
+
+            # 4. Merge it with the softmax of the rounds before.
+            rows = block.query_rows.flatten()
+            block_out, block_lse = block_out.flatten(0, 1), block_lse.flatten()
+            if block.round > 0:
+                lse_before = lse.index_select(0, rows)
+                block_weight = torch.sigmoid((block_lse - lse_before) * math.log(2))
+                block_weight.nan_to_num_()  # NaN: nothing visible, neither here nor before
+                block_out = out.index_select(0, rows).lerp_(block_out, block_weight[:, None])
+                block_lse = torch.logaddexp2(lse_before, block_lse)
+            out.index_copy_(0, rows, block_out)
+            lse.index_copy_(0, rows, block_lse)
+
+    for_each(attend, _slices_of_sequences(layout, block_size), v)
+    out, lse = out[:-1].to(v.dtype), lse[:-1]
+    if k is None:
+        out.addcmul_(v, _only_self(lse, layout).to(v.dtype))
+    return out, lse
+
+
+def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
+    """(d_q, d_k, d_v), all (N, …); d_k is None where queries and keys are shared."""
+    options, wide = layout.options, lse.dtype
+    d_q = q.new_zeros(len(q) + 1, q.shape[1], dtype=wide)
+    d_k = None if k is None else torch.zeros_like(d_q)
+    d_v = v.new_zeros(len(v) + 1, v.shape[1], dtype=wide)
+    # Σ_j w_ij · d_w_ij, which is d_out_i · out_i; a block of rows at a time.
+    delta = out.new_empty(len(out), dtype=wide)
+    for start in block_starts(len(out), 1 << 13):
+        rows = slice(start, min(start + (1 << 13), len(out)))
+        torch.sum(d_out[rows] * out[rows], -1, dtype=wide, out=delta[rows])
+    # With an lse of +inf all weights of a row are 0: nothing is visible, or it is the padding row.
+    shift = lse.masked_fill(lse == -math.inf, math.inf)
+    shift = torch.nn.functional.pad(shift, (0, 1), value=math.inf)
+
+    def attend(sequences):
+        for block in blocks(layout, sequences, block_size):
+            # 1. Gather what the forward pass gathered, and the gradient of its output.
+            queries, keys = _queries_and_keys(q, k, inverse, layout, block)
+            values = unfold_windows(gather_rows(v, block.key_rows), options.width)
+            d_block = gather_rows(d_out, block.query_rows).flatten(0, 1)  # (m, chunk, d_v)
+
+            # 2. Recompute the weights.
+            scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
+            weights = scores.sub_(_per_query(shift, block)).exp2_()
+
+            # 3. Gradients of values and scores.
+            d_values = torch.bmm(weights.to(v.dtype).mT, d_block).to(wide)  # (m, window, d_v)
+            d_scores = torch.bmm(d_block, values.mT).to(wide)
+            d_scores.sub_(_per_query(delta, block)).mul_(weights)
+            if scale != 1:
+                d_scores.mul_(scale)
+            d_scores = d_scores.to(q.dtype)
+
+            # 4. Gradients of queries and keys; keys stand in several windows.
+            d_queries = torch.bmm(d_scores, unfold_windows(keys, options.width)).to(wide)
+            d_keys = fold_windows(torch.bmm(d_scores.mT, queries).to(wide), block)
+            d_values = fold_windows(d_values, block)  # (s, n + width − 1, chunk, d_v)
+
+            # 5. Add them to the rows that they belong to.
+            key_rows, query_rows = block.key_rows.flatten(), block.query_rows.flatten()
+            d_v.index_add_(0, key_rows, d_values.flatten(0, 2))
+            if k is None:  # one table: queries are among the keys
+                d_shared = _through_normalization(
+                    d_keys, keys, gather_rows(inverse, block.key_rows)
+                )
+                query_chunks(d_shared, options).add_(d_queries.view(*block.query_rows.shape, -1))
+                d_q.index_add_(0, key_rows, d_shared.flatten(0, 2))
+            else:
+                d_q.index_add_(0, query_rows, d_queries.flatten(0, 1))
+                d_k.index_add_(0, key_rows, d_keys.flatten(0, 2))
+
+    for_each(attend, _slices_of_sequences(layout, block_size), v)
+    d_q, d_v = d_q[:-1], d_v[:-1]
+    if k is None:
+        d_v.addcmul_(d_out, _only_self(lse, layout).to(d_out.dtype))
+    else:
+        d_k = d_k[:-1].to(k.dtype)
+    return d_q.to(q.dtype), d_k, d_v.to(v.dtype)
+
+
+def _slices_of_sequences(layout, block_size):
+    """The sequences, as many in a slice as fit into one block, at least one."""
+    step = sequences_per_block(layout, block_size)
+    return [slice(start, start + step) for start in block_starts(len(layout.key_rows), step)]
+
+
+def _queries_and_keys(q, k, inverse, layout, block):
+    """queries (m, chunk_length, d); keys (s, n + width − 1, chunk_length, d), each once."""
+    if k is not None:
+        return gather_rows(q, block.query_rows).flatten(0, 1), gather_rows(k, block.key_rows)
+    rows = gather_rows(q, block.key_rows)
+    queries = query_chunks(rows, layout.options).flatten(0, 1)
+    keys = (rows * gather_rows(inverse, block.key_rows)[..., None]).to(q.dtype)
+    return queries, keys
+
+
+def _masked_scores(queries, keys, layout, block, scale):
+    """log2(e) · scale · q·k for all pairs of the window, far below where hidden; float32 at least."""
+    hidden = hidden_pairs(layout, block)  # (m, chunk_length, window)
+    keys = unfold_windows(keys, layout.options.width).mT  # (m, d, window)
+    if (
+        hidden.dtype == queries.dtype
+    ):  # product, scale and mask in one pass, in the memory of the mask
+        return hidden.baddbmm_(queries, keys, beta=-HIDE, alpha=scale * LOG2E)
+    if queries.dtype == torch.float16:  # whose largest number is 65504
+        queries, keys = queries.float(), keys.float()
+    scores = torch.bmm(queries, keys).to(accumulation_dtype(queries.dtype)).mul_(scale * LOG2E)
+    return scores.add_(hidden.to(scores.dtype), alpha=-HIDE)
+
+
+def _through_normalization(d_keys, keys, inverse):
+    """The gradient of q from that of k̂ = q · inverse, in the memory of d_keys."""
+    along = (d_keys * keys).sum(-1, keepdim=True)
+    return d_keys.addcmul_(keys, along, value=-1).mul_(inverse[..., None])
+
+
+def _per_query(table, block):
+    """The entries of the queries: (m, chunk_length, 1)."""
+    return gather_rows(table, block.query_rows).flatten(0, 1)[..., None]
+
+
+def _only_self(lse, layout):
+    """Rows that, by the self rule, see nothing but themselves: bool (N, 1)."""
+    nothing_else = lse == -math.inf
+    if layout.real is not None:
+        nothing_else = nothing_else & layout.real
+    return nothing_else[:, None]

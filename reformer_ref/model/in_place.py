@@ -61,7 +61,7 @@ def computed_by_its_weights(layer, names):
 class InPlaceFeedForward:
     """A `FeedForwardLayer` in place, one chunk of positions after the other."""
 
-    weights = ["norm.weight", "norm.bias", "inner.w1", "inner.b1", "inner.w2", "inner.b2"]
+    weights = ("norm.weight", "norm.bias", "inner.w1", "inner.b1", "inner.w2", "inner.b2")
 
     def __init__(self, module):
         self.module = module
@@ -205,4 +205,5 @@ def layer_norm(x, params, config):
 
 
 def rows(x):
-    return x.flatten(0, 1)  # (B, L, d) -> (B·L, d)
+    """(B, L, d) -> (B·L, d)"""
+    return x.flatten(0, 1)

@@ -138,11 +138,13 @@ class FeedForwardLayer(nn.Module):
 
 
 def split_heads(x, n_heads):
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (B, L, h·d) -> (B, h, L, d)
+    """(B, L, n_heads·d) -> (B, n_heads, L, d)"""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x):
-    return x.transpose(1, 2).flatten(2)  # (B, h, L, d) -> (B, L, h·d)
+    """(B, n_heads, L, d) -> (B, L, n_heads·d)"""
+    return x.transpose(1, 2).flatten(2)
 
 
 def longest_row(padding_mask, length):

@@ -187,16 +187,17 @@ def next_tokens(tokens, padding_mask=None):
 
 
 def norm(p, config, x):
+    """The layer norm of a layer whose weights are ``p``."""
     return layer_norm(x, p["norm.weight"], p["norm.bias"], config.norm_eps)
 
 
 def split_heads(x, config):
-    # (B, L, n_heads·d) -> (B, n_heads, L, d)
+    """(B, L, n_heads·d) -> (B, n_heads, L, d)"""
     return np.swapaxes(x.reshape(*x.shape[:2], config.n_heads, -1), 1, 2)
 
 
 def merge_heads(x):
-    # (B, n_heads, L, d) -> (B, L, n_heads·d)
+    """(B, n_heads, L, d) -> (B, L, n_heads·d)"""
     return np.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 

@@ -1,41 +1,34 @@
-"""The reversible stack of PyTorch as functions on arrays, with the halves that the room's checks
-ask for.
+"""The reversible stack of PyTorch as functions on arrays, as the component's checks ask for them.
 
-``bridge.as_numpy`` adapts functions of tensors; a stack takes modules as well. Variants that forget
-what must be replayed (``uses_saved=False``) are here too, for whoever wants to see the checks
-refuse them.
+``uses_saved=False`` makes layers that do not keep what they chose: the checks refuse them.
 """
 
 import numpy as np
 import torch
 from torch import nn
 
-from reformer_ref.hashing.api import hash_vectors
 from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
 from reformer_ref.testing import to_numpy
 
 
 class Tanh(nn.Module):
-    """The half of ``reversible.checks.TanhHalf``, as a module."""
+    """``reversible.checks.TanhLayer`` as a module."""
 
-    def __init__(self, half):
+    def __init__(self, layer):
         super().__init__()
-        self.w, self.b = (
-            nn.Parameter(torch.from_numpy(np.array(a, dtype=np.float64))) for a in (half.w, half.b)
-        )
+        self.w = nn.Parameter(torch.from_numpy(layer.w.copy()))
+        self.b = nn.Parameter(torch.from_numpy(layer.b.copy()))
 
     def forward(self, x):
         return torch.tanh(x @ self.w + self.b)
 
 
 class Dropped(nn.Module):
-    """h(x) = dropout(x w). generator: of the masks, kept in the saved if ``uses_saved``; None:
-    PyTorch's dropout.
-    """
+    """dropout(x w), with a mask from ``generator``; None: PyTorch's own dropout."""
 
     def __init__(self, w, rate, generator=None, uses_saved=False):
         super().__init__()
-        self.w, self.rate = nn.Parameter(torch.from_numpy(np.array(w))), rate
+        self.w, self.rate = nn.Parameter(torch.from_numpy(w.copy())), rate
         self.generator, self.uses_saved = generator, uses_saved
 
     def forward(self, x, saved=None):
@@ -49,86 +42,77 @@ class Dropped(nn.Module):
 
 
 class Bucketed(nn.Module):
-    """h(x)_i = x_i · table[bucket of x_i]. uses_saved: backward uses the buckets of forward; else
-    it hashes again.
-    """
+    """x_i · table[bucket of x_i], hashed once if ``uses_saved``, else in backward again."""
 
     def __init__(self, table, uses_saved=True):
         super().__init__()
-        self.table, self.uses_saved = nn.Parameter(torch.from_numpy(np.array(table))), uses_saved
+        self.table, self.uses_saved = nn.Parameter(torch.from_numpy(table.copy())), uses_saved
 
     def forward(self, x, saved=None):
         saved = {} if saved is None else saved
         if "buckets" not in saved:
-            d = x.shape[-1]
-            saved["buckets"] = hash_vectors(x, torch.eye(d, dtype=x.dtype)[None], 2 * d)[0]
+            saved["buckets"] = torch.cat([x, -x], dim=-1).detach().argmax(dim=-1)
         return x * self.table[saved["buckets"]]
 
 
 def stack_on_arrays(fn):
-    """``fn`` = ``reversible_stack`` or its inverse as (x1, x2, blocks of ``TanhHalf``) -> two
-    arrays.
-    """
-    return lambda x1, x2, blocks: to_numpy(fn(*_leaves(x1, x2), _modules(blocks)))
+    """``reversible_stack`` or its inverse as (x1, x2, blocks of ``TanhLayer``) -> two arrays."""
+
+    def stack(x1, x2, blocks):
+        return to_numpy(fn(torch.from_numpy(x1), torch.from_numpy(x2), _modules(blocks)))
+
+    return stack
 
 
 def vjp_on_arrays(reversible=True):
-    """Backward of the package's stack as (y1, y2, blocks, d_y1, d_y2) -> (x1, x2, d_x1, d_x2,
-    d_params).
-    """
+    """Backward as (y1, y2, blocks, d_y1, d_y2) -> (x1, x2, d_x1, d_x2, d_params)."""
 
     def vjp(y1, y2, blocks, d_y1, d_y2):
         modules = _modules(blocks)
-        x = [
-            t.detach().requires_grad_() for t in reversible_stack_inverse(*_leaves(y1, y2), modules)
-        ]
-        (_, _, *d_x), grads = _gradients(x, modules, (d_y1, d_y2), reversible)
+        y1, y2 = torch.from_numpy(y1), torch.from_numpy(y2)
+        x1, x2 = to_numpy(reversible_stack_inverse(y1, y2, modules))
+        (_, _, *d_x), grads = _gradients(x1, x2, modules, d_y1, d_y2, reversible)
         grads = iter(grads)
-        return (
-            *to_numpy(x),
-            *d_x,
-            [tuple({"w": next(grads), "b": next(grads)} for _ in block) for block in blocks],
-        )
+        d_params = [tuple({"w": next(grads), "b": next(grads)} for _ in b) for b in blocks]
+        return x1, x2, *d_x, d_params
 
     return vjp
 
 
 def dropout_on_arrays(own_generator=False, uses_saved=False, reversible=True):
-    """Stacks of ``Dropped``, as ``check_dropout_replay`` wants them."""
+    """Stacks of ``Dropped``, for ``check_dropout_replay``."""
 
     def fn(x1, x2, weights, rate, d_y1, d_y2, seed):
         generator = torch.Generator().manual_seed(seed) if own_generator else None
-        halves = [Dropped(w, rate, generator, uses_saved) for w in weights]
+        layers = [Dropped(w, rate, generator, uses_saved) for w in weights]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            results, grads = _gradients(_leaves(x1, x2), [halves], (d_y1, d_y2), reversible)
+            results, grads = _gradients(x1, x2, [layers], d_y1, d_y2, reversible)
         return *results, np.stack(grads)
 
     return fn
 
 
 def buckets_on_arrays(uses_saved=True, reversible=True):
-    """Stacks of ``Bucketed``, as ``check_bucket_replay`` wants them."""
+    """Stacks of ``Bucketed``, for ``check_bucket_replay``."""
 
     def fn(x1, x2, tables, d_y1, d_y2):
-        halves = [Bucketed(table, uses_saved) for table in tables]
-        results, grads = _gradients(_leaves(x1, x2), [halves], (d_y1, d_y2), reversible)
+        layers = [Bucketed(table, uses_saved) for table in tables]
+        results, grads = _gradients(x1, x2, [layers], d_y1, d_y2, reversible)
         return *results, np.stack(grads)
 
     return fn
 
 
-def _leaves(*arrays):
-    return [torch.from_numpy(np.array(a)).requires_grad_() for a in arrays]
-
-
 def _modules(blocks):
-    return [tuple(Tanh(half) for half in block) for block in blocks]
+    return [tuple(Tanh(layer) for layer in block) for block in blocks]
 
 
-def _gradients(x, blocks, d_y, reversible):
+def _gradients(x1, x2, blocks, d_y1, d_y2, reversible):
     """((y1, y2, d_x1, d_x2), gradients of the parameters) by autograd, as arrays."""
-    params = [p for block in blocks for half in block for p in half.parameters()]
+    x = [torch.from_numpy(np.array(a)).requires_grad_() for a in (x1, x2)]
+    params = [p for block in blocks for layer in block for p in layer.parameters()]
     y = reversible_stack(*x, blocks, reversible=reversible)
-    grads = torch.autograd.grad(y, [*x, *params], [torch.from_numpy(np.array(d)) for d in d_y])
+    d_y = [torch.from_numpy(np.array(d)) for d in (d_y1, d_y2)]
+    grads = torch.autograd.grad(y, [*x, *params], d_y)
     return to_numpy((*y, *grads[:2])), to_numpy(grads[2:])

@@ -172,10 +172,8 @@ def records_gradients(layers, *tensors):
     traced = torch.compiler.is_compiling() and not any(layer.training for layer in layers)
     if traced or not torch.is_grad_enabled():
         return False
-    for tensor in (*tensors, *parameters_of(layers)):
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+    candidates = (*tensors, *parameters_of(layers))
+    return any(tensor is not None and tensor.requires_grad for tensor in candidates)
 
 
 def parameters_of(layers):

@@ -75,7 +75,7 @@ def test_the_whole_way_speaks_of_the_variant(look, sort_ties):
     variant, buckets = Variant(look=look, sort_ties=sort_ties), np.array([0, 1, 0, 1])
     order = ANSWERS["A2.sort"].reference(variant)(buckets[None])[0]
     picture = whole_way("abcd", buckets, order, np.argsort(order), order.reshape(2, 2), np.eye(4), variant)
-    said = " ".join([picture.caption, picture.told, *(text.get_text() for text in picture.axes[0].texts)])
+    said = " ".join([picture.caption, picture.numbers_text, *(text.get_text() for text in picture.axes[0].texts)])
     for word, where in (
         ("chunks before", "back"),
         ("further back", "back"),

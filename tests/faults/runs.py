@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("REFORMER_FAULTS") == "full"  # as many kills as the README reports, instead of a few
 STEPS = 150
 TINY = {
-    "text": "text.txt", "steps": STEPS, "length": 64, "batch": 2, "layers": 2, "d-model": 16, "heads": 2, "d-ff": 32,
-    "chunk-length": 8, "dropout": 0.1, "lr": 1e-2, "warmup": 5, "held-out-windows": 2, "evaluate-every": 20,
-    "checkpoint-every": 10, "threads": 1,
+    "text": "text.txt", "steps": STEPS, "length": 64, "batch": 2, "n-layers": 2, "d-model": 16, "n-heads": 2,
+    "d-ff": 32, "chunk-length": 8, "dropout": 0.1, "learning-rate": 1e-2, "warmup": 5,
+    "held-out-windows": 2, "evaluate-every": 20, "checkpoint-every": 10, "threads": 1,
 }  # fmt: skip
 
 

@@ -10,13 +10,13 @@ def test_rings_show_members_and_what_the_query_sees():
     hidden = np.zeros_like(members, bool)
     hidden[1, 0, 1] = True
     picture = rings(members, [[4, 1], [2, 3]], [0, 0], 5, hidden)
-    shown = [t.get_text() for ax in picture.axes for t in ax.texts]
-    assert shown == ["4", "1", "2", "3", "0", "2", "1", "3", "4"]
+    labels = [t.get_text() for ax in picture.axes for t in ax.texts]
+    assert labels == ["4", "1", "2", "3", "0", "2", "1", "3", "4"]
     assert picture.numbers["keys it sees"] == 4
-    assert picture.numbers["namely"] == "0, 1, 2, 4"
+    assert picture.numbers["these keys"] == "0, 1, 2, 4"
     empty = rings(np.full((1, 2, 3), -1), [[0, 0]], [1], 0)
     assert empty.numbers["keys it sees"] == 0
-    assert "itself" in empty.told
+    assert "itself" in empty.numbers_text
 
 
 def test_lines_show_their_numbers():

@@ -1,11 +1,13 @@
 """The pictures of the hash show the numbers that they were given; the circle explorer counts right."""
 
+import inspect
+
 import numpy as np
 import pytest
 from reformer_lab.plots import hashing as plots
 from reformer_lab.widgets.circle import DEGREES, circle
 from reformer_ref.hashing import spec
-from tests.pictures import drawn, texts
+from tests.pictures import drawn, ends, texts
 
 RNG = np.random.default_rng(0)
 
@@ -70,7 +72,7 @@ def test_collision_probability():
     angles = np.arange(0, 181, 15)
     theory = {b: (1 - angles / 180) ** b for b in (1, 2, 3, 4, 5, 6, 7)}
     measured = {b: p + 0.01 for b, p in theory.items()}
-    picture = plots.collision_probability(angles, measured, theory, what="n_hashes", show=(30,))
+    picture = plots.collision_probability(angles, measured, theory, parameter="n_hashes", print_at=(30,))
     numbers = drawn(picture)
     assert numbers.pop("largest distance from theory") == pytest.approx(0.01)
     assert numbers == {f"n_hashes={b} at 30°": p[2] for b, p in measured.items()}
@@ -100,7 +102,7 @@ def test_bucket_sizes():
 
 BAD = {
     r"both must have shape \(n, n\), got \(4,\)": lambda: plots.scores([1.0, 2.0, 3.0, 4.0], [0]),
-    r"buckets must have shape \(1\), got \(2,\)": lambda: plots.scores([[1.0, -1.0]], [0, 1]),
+    r"buckets must have shape \(1,\), got \(2,\)": lambda: plots.scores([[1.0, -1.0]], [0, 1]),
     "buckets must be integers from 0 to 1": lambda: plots.scores([[1.0, -1.0]], [2]),
     r"points must have shape \(n, 2\)": lambda: plots.circles(np.ones((3, 3)), [[0, 0, 0]], [[0, 1]], 2),
     "points must hold no zero vector": lambda: plots.circles(np.zeros((1, 2)), [[0]], [[0, 1]], 2),
@@ -110,9 +112,9 @@ BAD = {
     r"pairs must have shape \(n, 2, 2\)": lambda: plots.two_pairs(np.ones((2, 2)), [[[0, 0]]], [[0]], 2),
     r"buckets must have shape \(1, n, 2\)": lambda: plots.two_pairs(np.ones((1, 2, 2)), [[0, 0]], [[0]], 2),
     "measured must have the keys of theory": lambda: plots.collision_probability([1], {2: [1]}, {4: [1]}),
-    r"theory must have shape \(2\), got \(1,\)": lambda: plots.collision_probability([1, 2], {2: [1, 1]}, {2: [1]}),
-    r"factorised must have shape \(2\)": lambda: plots.cost_of_hashing([1, 2], [1, 2], [1]),
-    r"sizes must have shape \(2\), got \(3,\)": lambda: plots.bucket_sizes({"a": [1, 2], "b": [1, 2, 3]}),
+    r"theory must have shape \(2,\), got \(1,\)": lambda: plots.collision_probability([1, 2], {2: [1, 1]}, {2: [1]}),
+    r"factorised must have shape \(2,\)": lambda: plots.cost_of_hashing([1, 2], [1, 2], [1]),
+    r"sizes must have shape \(2,\), got \(3,\)": lambda: plots.bucket_sizes({"a": [1, 2], "b": [1, 2, 3]}),
     "sizes must hold at least one": lambda: plots.bucket_sizes({}),
 }
 
@@ -141,10 +143,10 @@ def test_circle_counts_the_pairs_that_meet():
 
 def test_every_control_of_the_circle_changes_the_numbers():
     start = drawn(circle())
-    for name, control in circle.controls.items():
-        for value in control.ends:
+    for name, parameter in inspect.signature(circle).parameters.items():
+        for value in ends(circle, name):
             numbers = circle(**{name: value}).numbers
-            assert numbers != start or value == control.first, (name, value)
+            assert numbers != start or value == parameter.default, (name, value)
     for bad in ({"angle": 181}, {"n_buckets": 3}, {"rounds": 0}, {"matrix": "none"}):
         with pytest.raises(ValueError, match=f"^{next(iter(bad))} must be"):
             circle(**bad)

@@ -41,7 +41,7 @@ def test_sorted_windows():
     buckets = np.array([1, 0, 1, 0, 1])
     order = np.argsort(buckets, kind="stable")
     numbers = is_shown(plots.sorted_windows({"a": (order, buckets, [2, 0]), "b": (order, buckets, [])}, 2, 4))
-    assert numbers == {"a: token 4 sees": "0, 2", "b: token 4 sees": "nobody"}
+    assert numbers == {"a: token 4 sees": "0, 2", "b: token 4 sees": "no key"}
     is_shown(plots.sorted_windows({"one token": ([0], [0], [0])}, 3, 0))
 
 
@@ -104,13 +104,13 @@ def test_spelling_puts_alike_words_together():
     numbers = explorer.spelling(text="hash Hash hash", rounds=2).numbers
     assert numbers["pairs together in every round"] == 3
     assert explorer.split("a b", "characters") == ["a", " ", "b"]
-    assert is_shown(explorer.strips("hash hashes hashed king"))["tokens"] == 4
+    assert is_shown(explorer.rows("hash hashes hashed king"))["tokens"] == 4
 
 
-def test_shared_counts_pairs():
+def test_collision_rates_count_pairs():
     buckets = np.array([[0, 0, 1], [0, 1, 1]])
     alike = np.array([[True, True, False], [True, True, False], [False, False, True]])
-    assert explorer.shared(buckets, alike) == (0.5, 0.25)
+    assert explorer.collision_rates(buckets, alike) == (0.5, 0.25)
 
 
 def test_buckets_of_a_model_are_those_of_its_layer():

@@ -7,10 +7,11 @@ import pytest
 import torch
 from reformer_lab.plots import lsh_attention as plots
 from reformer_lab.plots.drawing import Picture
-from reformer_lab.widgets.pattern import LENGTH, pattern, tokens, why
+from reformer_lab.widgets.pattern import LENGTH, pattern, tokens, visibility_reasons
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.spec import visible_counts
+from tests.pictures import ends
 
 
 def expect_picture(picture):
@@ -68,10 +69,10 @@ BAD = {
     "keys": lambda: plots.weights_by_key({"a": [1.0]}, ["A", "B"]),
     "rounds": lambda: plots.recall([0], {"a": {"b": [1.0]}}),
     "panels": lambda: plots.recall([1], {"a": {"b": [1.0, 1.0]}}),
-    "shares": lambda: plots.active([1, 2], {"a": [0.1, 1.2]}, 4),
+    "fractions": lambda: plots.active([1, 2], {"a": [0.1, 1.2]}, 4),
     "lengths": lambda: plots.active([1], {"a": [0.1]}, 4),
-    "reasons": lambda: plots.who_sees_whom(np.eye(2), np.eye(2), 2, [[0, 1]], [[0, 0]], [[1, 0]], [["", ""]]),
-    "dense": lambda: plots.who_sees_whom(np.eye(2), np.eye(3), 0, [[0, 1]], [[0, 0]], [[1, 0]], [["", ""]]),
+    "reasons": lambda: plots.query_by_round(np.eye(2), np.eye(2), 2, [[0, 1]], [[0, 0]], [[1, 0]], [["", ""]]),
+    "dense": lambda: plots.query_by_round(np.eye(2), np.eye(3), 0, [[0, 1]], [[0, 0]], [[1, 0]], [["", ""]]),
 }
 
 
@@ -101,12 +102,12 @@ def test_reasons_agree_with_the_pattern(causal, within, once):
         buckets = tokens()[1][:rounds]
         counts = visible_counts(buckets, options)
         for query in range(LENGTH):
-            seen, reasons = why(query, buckets, options)
+            seen, reasons = visibility_reasons(query, buckets, options)
             alone = counts[query, query] > 0
             assert alone or np.array_equal(seen.sum(0), counts[query])
             assert not alone or np.flatnonzero(seen.any(0)).tolist() == [query]
-            told = np.array([[r.split()[0] in ("own", "chunk", "recent", "itself:") for r in row] for row in reasons])
-            assert np.array_equal(told, seen)
+            given = np.array([[r.split()[0] in ("same", "chunk", "recent", "itself:") for r in row] for row in reasons])
+            assert np.array_equal(given, seen)
 
 
 def test_every_control_of_the_explorer_changes_the_numbers():
@@ -114,12 +115,12 @@ def test_every_control_of_the_explorer_changes_the_numbers():
     weights, _, _ = record(LSHOptions(n_hashes=2, chunk_length=4))
     static = pattern()
     assert static.numbers["pairs seen by all queries"] == int((weights > 0).sum())
-    told = ", ".join(f"{j}: {100 * w:.0f} %" for j, w in enumerate(weights[9].tolist()) if w > 0)
-    assert static.numbers["weights of the query"] == told
-    for name, control in pattern.controls.items():
-        pictures = [pattern(**{name: end}) for end in control.ends]
+    percent = ", ".join(f"{j}: {100 * w:.0f} %" for j, w in enumerate(weights[9].tolist()) if w > 0)
+    assert static.numbers["weights of the query"] == percent
+    for name in pattern.controls:
+        pictures = [pattern(**{name: end}) for end in ends(pattern, name)]
         assert all(p.caption for p in pictures)
-        assert len({p.told for p in pictures}) == len(control.ends), name
+        assert len({p.numbers_text for p in pictures}) == len(ends(pattern, name)), name
     everything = {"rounds": 4, "chunk_length": 12, "within_bucket": False, "count_once": False, "causal": "none"}
     assert expect_picture(pattern(**everything, query=0))["pairs seen by all queries"] == LENGTH * (LENGTH - 1)
     with pytest.raises(ValueError, match="query"):

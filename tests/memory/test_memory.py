@@ -177,7 +177,7 @@ def test_blocks_are_those_of_the_device_and_put_back():
 @pytest.mark.parametrize("reversible", [True, False])
 @pytest.mark.parametrize("pattern", [("lsh",), ("local", "lsh")], ids=",".join)
 def test_shortened_loops_change_nothing(pattern, reversible, monkeypatch):
-    config = small(pattern=pattern, ff_chunk=300, loss_chunk=400, reversible=reversible)
+    config = small(pattern=pattern, ff_chunk=256, loss_chunk=400, reversible=reversible)
     fast = [predict_peak(config, n, "cpu").parts for n in (4096, 3001)]
     predict._predict.cache_clear()
     monkeypatch.setattr(predict, "predicting", lambda device: predicting(device, shorten=False))

@@ -12,6 +12,7 @@ from reformer_lab.plots import measured as plots
 from reformer_lab.plots.drawing import Picture
 from reformer_lab.widgets import memory as explorer
 from reformer_ref.memory.predict import PARTS, predict_peak
+from tests.pictures import ends
 
 MACHINE = {"cpu": "A processor", "cores": 2, "threads": 1, "memory_bytes": 8, "system": "Linux x86_64"}
 HEAD = {
@@ -78,11 +79,11 @@ def test_attention_by_length_and_share():
     }
     told(plots.attention_by_length([bench()]), **numbers)
     told(
-        plots.share_of_matmul([bench()]),
+        plots.matmul_rate([bench()]),
         **{"reformer_ref, trax at 2,048 tokens": "50 %", "matrix products alone": "1 GFLOP/s"},
     )
     with pytest.raises(ValueError, match="records must hold the contender matmul"):
-        plots.share_of_matmul([bench(contenders=("ours-trax",))])
+        plots.matmul_rate([bench(contenders=("ours-trax",))])
 
 
 def test_rounds_and_crossover():
@@ -107,7 +108,7 @@ def test_steps():
 
 def test_every_record_at_hand_can_be_drawn():
     draw = {
-        "bench_attention": lambda r: [plots.attention_by_length([r]), plots.share_of_matmul([r])],
+        "bench_attention": lambda r: [plots.attention_by_length([r]), plots.matmul_rate([r])],
         "bench_crossover": lambda r: [plots.crossover(r)],
         "bench_step": lambda r: [plots.training_step([r])],
     }
@@ -117,13 +118,13 @@ def test_every_record_at_hand_can_be_drawn():
 
 
 @pytest.mark.parametrize("budget", [None, 10**9, 10**15])
-def test_memory_parts(budget):
+def test_memory_bars(budget):
     rows = {"one": dict.fromkeys(PARTS, 10**8), "two": {**dict.fromkeys(PARTS, 0), "streams": 512}}
-    picture = told(plots.memory_parts(rows, budget), one="500 MB", two="512 B")
+    picture = told(plots.memory_bars(rows, budget), one="500 MB", two="512 B")
     assert ("far to the right" in picture.axes[0].get_title(loc="left")) == (budget == 10**15)
     for bad in ({}, {"one": {"streams": 1}}):
         with pytest.raises(ValueError, match="rows must map names to bytes"):
-            plots.memory_parts(bad)
+            plots.memory_bars(bad)
 
 
 def test_lines_and_exponents():
@@ -135,7 +136,7 @@ def test_lines_and_exponents():
         with pytest.raises(ValueError, match="x and y must be"):
             plots.exponent(*bad)
     told(plots.memory_over_time({"a": [0, 3e6, 1e6], "b": [2e6]}), **{"peak, a": "3.00 MB", "peak, b": "2.00 MB"})
-    with pytest.raises(ValueError, match="runs must map names to rows"):
+    with pytest.raises(ValueError, match="lines must map names to rows"):
         plots.memory_over_time({"a": []})
 
 
@@ -143,9 +144,8 @@ def test_lines_and_exponents():
 
 
 def test_both_ends_of_every_slider():
-    controls = explorer.memory.controls
-    for name, control in controls.items():
-        for end in control.ends:
+    for name in explorer.memory.controls:
+        for end in ends(explorer.memory, name):
             picture = told(explorer.memory(**{name: end}))
             assert "predicted" in picture.caption
     chosen = explorer.memory(length=4096, layers=2, heads=8, rounds=1, reversible=False)

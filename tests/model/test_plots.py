@@ -16,9 +16,9 @@ def drawn(picture):
     assert len(picture.caption) > 40
     assert picture.numbers
     assert picture.png(dpi=40).startswith(b"\x89PNG")
-    shown = [text for ax in picture.axes for text in ax.texts]
-    assert all(text.get_fontsize() >= 8 for text in shown)
-    return [text.get_text() for text in shown]
+    labels = [text for ax in picture.axes for text in ax.texts]
+    assert all(text.get_fontsize() >= 8 for text in labels)
+    return [text.get_text() for text in labels]
 
 
 @pytest.mark.parametrize("layers", [("lsh",), ("local", "lsh"), ("local", "lsh", "dense"), ("regular",) * 40])
@@ -76,8 +76,8 @@ def test_learning_curve_shows_curve_and_baselines():
 def test_token_bars_mark_what_cannot_be_drawn():
     picture = plots.token_bars(["e", "␣"], {"all": np.array([0.75, 0.25]), "greedy": [1.0, 0.0]})
     assert drawn(picture) == ["0.75", "0.25", "1.00", "–"]
-    assert picture.numbers["all: shown and possible"] == 2
-    assert picture.numbers["greedy: shown and possible"] == 1
+    assert picture.numbers["all: tokens that can be drawn"] == 2
+    assert picture.numbers["greedy: tokens that can be drawn"] == 1
     assert picture.numbers["greedy: likeliest"] == 1.0
     drawn(plots.token_bars(list("abcdefghijklmnopqrst"), {str(n): np.full(20, 0.05) for n in range(6)}))
 

@@ -1,6 +1,4 @@
-"""Every widget's drawing function at both ends of every control, and with nonsense; the widget
-without a browser.
-"""
+"""Every widget's drawing function at both ends of every control, and with nonsense; the widget without a browser."""
 
 import importlib
 import inspect
@@ -9,6 +7,7 @@ import pkgutil
 import pytest
 import reformer_lab.widgets as package
 from reformer_lab.plots.drawing import Picture, explore
+from tests.pictures import ends
 
 
 def explorers():
@@ -29,7 +28,7 @@ def looks(picture):
     assert isinstance(picture, Picture)
     assert len(picture.caption) > 40
     assert picture.numbers
-    return picture.png(dpi=40), picture.told
+    return picture.png(dpi=40), picture.numbers_text
 
 
 def test_there_are_the_promised_widgets():
@@ -39,15 +38,15 @@ def test_there_are_the_promised_widgets():
 
 @pytest.mark.parametrize(("draw", "name"), EVERY_CONTROL)
 def test_every_control_works_at_both_ends_and_changes_the_picture(draw, name):
-    ends = [looks(draw(**{name: value})) for value in draw.controls[name].ends]
-    assert len({png for png, _ in ends}) > 1, f"the picture does not follow {name}"
-    assert len({told for _, told in ends}) > 1, f"the numbers do not follow {name}"
+    pictures = [looks(draw(**{name: value})) for value in ends(draw, name)]
+    assert len({png for png, _ in pictures}) > 1, f"the picture does not follow {name}"
+    assert len({numbers for _, numbers in pictures}) > 1, f"the numbers do not follow {name}"
 
 
 @pytest.mark.parametrize("draw", ALL)
 def test_all_controls_at_their_ends_together(draw):
-    looks(draw(**{name: control.ends[0] for name, control in draw.controls.items()}))
-    looks(draw(**{name: control.ends[-1] for name, control in draw.controls.items()}))
+    looks(draw(**{name: ends(draw, name)[0] for name in draw.controls}))
+    looks(draw(**{name: ends(draw, name)[-1] for name in draw.controls}))
 
 
 @pytest.mark.parametrize(("draw", "name"), EVERY_CONTROL)
@@ -61,13 +60,13 @@ def test_nonsense_is_refused(draw, name, nonsense):
 
 @pytest.mark.parametrize("draw", ALL)
 def test_the_widget_redraws(draw):
-    """As the browser does it: set a control's value, look at the image and the text."""
-    panel, image, told = explore(draw).children
-    for widget, control in zip(panel.children, draw.controls.values(), strict=True):
-        before = image.value, told.value
+    """As in the browser: set a control's value, look at the image and the text."""
+    panel, image, text = explore(draw).children
+    for widget, name in zip(panel.children, inspect.signature(draw).parameters, strict=True):
+        before = image.value, text.value
         start = widget.value
-        widget.value = next(value for value in control.ends if value != start)
+        widget.value = next(value for value in ends(draw, name) if value != start)
         assert image.value != before[0], widget.description
-        assert told.value != before[1], widget.description
+        assert text.value != before[1], widget.description
         widget.value = start
-        assert told.value == before[1], "the same settings must give the same numbers"
+        assert text.value == before[1], "the same settings must give the same numbers"

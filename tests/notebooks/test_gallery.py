@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from reformer_lab.notebooks import clean, gallery, run, walkthrough, with_mathml
-from reformer_lab.plots.drawing import Choice, Picture, Range, bucket_colours, number, readable_on, side_by_side, strip
+from reformer_lab.plots.drawing import Picture, bucket_colours, cell_row, controls, number, readable_on, side_by_side
 from reformer_ref.hashing import pytorch, spec
 
 PICTURE = """
 from reformer_lab.plots.drawing import Picture
 picture = Picture(2, 1)
 picture.add_subplot().plot([0, 1])
-picture.tell("Line chart: nothing (x) against nothing (y), to be looked at by a test.", slope=1.0)
+picture.describe("Line chart: nothing (x) against nothing (y), to be looked at by a test.", slope=1.0)
 """
 
 
@@ -102,7 +102,7 @@ def test_numbers_have_three_digits(value, text):
 
 def test_pictures_must_say_what_they_show():
     with pytest.raises(ValueError, match="caption"):
-        Picture().tell(" ")
+        Picture().describe(" ")
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 100])
@@ -114,12 +114,12 @@ def test_colours_of_buckets_differ_and_can_be_written_on(n):
         assert readable_on(colour) == "black" or light < 0.5
 
 
-def test_strip_wants_a_colour_for_each_label():
+def test_a_row_of_cells_wants_a_colour_for_each_label():
     ax = Picture().add_subplot()
-    strip(ax, ["a", "b"], bucket_colours(2), title="tokens")
+    cell_row(ax, ["a", "b"], bucket_colours(2), title="tokens")
     assert [t.get_text() for t in ax.texts] == ["a", "b"]
     with pytest.raises(ValueError, match="colours"):
-        strip(ax, ["a"], bucket_colours(2))
+        cell_row(ax, ["a"], bucket_colours(2))
 
 
 def test_sources_come_from_the_package():
@@ -128,11 +128,18 @@ def test_sources_come_from_the_package():
     assert "reformer_ref/hashing/spec.py" in html
 
 
-def test_controls_refuse_what_they_cannot_show():
-    with pytest.raises(ValueError, match="rounds"):
-        Range(1, 4).check("rounds", 5)
-    with pytest.raises(ValueError, match=r"a whole number from 1 to 4, got 2\.5"):
-        Range(1, 4).check("rounds", 2.5)
-    Range(1, 4, 0.5).check("rounds", 2.5)
-    with pytest.raises(ValueError, match="start"):
-        Choice(1, 2, start=3)
+def test_controls_refuse_other_values():
+    @controls(rounds=(1, 4), scale=(1.0, 4.0, 0.5), kind=["a", "b"], causal=bool, text=str)
+    def draw(rounds=1, scale=1.0, kind="a", causal=True, text="one"):
+        return rounds, scale, kind, causal, text
+
+    assert draw() == (1, 1.0, "a", True, "one")
+    assert draw(4, scale=2.5, causal=False) == (4, 2.5, "a", False, "one")
+    with pytest.raises(ValueError, match=r"rounds must be a whole number from 1 to 4, got 2\.5"):
+        draw(rounds=2.5)
+    bad = {"rounds": 5, "scale": float("nan"), "kind": "c", "causal": "yes", "text": "x" * 1000}
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=name):
+            draw(**{name: value})
+    with pytest.raises(TypeError, match="controls must describe"):
+        controls(other=bool)(lambda rounds=1: rounds)

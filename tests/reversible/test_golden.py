@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reformer_ref.reversible import spec
-from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
+from reformer_ref.reversible import reversible_stack, reversible_stack_inverse, spec
 from reformer_ref.testing import expect_close
 from torch import nn
 

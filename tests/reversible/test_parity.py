@@ -3,9 +3,8 @@
 from functools import partial
 
 import pytest
-from reformer_ref.reversible import checks
+from reformer_ref.reversible import checks, reversible_stack, reversible_stack_inverse
 from reformer_ref.reversible.adapters import buckets_on_arrays, dropout_on_arrays, stack_on_arrays, vjp_on_arrays
-from reformer_ref.reversible import reversible_stack, reversible_stack_inverse
 
 
 @pytest.mark.parametrize("reversible", [True, False])

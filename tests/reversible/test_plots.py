@@ -75,23 +75,21 @@ def test_halves_stretch_by_their_gain():
 
 
 def test_errors_grow_as_predicted():
-    """Within a factor of ten of rounding · growth^(2 · halves), in both formats; bounded halves
-    lose little.
-    """
+    """Within a factor of ten of rounding · growth^(2 · branches), in both formats; bounded branches lose little."""
     for dtype, rounding in (("float64", 2**-53), ("float32", 2**-24)):
         errors, sizes = lab.reconstruction_errors(8, dtype, 1.0, "linear")
         assert errors.shape == sizes.shape == (9,)
         assert errors[-1] == 0
-        assert 0.1 < errors[0] / (rounding * lab.growth_per_half(1.0) ** 32) < 10
+        assert 0.1 < errors[0] / (rounding * lab.growth_per_branch(1.0) ** 32) < 10
         assert lab.reconstruction_errors(8, dtype, 1.0, "bounded")[0][0] < 100 * rounding
-    assert lab.growth_per_half(1.0) == pytest.approx(((1 + 5**0.5) / 2) ** 0.5)
+    assert lab.growth_per_branch(1.0) == pytest.approx(((1 + 5**0.5) / 2) ** 0.5)
 
 
-def test_reconstruction_tells_what_it_measured():
-    numbers = drawn(lab.reconstruction(depth=3, dtype="bfloat16", gain=1.0, halves="linear"))
+def test_the_explorer_reports_measured_errors():
+    numbers = drawn(lab.reconstruction(depth=3, dtype="bfloat16", gain=1.0, branches="linear"))
     assert numbers["error of the input"] == lab.reconstruction_errors(3, "bfloat16", 1.0, "linear")[0][0]
-    assert numbers["predicted growth"] == lab.growth_per_half(1.0)
-    static = lab.reconstruction(depth=12, dtype="float32", gain=0.5, halves="linear")
+    assert numbers["predicted growth"] == lab.growth_per_branch(1.0)
+    static = lab.reconstruction(depth=12, dtype="float32", gain=0.5, branches="linear")
     assert drawn(lab.reconstruction()) == drawn(static)
 
 

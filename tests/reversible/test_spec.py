@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from reformer_ref.reversible import checks, spec
-from reformer_ref.reversible.checks import TanhHalf
+from reformer_ref.reversible.checks import TanhLayer
 from reformer_ref.testing import central_difference, expect_close
 
 
@@ -11,7 +11,7 @@ def make(sizes, shape, seed=0):
     rng = np.random.default_rng(seed)
     d = shape[-1]
     x1, x2 = rng.standard_normal((2, *shape))
-    blocks = [[TanhHalf(rng.standard_normal((d, d)), rng.standard_normal(d)) for _ in range(n)] for n in sizes]
+    blocks = [[TanhLayer(rng.standard_normal((d, d)), rng.standard_normal(d)) for _ in range(n)] for n in sizes]
     return x1, x2, [tuple(block) for block in blocks]
 
 
@@ -42,19 +42,19 @@ def test_vjp_against_central_differences(sizes):
     want = central_difference(run, np.stack([x1, x2]), d_y)
     expect_close("d_x", np.stack([d_x1, d_x2]), want, 1e-7)
     for block, d_block in zip(blocks, d_params, strict=True):
-        for half, d_half in zip(block, d_block, strict=True):
+        for layer, d_layer in zip(block, d_block, strict=True):
             for name in ("w", "b"):
-                value = getattr(half, name)
+                value = getattr(layer, name)
 
-                def with_value(new, half=half, name=name):
-                    old = getattr(half, name)
-                    setattr(half, name, new)
+                def with_value(new, layer=layer, name=name):
+                    old = getattr(layer, name)
+                    setattr(layer, name, new)
                     try:
                         return np.stack(spec.reversible_stack(x1, x2, blocks))
                     finally:
-                        setattr(half, name, old)
+                        setattr(layer, name, old)
 
-                expect_close(f"d_{name}", d_half[name], central_difference(with_value, value, d_y), 1e-7)
+                expect_close(f"d_{name}", d_layer[name], central_difference(with_value, value, d_y), 1e-7)
 
 
 def test_inputs_are_left_alone():

@@ -11,9 +11,9 @@ from reformer_lab.classroom.variants import TOPICS
 class Answer:
     """What an exercise expects.
 
-    reference(variant): a function with the signature that students write, built on the rooms' specs where possible.
+    reference(variant): a function with the signature that students write, built on the specs where possible.
     cases(variant, rng, hidden): a list of argument lists; the visible ones are few and small, the hidden ones have
-    other shapes, dtypes and edge cases. room_check(fn): the room's own check, for the package's own conventions.
+    other shapes, dtypes and edge cases. component_check(fn): the component's own check, for the open variant.
     """
 
     reference: Callable

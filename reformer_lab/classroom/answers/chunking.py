@@ -1,4 +1,4 @@
-"""Assignment A2: the answers under every variant, from the specs of the room ``chunking``, and the cases."""
+"""A2: the answers under every variant, built on the specs of chunking, and the cases."""
 
 import numpy as np
 from reformer_ref.chunking import checks, spec

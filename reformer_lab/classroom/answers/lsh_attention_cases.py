@@ -39,12 +39,12 @@ def seen(variant, rng, hidden):
 
 
 def attend(variant, rng, hidden):
-    """Visible: the identity as values, so that weights come out. Hidden: logits of thousands, nobody seen."""
+    """Visible: the identity as values, so that weights come out. Hidden: logits of thousands, nothing visible."""
     n, cases = variant.n_hashes, []
     for length, scale in ((19, 1.0), (19, 3000.0), (1, 1.0), (7, 1e5)) if hidden else ((5, 1.0), (4, 1.0), (6, 3.0)):
         seen = rng.random((n, length, length)) < (0.15 if hidden else 0.45)
         seen &= np.tri(length, k=-1, dtype=bool).T if sees_later(variant) else np.tri(length, k=-1, dtype=bool)
-        if length > 3:  # one token is shown a key by the last round alone, one another key by all rounds as well
+        if length > 3:  # a token sees a key in the last round only, another also sees a second key in all rounds
             few, more, other_key, other = (0, 1, 2, 3) if sees_later(variant) else (2, 3, 0, 1)
             seen[:, [few, more]] = False
             seen[-1, [few, more], other_key] = seen[:, more, other] = True

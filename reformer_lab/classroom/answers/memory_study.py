@@ -4,7 +4,6 @@ Tensors have shapes and no contents, so that any size can be counted anywhere, w
 """
 
 import json
-from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from reformer_ref.attention.api import shared_qk_attention
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.streaming import SCORES_AT_A_TIME
+from reformer_ref.lsh_attention.streaming import use_block_size
 from reformer_ref.memory.count import MetaCounter
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
@@ -71,7 +70,7 @@ def count_step(variant, way):
         max_length=length, tie_head=variant.tied, reversible=reversible, ff_chunk=variant.ff_chunk,
         loss_chunk=variant.ff_chunk, lsh=_options(variant),
     )  # fmt: skip
-    with MetaCounter() as counter, _blocks_of(BLOCK):
+    with MetaCounter() as counter, use_block_size(BLOCK):
         with torch.device("meta"):
             model = ReformerLM(config).to(DTYPES[variant.number_bytes])
             tokens = torch.zeros(1, variant.length, dtype=torch.int64)
@@ -100,15 +99,3 @@ def count_step(variant, way):
 
 def _options(variant):
     return LSHOptions.preset("trax", n_hashes=variant.n_hashes, chunk_length=CHUNK, chunks_before=variant.n_look)
-
-
-@contextmanager
-def _blocks_of(scores):
-    """Attention on tensors without contents streams blocks of this many scores."""
-    before = dict(SCORES_AT_A_TIME)
-    SCORES_AT_A_TIME["meta"] = scores
-    try:
-        yield
-    finally:
-        SCORES_AT_A_TIME.clear()
-        SCORES_AT_A_TIME.update(before)

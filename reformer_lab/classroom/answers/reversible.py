@@ -1,4 +1,4 @@
-"""A4, the reversible block: its answers under any variant, by way of the spec of the room, and the cases."""
+"""A4, the reversible block: its answers under any variant, built on the spec, and the cases."""
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ def _weights(rng, n, d):
 
 
 def _paired(blocks):
-    """The halves of the room's checks in pairs, with one that adds nothing behind an odd number of them."""
+    """The branches of the component's checks in pairs; a branch that adds nothing completes an odd number."""
     branches = [branch for block in blocks for branch in block]
     branches += [_Scaled(lambda x: 0 * x, lambda x, d_out: (0 * x, {}), 1.0, 1.0)] * (len(branches) % 2)
     return list(zip(branches[::2], branches[1::2], strict=True))

@@ -133,7 +133,7 @@ EXERCISES = by_name(
     Exercise("A2.chunk", ("order", "chunk_length"), ("chunks",), identities=_chunk_identities),
     Exercise("A2.look", ("chunks",), ("windows",), identities=_look_identities),
     Exercise(
-        "A2.visible", ("buckets", "chunks", "windows"), ("seen",), identities=_visible_identities, tell=_name_pair
+        "A2.visible", ("buckets", "chunks", "windows"), ("seen",), identities=_visible_identities, describe=_name_pair
     ),
     Exercise("A2.undo", ("rows", "chunks"), ("out",), identities=_undo_identities),
 )

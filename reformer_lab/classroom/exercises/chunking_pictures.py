@@ -6,15 +6,15 @@ from matplotlib.patches import Rectangle
 
 from reformer_lab.classroom import cases
 from reformer_lab.classroom.exercises.chunking import EXERCISES
-from reformer_lab.plots.chunking import five_strips
-from reformer_lab.plots.drawing import Picture, bucket_colours, strip, styled
+from reformer_lab.plots.chunking import round_in_rows
+from reformer_lab.plots.drawing import Picture, bucket_colours, cell_row, styled
 
 
 @styled
 def whole_way(tokens, buckets, order, slot, chunks, visible, variant):
-    """``five_strips`` in the words of a variant: the order within a bucket, and the side on which a window lies."""
+    """``round_in_rows`` in the words of a variant: the order within a bucket, and the side on which a window lies."""
     back, earliest = variant.look == "back", variant.sort_ties == "earliest_first"
-    picture = five_strips(tokens, buckets, order, slot, chunks, visible, variant.n_look if back else 0)
+    picture = round_in_rows(tokens, buckets, order, slot, chunks, visible, variant.n_look if back else 0)
     words = {} if back else {"further back": "further ahead", "chunks before": "chunks after"}
     if not earliest:
         words |= {"by (bucket, position)": "by bucket, later first", "bucket, by position": "bucket, later ones first"}
@@ -26,7 +26,9 @@ def whole_way(tokens, buckets, order, slot, chunks, visible, variant):
 
     for text in picture.axes[0].texts:
         text.set_text(adapted(text.get_text()))
-    return picture.tell(adapted(picture.caption), **{adapted(name): value for name, value in picture.numbers.items()})
+    return picture.describe(
+        adapted(picture.caption), **{adapted(name): value for name, value in picture.numbers.items()}
+    )
 
 
 def illustrate(name, variant):
@@ -43,7 +45,7 @@ def _draw_sort(buckets, order):
     caption = (
         "Two rows of cells, one per token, with its bucket (also its colour) and position: as they come, and sorted."
     )
-    return _rows_of_cells(rows).tell(caption, buckets=_row(buckets), order=_row(order))
+    return _rows_of_cells(rows).describe(caption, buckets=_row(buckets), order=_row(order))
 
 
 def _draw_chunk(order, chunk_length, chunks):
@@ -67,7 +69,9 @@ def _draw_visible(buckets, chunks, windows, seen):
     caption = (
         "One row per query: its window. Coloured by bucket: a visible key. In brackets: a masked key. −1: padding."
     )
-    return _rows_of_cells(rows, chunks.shape[1]).tell(caption, buckets=_row(buckets), **{"pairs seen": int(seen.sum())})
+    return _rows_of_cells(rows, chunks.shape[1]).describe(
+        caption, buckets=_row(buckets), **{"pairs seen": int(seen.sum())}
+    )
 
 
 def _draw_undo(rows, chunks, out):
@@ -86,7 +90,7 @@ def _rows_of_cells(rows, group=0):
     """Rows of cells of one width; ``group`` cells in a frame where a row is full."""
     picture, width = (Picture(8.5, 0.15 + 0.34 * len(rows)), max(len(labels) for _, labels, _ in rows))
     for ax, (title, labels, colours) in zip(picture.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-        strip(ax, [str(label).replace("-", "−") for label in labels], colours, title)
+        cell_row(ax, [str(label).replace("-", "−") for label in labels], colours, title)
         ax.set_xlim(-0.05, width + 0.05)
         for start in range(0, len(labels), group) if group and len(labels) == width else ():
             ax.add_patch(Rectangle((start, 0), group, 1, fill=False, linewidth=2, clip_on=False))
@@ -100,7 +104,7 @@ def _in_chunks(chunks, caption, *rows):
     for chunk, colour in zip(chunks, shades, strict=True):
         colours[chunk[chunk >= 0]] = colour
     picture = _rows_of_cells([(title, labels, _coloured(at, colours)) for title, labels, at in rows], chunks.shape[1])
-    return picture.tell(caption, chunks=" | ".join(map(_row, chunks)))
+    return picture.describe(caption, chunks=" | ".join(map(_row, chunks)))
 
 
 def _coloured(positions, colours):

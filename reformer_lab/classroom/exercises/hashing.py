@@ -18,7 +18,7 @@ HASH = {
         "the projection on each column $r_i$ of $R$, followed by that on its opposite",
     ),
 }
-# x = (1, −2) and R = [[1, 0, 2], [1, 1, −1]]: the list, and where its largest entry stands
+# x = (1, −2) and R = [[1, 0, 2], [1, 1, −1]]: the list, and the index of its largest entry
 HASH_TOY = {
     "positive_first": ("(−1, −2, 4, 1, 2, −4)", 2),
     "negative_first": ("(1, 2, −4, −1, −2, 4)", 5),
@@ -156,5 +156,5 @@ EXERCISES = by_name(
     Exercise("A1.measure", ("theta", "bx", "by"), ("fraction", "distance"), rtol=1e-9, identities=measure_identities),
     Exercise("A1.rounds", ("theta", "miss"), ("n",), identities=rounds_identities),
     Exercise("A1.meeting", ("buckets",), ("first",), identities=meeting_identities),
-    Exercise("A1.factors", ("scores", "factors"), ("buckets",), identities=factors_identities, tell=name_scores),
+    Exercise("A1.factors", ("scores", "factors"), ("buckets",), identities=factors_identities, describe=name_scores),
 )

@@ -26,4 +26,4 @@ def wedges(points, rotations, buckets, ring):
         elif h.isdigit():
             ax.yaxis.label.set_text(f"bucket, round {int(h) - 1}")
     bucket_rows = {f"round {h}": row for h, row in enumerate(picture.numbers.values())}
-    return picture.tell(f"{picture.caption} Arrows: the columns of R, in the order of the title.", **bucket_rows)
+    return picture.describe(f"{picture.caption} Arrows: the columns of R, in the order of the title.", **bucket_rows)

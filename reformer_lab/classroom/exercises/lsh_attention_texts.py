@@ -114,7 +114,7 @@ def draw_logits(q, logits):
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     caption = """Points in the plane: each token's query (circle) and, on the same ray from the origin, its key
     (square). However long the queries are, all keys have one length, measured as this course measures it."""
-    return picture.tell(caption, **{f"q_{i} · k_0": float(row[0]) for i, row in enumerate(logits)})
+    return picture.describe(caption, **{f"q_{i} · k_0": float(row[0]) for i, row in enumerate(logits)})
 
 
 def draw_seen(order, buckets, chunk_length, seen):
@@ -122,7 +122,7 @@ def draw_seen(order, buckets, chunk_length, seen):
     picture = patterns({f"round {h + 1}": s.astype(int) for h, s in enumerate(seen)}, unit="count")
     listed = {f"order of round {h + 1}": _row(row, chunk_length) for h, row in enumerate(order)}
     listed |= {f"buckets of round {h + 1}": _row(row) for h, row in enumerate(buckets)}
-    return picture.tell(picture.caption, **listed, **picture.numbers)
+    return picture.describe(picture.caption, **listed, **picture.numbers)
 
 
 def draw_attend(logits, seen, v, out):
@@ -138,14 +138,14 @@ def draw_merge(o, z, v, out):
     kind of bar for each round."""
     listed = {f"z of token {i}": _logarithms(column) for i, column in enumerate(z.T)}
     picture.axes[0].set(xlabel="", ylabel="weight of the round")
-    return picture.tell(caption, **listed)
+    return picture.describe(caption, **listed)
 
 
 def draw_port(q, k, v, order, buckets, chunk_length, o, z):
     """The weights of each round by itself: with the identity as values, the output is the weights."""
     picture = patterns({f"round {h + 1}": value for h, value in enumerate(o)})
     listed = {f"z of round {h + 1}": _logarithms(row) for h, row in enumerate(z)}
-    return picture.tell(picture.caption, **listed)
+    return picture.describe(picture.caption, **listed)
 
 
 PICTURES = {

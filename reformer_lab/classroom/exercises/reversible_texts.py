@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reformer_lab.plots.drawing import OKABE_ITO, Picture, number, strip, styled
+from reformer_lab.plots.drawing import OKABE_ITO, Picture, cell_row, number, styled
 
 BRANCHES = {1: "F", 2: "G"}  # by the stream that they change
 
@@ -118,7 +118,7 @@ def block_picture(variant):
     ax.set(xlim=(-0.5, 10.5), ylim=(-0.4, 1.65))
     ax.set_axis_off()
     first, second = turns
-    return picture.tell(
+    return picture.describe(
         f"Diagram of one block, left to right: two streams as arrows; {BRANCHES[first]} changes stream {first}, then "
         f"{BRANCHES[second]} changes stream {second}. While one stream is changed the other one stays as it is.",
         sign=variant.sign,
@@ -133,8 +133,8 @@ def masks_picture(masks):
     others = {name: mask for name, mask in masks.items() if name != start}
     axes = picture.subplots(len(masks), 1, squeeze=False)[:, 0]
     for ax, (name, mask) in zip(axes, masks.items(), strict=True):
-        strip(ax, [number(float(v)) for v in mask], [OKABE_ITO[1] if v else "#dddddd" for v in mask], title=name)
-    return picture.tell(
+        cell_row(ax, [number(float(v)) for v in mask], [OKABE_ITO[1] if v else "#dddddd" for v in mask], title=name)
+    return picture.describe(
         "Rows of cells, one row for each call: the output for an input of ones. Grey cells with 0 were dropped.",
         **{f"{name} as {start}": bool(np.array_equal(mask, masks[start])) for name, mask in others.items()},
     )
