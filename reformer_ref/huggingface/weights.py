@@ -176,6 +176,12 @@ def to_huggingface(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     ``ReformerModelWithLMHead.load_state_dict(…, strict=True)`` takes it. ``lm_head.bias`` and
     ``lm_head.decoder.bias`` are both our head's bias; transformers 5 adds neither to its logits.
 
+    Args:
+        model: a ReformerLM.
+
+    Returns:
+        Tensors by the names of transformers.
+
     Raises:
         TypeError: for anything but a ReformerLM.
         ValueError: for a model that transformers has no counterpart of: other kinds of layers or

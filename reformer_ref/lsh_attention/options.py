@@ -3,6 +3,7 @@ people use.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from reformer_ref._arguments import (
     bucket_factors,
@@ -96,7 +97,7 @@ class LSHOptions:
                 raise ValueError(f'window="rank" needs {FIXED_BY_RANK}, got {wrong}')
 
     @classmethod
-    def preset(cls, name: str, **overrides) -> "LSHOptions":
+    def preset(cls, name: str, **overrides: Any) -> "LSHOptions":
         """The options of "paper", "trax", "huggingface", "lucidrains" or "strict", with changes."""
         require_choice("preset", name, tuple(PRESETS))
         return cls(**{**PRESETS[name], **overrides})

@@ -56,6 +56,9 @@ def measure_peak(fn: Callable[[], object], device: str | torch.device | None = N
         device: "cuda" asks PyTorch's CUDA allocator, "cpu" the operating system for the RSS of this
             process; None: "cuda" where there is one.
 
+    Returns:
+        A peak whose ``kind`` is "measured".
+
     Raises:
         TypeError: ``fn`` cannot be called.
         ValueError: for other devices.

@@ -6,6 +6,7 @@ joined and normalised (paper section 3).
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -255,7 +256,11 @@ class ReformerLM(nn.Module):
 
     @classmethod
     def from_huggingface(
-        cls, model_or_state_dict, config=None, *, add_head_bias: bool = False
+        cls,
+        model_or_state_dict: Any,
+        config: ReformerConfig | None = None,
+        *,
+        add_head_bias: bool = False,
     ) -> "ReformerLM":
         """Take over the weights of a Reformer of transformers: see ``huggingface.carry_over``."""
         from reformer_ref.huggingface.weights import carry_over
