@@ -83,7 +83,9 @@ def _expect_shape(label, got, want, hint):
 
 def compare_all(name: str, comparisons: Iterable[tuple], tolerance: float) -> None:
     """Expect every (label, got, want, hint) to be close, and print how many there were."""
-    errors = [expect_close(*c[:3], tolerance, c[3]) for c in comparisons]
+    errors = [
+        expect_close(label, got, want, tolerance, hint) for label, got, want, hint in comparisons
+    ]
     print(f"{name}: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ def carry_over(
     config: ReformerConfig | None = None,
     *,
     add_head_bias: bool = False,
-) -> torch.nn.Module:
+) -> Any:
     """Build a ReformerLM with the weights of a Reformer of transformers, and equal logits.
 
     Users call ``ReformerLM.from_huggingface(model_or_state_dict, config)``. The model has the dtype,

@@ -17,7 +17,7 @@ from reformer_ref._arguments import (
 
 # Only what differs from the defaults, which are the paper's.
 AUTHORS = {"within_bucket": False, "count_once": False, "wrap": True}
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "trax": AUTHORS,
     "huggingface": AUTHORS,
@@ -109,7 +109,7 @@ class LSHOptions:
 
     def scale_for(self, d: int) -> float:
         """The factor of q·k̂ for vectors of size d."""
-        return d**-0.5 if self.scale == "rsqrt_d" else self.scale
+        return d**-0.5 if isinstance(self.scale, str) else self.scale  # "rsqrt_d"
 
     def to_dict(self) -> dict:
         """Plain values for JSON; ``LSHOptions(**d)`` reads them back."""
