@@ -194,7 +194,13 @@ def token_probabilities(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Float[Tensor, "*batch V"]:
-    """Compute the distribution that ``sample_token`` draws from: see ``spec.token_probabilities``.
+    """Compute the distribution that ``sample_token`` draws from.
+
+    Args:
+        logits: of the next token.
+        temperature: divides the logits; 0 puts everything on the likeliest token.
+        top_k: keep the k likeliest tokens only.
+        top_p: of these, keep the likeliest that together reach top_p only.
 
     Returns:
         Probabilities, float64.
@@ -218,7 +224,17 @@ def sample_token(
     """Draw one token for each distribution; arguments and errors as in ``token_probabilities``.
 
     Args:
-        generator: on the CPU; required if temperature > 0, which otherwise draws nothing.
+        logits: of the next token.
+        temperature: as in ``token_probabilities``, like top_k and top_p; 0 draws nothing.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the likeliest tokens that together reach top_p only.
+        generator: on the CPU; required if temperature > 0.
+
+    Returns:
+        The tokens.
+
+    Raises:
+        TypeError, ValueError: as ``token_probabilities``.
     """
     check_sampling(temperature, top_k, top_p)
     _require_logits(logits)

@@ -48,7 +48,7 @@ def count_peak(fn: Callable[[], object], *, on: str | torch.device | None = None
     require_callable(fn)
     with Counter(on) as counter:
         result = fn()
-    sizes = {}
+    sizes: dict[str, int] = {}
     for storage in counter.at_peak():
         sizes[str(storage.label)] = sizes.get(str(storage.label), 0) + storage.bytes
     parts = sorted(sizes.items(), key=lambda part: -part[1])
@@ -221,7 +221,9 @@ class MetaCounter(Counter):
     operations in every layer, head and block.
     """
 
-    _remembered: ClassVar = {}  # (operation, shapes and values of its arguments) -> what it returns
+    _remembered: ClassVar[
+        dict
+    ] = {}  # (operation, shapes and values of its arguments) -> what it returns
     _MOST_REMEMBERED = 1 << 18
 
     def __init__(self):
