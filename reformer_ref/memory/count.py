@@ -87,6 +87,10 @@ class Counter(TorchDispatchMode):
         self.alive, self.seen = {}, []  # address -> Storage; all that came after the start
         self.start = self.live = self.peak = self.clock = self.peak_at = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # else PyTorch would pass every operation through its compiler
+
     def __enter__(self):
         gc.collect()
         for thing in (
@@ -227,10 +231,6 @@ class MetaCounter(Counter):
 
     def __enter__(self):
         return TorchDispatchMode.__enter__(self)  # nothing was there before: no search for it
-
-    @classmethod
-    def _should_skip_dynamo(cls):
-        return False  # else PyTorch would load its compiler and pass every operation through it
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
