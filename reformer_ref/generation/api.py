@@ -221,7 +221,7 @@ def sample_token(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "*batch"]:
-    """Draw one token for each distribution; arguments and errors as in ``token_probabilities``.
+    """Draw one token for each distribution.
 
     Args:
         logits: of the next token.
