@@ -1,8 +1,8 @@
 """Reversible stack whose layers work in the streams themselves, and the loss on top of them.
 
 Beyond two streams and, in backward, their two gradients, a training step needs what one layer
-needs: each layer is added to a stream, and taken away from it, in place and piece by piece as it
-likes (`InPlaceLayer`). The functions equal those of ``reversible.pytorch``.
+needs: each layer is added to a stream, and taken away from it, in place (`InPlaceLayer`). The
+functions equal those of ``reversible.pytorch``.
 """
 
 from collections.abc import Callable, Sequence
