@@ -12,7 +12,7 @@ from reformer_ref.generation import generate
 from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.claims.experiment import config_of
-from reformer_lab.claims.table import data_name, row, spread
+from reformer_lab.claims.table import data_name, mean_and_range, row
 from reformer_lab.data import text
 from reformer_lab.data.text import VOCAB_SIZE, bits
 from reformer_lab.training.schedule import TrainingOptions
@@ -127,7 +127,7 @@ def rows(record):
     if not record["runs"]:
         return []
     result = record["runs"][0]["result"]
-    ours = ", ".join(f"{spread(c['bits'], '{:.3f}')} with {c['context']:,} or more" for c in record["contexts"])
+    ours = ", ".join(f"{mean_and_range(c['bits'], '{:.3f}')} with {c['context']:,} or more" for c in record["contexts"])
     size = result["train_bytes"] + result["held_out_bytes"]
     claim = (
         f"A text of {size:,} bytes as one sequence ({data_name(record)}): bits per byte of its end, by the bytes before"

@@ -93,10 +93,10 @@ def _named(given, known):
     """The full names of assignments given by their beginnings; None if none are given."""
     if not given:
         return None
-    for one in given:
-        if not any(name.startswith(one) for name in known):
-            raise ValueError(f"--only must name some of {', '.join(known)}, got {one!r}")
-    return [name for name in known if any(name.startswith(one) for one in given)]
+    for prefix in given:
+        if not any(name.startswith(prefix) for name in known):
+            raise ValueError(f"--only must name some of {', '.join(known)}, got {prefix!r}")
+    return [name for name in known if any(name.startswith(prefix) for prefix in given)]
 
 
 def run_generate(args):
@@ -139,11 +139,13 @@ def run_validate(args):
             rehearsal.write(folder, "blank", name, {})
         graded = grade_class(folder, workers=args.workers, feedback=False)
         wrong = 0
-        for one in graded:
-            full = rehearsal.full_marks(folder, one.assignment)
-            due = sum(full.values()) if one.student == "reference" else 0
-            wrong += one.total != due
-            print(f"{one.assignment:<18} {one.student:<10} {one.total:g} of {due:g}{_mark(one.total == due)}")
+        for result in graded:
+            full = rehearsal.full_marks(folder, result.assignment)
+            due = sum(full.values()) if result.student == "reference" else 0
+            wrong += result.total != due
+            print(
+                f"{result.assignment:<18} {result.student:<10} {result.total:g} of {due:g}{_mark(result.total == due)}"
+            )
     return 1 if wrong else 0
 
 
@@ -161,7 +163,7 @@ def run_grade(args):
     graded = grade_class(args.course, only or (), args.workers, args.seconds, progress=_show)
     minutes = (time.perf_counter() - begun) / 60
     print(f"\n{len(graded)} notebooks in {minutes:.1f} minutes; marks: {args.course / 'marks.csv'}")
-    if by_hand := sum(len(one.by_hand) for one in graded):
+    if by_hand := sum(len(result.by_hand) for result in graded):
         print(f"{by_hand} answers are to be marked by hand: `jupyter lab` in {args.course}, then the form grader")
     return 0
 
@@ -180,9 +182,9 @@ def run_feedback(args):
     return 0
 
 
-def _show(one):
-    notes = f"   {len(one.remarks)} remarks" if one.remarks else ""
-    print(f"{one.student:<24} {one.assignment:<18} {one.total:>5g} of {one.points:g}{notes}", flush=True)
+def _show(result):
+    notes = f"   {len(result.remarks)} remarks" if result.remarks else ""
+    print(f"{result.student:<24} {result.assignment:<18} {result.total:>5g} of {result.points:g}{notes}", flush=True)
 
 
 def _mark(right):
@@ -202,12 +204,12 @@ def run_demo(args):
     results = rehearse(args.out, Variant.draw(args.seed), args.students, names, args.workers, progress=_show)
     minutes, wrong = (time.perf_counter() - begun) / 60, 0
     print(f"\n{'student':<14} {'assignment':<18} {'due':>5} {'got':>5}")
-    for student, assignment, due, one in results:
-        same = all(one.marks.get(part, (None,))[0] == marks for part, marks in due.items())
+    for student, assignment, due, result in results:
+        same = all(result.marks.get(part, (None,))[0] == marks for part, marks in due.items())
         wrong += not same
-        hand = f"  ({len(one.by_hand)} by hand)" if one.by_hand else ""
+        hand = f"  ({len(result.by_hand)} by hand)" if result.by_hand else ""
         print(
-            f"{student:<14} {assignment:<18} {sum(due.values()):>5g} {one.total:>5g}{hand}{'' if same else '  WRONG'}"
+            f"{student:<14} {assignment:<18} {sum(due.values()):>5g} {result.total:>5g}{hand}{'' if same else '  WRONG'}"
         )
     print(f"\n{len(results)} notebooks in {minutes:.1f} minutes; marks.csv and pages (feedback) in {args.out}")
     return 1 if wrong else 0

@@ -20,10 +20,10 @@ from reformer_ref._arguments import (
     as_floats,
     as_integers,
     require_choice,
+    require_fits,
     require_float,
     require_int,
-    require_room,
-    shown,
+    short_repr,
 )
 
 from reformer_lab.training.files import as_path
@@ -120,7 +120,7 @@ def letters(count, seed, step, subset="train"):
     tenth of the pairs of character and face is held out: training never shows those letters in that face.
     """
     count = require_int("count", count)
-    require_room(count=count, height=SIDE, width=SIDE)
+    require_fits(count=count, height=SIDE, width=SIDE)
     seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
     pairs = letter_pairs(subset)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, SUBSETS.index(subset)])))
@@ -179,7 +179,7 @@ def coverage(points, ends):
         raise ValueError(f"points must have shape (n, 2) and lie within {FARTHEST:g} pixels, got {points.shape}")
     starts = np.concatenate([[0], ends[:-1]]) if ends.ndim == 1 and ends.size else ends
     if ends.ndim != 1 or not ends.size or (ends <= starts).any() or ends[-1] != len(points):
-        raise ValueError(f"ends must grow from above 0 to the number of points, {len(points)}, got {shown(ends)}")
+        raise ValueError(f"ends must grow from above 0 to the number of points, {len(points)}, got {short_repr(ends)}")
     follows = np.concatenate([np.roll(np.arange(a, b), -1) for a, b in zip(starts, ends, strict=True)])
     (x0, y0), (x1, y1) = points.T, points[follows].T
     lines = (np.arange(SIDE * SUBROWS) + 0.5) / SUBROWS

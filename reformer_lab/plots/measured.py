@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-from reformer_ref._arguments import as_array, clear_errors, shown
+from reformer_ref._arguments import as_array, clear_errors, short_repr
 
 from reformer_lab import records
 from reformer_lab.planner import format_bytes
@@ -49,11 +49,11 @@ MIB, GIB = 2**20, 2**30
 def read(name):
     """The record ``reformer_lab/records/name.json``, a dict; ValueError if there is none of this name."""
     if not isinstance(name, str):
-        raise TypeError(f"name must be that of a record in reformer_lab/records, got {shown(name)}")
+        raise TypeError(f"name must be that of a record in reformer_lab/records, got {short_repr(name)}")
     path = DATA / f"{name}.json"
     if Path(name).name != name or not os.path.isfile(path):
         names = ", ".join(sorted(p.stem for p in DATA.glob("*.json"))) or "none"
-        raise ValueError(f"name must be a record in reformer_lab/records, got {shown(name)}; there are {names}")
+        raise ValueError(f"name must be a record in reformer_lab/records, got {short_repr(name)}; there are {names}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -301,7 +301,7 @@ def draw_parts(ax, rows):
 
 @styled
 def memory_bars(rows, budget=None, kind="predicted"):
-    """Stacked bars of bytes: rows {name: {category: bytes}}, the categories of ``memory.predict.PARTS``; budget: bytes.
+    """Stacked bars of bytes: rows {name: {category: bytes}}, the categories of ``memory.predict.CATEGORIES``; budget: bytes.
 
     kind: "predicted", "counted" or "measured". A budget far beyond all bars is named, not drawn.
     """

@@ -310,9 +310,9 @@ class Run:
     # ---- checkpoints
 
     def _due(self):
-        every, minutes = self.options.checkpoint_every, self.options.checkpoint_minutes
+        interval, minutes = self.options.checkpoint_every, self.options.checkpoint_minutes
         by_time = minutes and time.perf_counter() - self.saved_at >= 60.0 * minutes
-        return not self.finished and (by_time or (every and self.step % every == 0))
+        return not self.finished and (by_time or (interval and self.step % interval == 0))
 
     def save(self, finished=False):
         """Write a checkpoint of this moment, if this process is the one that writes."""

@@ -111,14 +111,14 @@ def cross_entropy(hidden, weight, bias, targets, chunk_length=None):
     (N, V) logits exist for ``chunk_length`` positions at a time.
     """
     hidden, targets = _rows(hidden), targets.reshape(-1)
-    total = 0.0
+    loss_sum = 0.0
     for chunk in _chunks(len(hidden), chunk_length):
         logits = hidden[chunk] @ weight + (0.0 if bias is None else bias)  # (chunk, V)
         lse = _log_sum_exp(logits)
         for row, target in enumerate(targets[chunk]):
             if target != IGNORED:
-                total += lse[row, 0] - logits[row, target]
-    return total / (targets != IGNORED).sum()
+                loss_sum += lse[row, 0] - logits[row, target]
+    return loss_sum / (targets != IGNORED).sum()
 
 
 def cross_entropy_vjp(hidden, weight, bias, targets, d_loss=1.0, chunk_length=None):

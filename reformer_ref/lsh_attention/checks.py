@@ -290,7 +290,7 @@ IDENTITIES = (  # the most telling first
 )
 
 SELF = "A token attends to itself only when no round shows it anything else, and then wholly."
-COMPARE = "Compare who sees whom with visible_counts in the spec."
+COMPARE = "Compare the visible pairs with visible_counts in the spec."
 GRADIENT = (
     "qk collects two gradients, as queries and, through the normalisation, as keys. Nothing flows "
     "through buckets."
