@@ -252,9 +252,8 @@ def test_layer_lsh(name, version):
         rest = to_torch(buckets), options, None if mask is None else to_torch(mask)
         got = layer(version, z, lambda q, v: LSH[version](q, v, *rest), None, shared=True)
     only_self = sees_only_itself(buckets, options, None if mask is None else np.broadcast_to(mask, (2, 2, 64))).any(1)
-    expect_layer(
-        got, z, only_self, SELF_ONLY if only_self.any() else EXACT
-    )  # gradients of weights are sums over all rows
+    # gradients of weights are sums over all rows
+    expect_layer(got, z, only_self, SELF_ONLY if only_self.any() else EXACT)
 
 
 @files("layer_local_*_chunk*")

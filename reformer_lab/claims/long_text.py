@@ -85,12 +85,15 @@ def bits_with_context(model, before, end, context_length, context):
     ``end`` is predicted in windows as long as the context (at least 256 bytes), each behind its context; the bytes that
     are predicted are the same for every context.
     """
-    both, first, nats = np.concatenate([before, end]), len(before), 0.0
+    both = np.concatenate([before, end])
+    first = len(before)
+    nats = 0.0
     window = min(max(context_length, 256), len(end))
     with evaluating(model):
         for start in range(first, len(both), window):
             context.check_stop()
-            stop, begin = min(start + window, len(both)), max(0, start - context_length)
+            stop = min(start + window, len(both))
+            begin = max(0, start - context_length)
             tokens = torch.from_numpy(both[begin:stop].astype(np.int64))[None]
             targets = torch.full_like(tokens, -100)
             asked = start - begin

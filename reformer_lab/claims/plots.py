@@ -442,7 +442,9 @@ TRANSLATION_LOOKS = {"reversible": (OKABE_ITO[4], "-", ""), "ordinary": (OKABE_I
 @styled
 def translation(record):
     """Held-out bits per predicted token against steps, reversible and ordinary; BLEU of both and of the baselines."""
-    picture, numbers, labelled = Picture(9.5, 3.8), {}, set()
+    picture = Picture(9.5, 3.8)
+    numbers = {}
+    labelled = set()
     left, right = picture.subplots(1, 2)
     for run in record["runs"]:
         kind = run["name"].partition("-")[0]

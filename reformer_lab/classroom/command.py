@@ -113,7 +113,8 @@ def run_generate(args):
     from reformer_lab.classroom.course import set_up
     from reformer_lab.classroom.variants import Variant
 
-    course, variant = args.out or Path("runs/course"), Variant.draw(args.seed)
+    course = args.out or Path("runs/course")
+    variant = Variant.draw(args.seed)
     if course.exists() and any(course.iterdir()):
         raise ValueError(f"{course} is not empty: a course is made once (choose another --out, or remove it)")
     set_up(course, variant, names)
@@ -131,7 +132,8 @@ def run_validate(args):
     from reformer_lab.classroom.course import assignments, grade_class, set_up
     from reformer_lab.classroom.variants import Variant
 
-    variant, names = (Variant.from_json((args.course / "variant.json").read_text("utf-8")), assignments(args.course))
+    variant = Variant.from_json((args.course / "variant.json").read_text("utf-8"))
+    names = assignments(args.course)
     with tempfile.TemporaryDirectory() as folder:
         set_up(folder, variant, names)
         for name in names:
@@ -156,7 +158,8 @@ def run_grade(args):
 
     if not (args.course / "gradebook.db").is_file():
         raise ValueError(f"{args.course} is no course: make one with `classroom generate --seed …`")
-    only, begun = _named(args.only, assignments(args.course)), time.perf_counter()
+    only = _named(args.only, assignments(args.course))
+    begun = time.perf_counter()
     if args.submissions is not None:
         for note in collect(args.submissions, args.course):
             print("left out:", note)
@@ -200,7 +203,8 @@ def run_demo(args):
 
     if args.students < 4:
         raise ValueError(f"--students must be at least 4, got {args.students}")
-    names, begun = _named(args.only, release.assignments()), time.perf_counter()
+    names = _named(args.only, release.assignments())
+    begun = time.perf_counter()
     results = rehearse(args.out, Variant.draw(args.seed), args.students, names, args.workers, progress=_show)
     minutes, wrong = (time.perf_counter() - begun) / 60, 0
     print(f"\n{'student':<14} {'assignment':<18} {'due':>5} {'got':>5}")
@@ -208,8 +212,7 @@ def run_demo(args):
         same = all(result.marks.get(part, (None,))[0] == marks for part, marks in due.items())
         wrong += not same
         hand = f"  ({len(result.by_hand)} by hand)" if result.by_hand else ""
-        print(
-            f"{student:<14} {assignment:<18} {sum(due.values()):>5g} {result.total:>5g}{hand}{'' if same else '  WRONG'}"
-        )
+        wrong_mark = "" if same else "  WRONG"
+        print(f"{student:<14} {assignment:<18} {sum(due.values()):>5g} {result.total:>5g}{hand}{wrong_mark}")
     print(f"\n{len(results)} notebooks in {minutes:.1f} minutes; marks.csv and pages (feedback) in {args.out}")
     return 1 if wrong else 0

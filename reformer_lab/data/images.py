@@ -64,7 +64,8 @@ def read_idx(path):
     if n_dims == 0 or len(content) < 4 + 4 * n_dims:
         raise ValueError(f"{path} is cut off: its header promises {n_dims} dimensions in {len(content) - 4} bytes")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", n_dims, 4))
-    wanted, given = math.prod(shape), len(content) - 4 - 4 * n_dims
+    wanted = math.prod(shape)
+    given = len(content) - 4 - 4 * n_dims
     if wanted != given:
         raise ValueError(f"{path} must hold {wanted:,} values, as its header says (shape {shape}), got {given:,}")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dims).reshape(shape)
@@ -121,7 +122,8 @@ def letters(count, seed, step, subset="train"):
     """
     count = require_int("count", count)
     require_fits(count=count, height=SIDE, width=SIDE)
-    seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
+    seed = require_int("seed", seed, minimum=0)
+    step = require_int("step", step, minimum=0)
     pairs = letter_pairs(subset)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, SUBSETS.index(subset)])))
     images = np.empty((count, SIDE, SIDE), np.uint8)
@@ -174,7 +176,8 @@ def coverage(points, ends):
     points: float (n, 2), x to the right and y down, in pixels; ends: where each closed loop ends in it. Holes are loops
     in the other direction. Areas are exact along each of four lines per row of pixels.
     """
-    points, ends = as_floats("points", points), as_integers("ends", ends)
+    points = as_floats("points", points)
+    ends = as_integers("ends", ends)
     if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < FARTHEST).all():
         raise ValueError(f"points must have shape (n, 2) and lie within {FARTHEST:g} pixels, got {points.shape}")
     starts = np.concatenate([[0], ends[:-1]]) if ends.ndim == 1 and ends.size else ends
@@ -330,7 +333,8 @@ def compressed_bits(images):
     """
     from PIL import Image
 
-    column, png = _images(images).reshape(-1, images.shape[2]), io.BytesIO()
+    column = _images(images).reshape(-1, images.shape[2])
+    png = io.BytesIO()
     Image.fromarray(column).save(png, format="png", optimize=True)
     data = column.tobytes()
     sizes = {

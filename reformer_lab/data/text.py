@@ -105,8 +105,10 @@ def batches(data, length, batch, seed, step):
     from any step.
     """
     data = as_bytes("data", data)
-    length, batch = require_int("length", length), require_int("batch", batch)
-    seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
+    length = require_int("length", length)
+    batch = require_int("batch", batch)
+    seed = require_int("seed", seed, minimum=0)
+    step = require_int("step", step, minimum=0)
     require_fits(batch=batch, length=length)
     last = _last_start(data, length, "training")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
@@ -117,7 +119,8 @@ def batches(data, length, batch, seed, step):
 def held_out_windows(data, length, count):
     """At most ``count`` windows without overlap, evenly spaced in ``data``: int64 (n, length), always the same."""
     data = as_bytes("data", data)
-    length, count = require_int("length", length), require_int("count", count)
+    length = require_int("length", length)
+    count = require_int("count", count)
     last = _last_start(data, length, "held-out")
     count = min(count, data.size // length)
     starts = np.linspace(0, last, count).astype(np.int64)

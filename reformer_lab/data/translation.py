@@ -122,7 +122,8 @@ def fitting(pairs, max_length):
 
 def to_tokens(source, target):
     """(source bytes and END, START and target bytes and END), lists of int."""
-    source, target = _require_text("source", source), _require_text("target", target)
+    source = _require_text("source", source)
+    target = _require_text("target", target)
     return [*source.encode(), END], [START, *target.encode(), END]
 
 
@@ -159,7 +160,8 @@ class Batches:
     POOL = 32  # batches among which pairs are sorted by length, so that little is padded
 
     def __init__(self, pairs, batch, seed):
-        self.pairs, self.seed = _require_pairs(pairs), require_int("seed", seed, 0)
+        self.pairs = _require_pairs(pairs)
+        self.seed = require_int("seed", seed, 0)
         self.batch = require_int("batch", batch, 1, len(pairs))
         self.lengths = np.array([sum(map(len, to_tokens(*pair))) for pair in pairs])
         self._epoch, self._rows = None, None

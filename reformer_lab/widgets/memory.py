@@ -47,7 +47,8 @@ def peak_parts(length, layers, heads, rounds, reversible):
     length: from 4,096 tokens to 2^19 a power of two, beyond that any; layers ≥ 2; 1, 2, 4 or 8
     heads; 1, 2 or 4 rounds. ValueError for anything else.
     """
-    require_int("length", length), require_int("layers", layers, DEPTHS[0])
+    require_int("length", length)
+    require_int("layers", layers, DEPTHS[0])
     if length <= LENGTHS[-1]:
         if length not in LENGTHS:
             raise ValueError(f"length must be one of {', '.join(map(str, LENGTHS))} or longer, got {length}")

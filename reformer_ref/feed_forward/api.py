@@ -181,7 +181,8 @@ class FeedForward(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.d_model, self.d_ff = require_int("d_model", d_model), require_int("d_ff", d_ff)
+        self.d_model = require_int("d_model", d_model)
+        self.d_ff = require_int("d_ff", d_ff)
         self.activation = require_choice("activation", activation, tuple(ACTIVATIONS))
         self.dropout = require_float("dropout", dropout, minimum=0.0, below=1.0)
         self.chunk_length = chunk_length

@@ -234,9 +234,8 @@ def _cross_entropy_cases(seed, huge=True):
             weight, bias = rng.standard_normal((3, 6)), rng.standard_normal(6)
             targets = rng.integers(0, 6, (*lead, length))
             if length > 1:
-                targets[..., [0, 2, 3, 6]] = (
-                    spec.IGNORED
-                )  # counted and ignored positions unevenly spread over chunks
+                # counted and ignored positions unevenly spread over chunks
+                targets[..., [0, 2, 3, 6]] = spec.IGNORED
             yield (hidden, weight, bias), targets, chunk_lengths
 
 

@@ -112,7 +112,8 @@ def _fetch(name):
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise ValueError(
-            f"source {short_repr(name)} is no folder here; to fetch a name from the hub: pip install 'reformer_ref[hub]'"
+            f"source {short_repr(name)} is no folder here; "
+            "to fetch a name from the hub: pip install 'reformer_ref[hub]'"
         ) from None
     try:
         return Path(

@@ -213,10 +213,12 @@ def hidden_pairs(layout, block):
         hidden = _in_range(layout, block, r, slots, torch.gt)
     elif options.causal:
         later = torch.gt if layout.see_self else torch.ge
-        i, j = per_query(block, layout.position), per_key(block, layout.key_position, options)
+        i = per_query(block, layout.position)
+        j = per_key(block, layout.key_position, options)
         hidden = compare(later, j, i)
     else:
-        i, j = per_query(block, layout.position), per_key(block, layout.key_position, options)
+        i = per_query(block, layout.position)
+        j = per_key(block, layout.key_position, options)
         padding = compare(torch.gt, j, torch.full_like(i, layout.beyond - 1))
         hidden = padding if layout.see_self else compare(torch.eq, j, i).add_(padding)
 

@@ -261,9 +261,8 @@ def _masked_scores(queries, keys, layout, block, scale):
     """log2(e) · scale · q·k for all pairs of a window, far below where hidden; float32 at least."""
     hidden = hidden_pairs(layout, block)  # (m, chunk_length, window)
     keys = unfold_windows(keys, layout.options.width).mT  # (m, d, window)
-    if (
-        hidden.dtype == queries.dtype
-    ):  # product, scale and mask in one pass, in the memory of the mask
+    # Product, scale and mask in one pass, in the memory of the mask.
+    if hidden.dtype == queries.dtype:
         return hidden.baddbmm_(queries, keys, beta=-HIDE, alpha=scale * LOG2E)
     if queries.dtype == torch.float16:  # whose largest number is 65504
         queries, keys = queries.float(), keys.float()

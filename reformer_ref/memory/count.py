@@ -93,13 +93,11 @@ class Counter(TorchDispatchMode):
 
     def __enter__(self):
         gc.collect()
-        for thing in (
-            gc.get_objects()
-        ):  # by type: isinstance asks the thing itself, and lazy modules answer by loading
+        # By type: isinstance asks the object itself, and lazy modules answer by loading.
+        for thing in gc.get_objects():
             if issubclass(type(thing), torch.Tensor):
-                with suppress(
-                    NotImplementedError, RuntimeError, TypeError, ValueError
-                ):  # no storage: sparse, lazy
+                # sparse and lazy tensors have no storage
+                with suppress(NotImplementedError, RuntimeError, TypeError, ValueError):
                     self.see(thing, None)
         return super().__enter__()
 
@@ -221,9 +219,8 @@ class MetaCounter(Counter):
     operations in every layer, head and block.
     """
 
-    _remembered: ClassVar[
-        dict
-    ] = {}  # (operation, shapes and values of its arguments) -> what it returns
+    # (operation, shapes and values of its arguments) -> what it returns
+    _remembered: ClassVar[dict] = {}
     _MOST_REMEMBERED = 1 << 18
 
     def __init__(self):

@@ -21,9 +21,8 @@ def test_sequences_are_0w0w(half_length, vocab_size, batch, seed):
     assert not tokens[:, 0].any()
     assert tokens[:, 1:half_length].min() >= 1
     assert tokens.max() < vocab_size
-    np.testing.assert_array_equal(
-        targets[:, half_length:-1], tokens[:, half_length + 1 :]
-    )  # the symbols of the second w, no more
+    # the symbols of the second w, no more
+    np.testing.assert_array_equal(targets[:, half_length:-1], tokens[:, half_length + 1 :])
     assert (np.delete(targets, np.s_[half_length : 2 * half_length - 1], axis=1) == -100).all()
 
 
