@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from reformer_ref._arguments import UNCLEAR, shown
+from reformer_ref._arguments import UNCLEAR, short_repr
 
 
 def computed():
@@ -105,7 +105,7 @@ def record_run(folder, out):
 
     path = Path(folder) / "metrics.json"
     if not os.path.isfile(path):
-        name = shown(str(folder))
+        name = short_repr(str(folder))
         raise ValueError(
             f"no recorded run in the folder {name} (metrics.json); train one first: reformer-ref train --out {name}"
         )

@@ -11,7 +11,7 @@ import re
 import time
 from pathlib import Path
 
-from reformer_ref._arguments import clear_errors, require_bool, shown
+from reformer_ref._arguments import clear_errors, require_bool, short_repr
 
 from reformer_lab.training.files import open_regular
 
@@ -38,13 +38,13 @@ def read(path):
     import nbformat
 
     if not isinstance(path, (str, Path)):
-        raise TypeError(f"path must be that of a notebook, got {shown(path)}")
+        raise TypeError(f"path must be that of a notebook, got {short_repr(path)}")
     try:
         with open_regular(path) as file:
             return nbformat.reads(file.read().decode("utf-8"), as_version=4)
     except Exception as error:  # nbformat has many kinds
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise ValueError(f"path {shown(str(path))} cannot be read as a notebook: {reason}") from None
+        raise ValueError(f"path {short_repr(str(path))} cannot be read as a notebook: {reason}") from None
 
 
 def run(path, on_cell=lambda: None, timeout=CELL_SECONDS):
@@ -123,14 +123,14 @@ def walkthrough(folder, out=None, only=(), store=False, progress=True):
     require_bool("progress", progress)
     for name, value in (("folder", folder), ("out", out)):
         if not isinstance(value, (str, Path)) and not (name == "out" and value is None):
-            raise TypeError(f"{name} must be the path of a folder, got {shown(value)}")
+            raise TypeError(f"{name} must be the path of a folder, got {short_repr(value)}")
     if not isinstance(only, (tuple, list)) or not all(isinstance(beginning, str) for beginning in only):
-        raise TypeError(f"only must be a list of beginnings of names, got {shown(only)}")
+        raise TypeError(f"only must be a list of beginnings of names, got {short_repr(only)}")
     paths = sorted(Path(folder).glob("*.ipynb")) if os.path.isdir(folder) else []
     paths = [path for path in paths if not only or path.name.startswith(tuple(only))]
     if not paths:
-        beginnings = shown(" or ".join(only)) if only else "anything"
-        raise ValueError(f"no notebook in the folder {shown(str(folder))} begins with {beginnings}")
+        beginnings = short_repr(" or ".join(only)) if only else "anything"
+        raise ValueError(f"no notebook in the folder {short_repr(str(folder))} begins with {beginnings}")
     pages = []
     for path in paths:
         cells = sum(cell.cell_type == "code" for cell in read(path).cells)

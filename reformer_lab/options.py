@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from reformer_ref.model.config import ReformerConfig
 
 T = TypeVar("T")
-Optional = tyro.conf.DisallowNone[
-    Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
-]  # --help: no "default: None"
+# --help: no "default: None"
+Optional = tyro.conf.DisallowNone[Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]]
 Several = Optional[tuple[T, ...]]  # at least one value, see `reformer_lab.cli.parse`
 
 

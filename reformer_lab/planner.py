@@ -12,7 +12,7 @@ import textwrap
 import time
 from dataclasses import dataclass, replace
 
-from reformer_ref._arguments import LARGEST_ARRAY, clear_errors, require_choice, require_int, shown
+from reformer_ref._arguments import LARGEST_ARRAY, clear_errors, require_choice, require_int, short_repr
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 CHUNK = 1 << 14  # positions at a time, where chunks are proposed
@@ -39,10 +39,10 @@ def parse_bytes(text):
         re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d\d?)?)\s*([a-z]*)\s*", text.lower()) if isinstance(text, str) else None
     )
     if match is None or (match[2] or "b") not in UNITS:
-        raise ValueError(f"a size must look like 16GB (16·10^9 bytes) or 16GiB (16·2^30 bytes), got {shown(text)}")
+        raise ValueError(f"a size must look like 16GB (16·10^9 bytes) or 16GiB (16·2^30 bytes), got {short_repr(text)}")
     size = float(match[1]) * UNITS[match[2] or "b"]
     if not 1 <= size < 1e18:
-        raise ValueError(f"a size must be at least 1 byte and below 10^18, got {shown(text)}")
+        raise ValueError(f"a size must be at least 1 byte and below 10^18, got {short_repr(text)}")
     return int(size)
 
 
@@ -95,7 +95,7 @@ class MemoryQuestion:
         """What ``predict`` says, as plain data."""
         peak = self.predict(**changes)
         fits = peak.peak_bytes <= self.budget
-        return {"name": name, "bytes": peak.peak_bytes, "fits": fits, "parts": dict(peak.parts), "kind": peak.kind}
+        return {"name": name, "bytes": peak.peak_bytes, "fits": fits, "parts": dict(peak.breakdown), "kind": peak.kind}
 
 
 def answer(question):

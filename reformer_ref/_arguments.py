@@ -15,7 +15,7 @@ LARGEST_ARRAY = 2**40  # numbers in one array: more than any machine has memory 
 LARGEST_NUMBER = 1e50  # in an array of floats: the product of six of them is still a float64
 
 
-def shown(value: Any, longest: int = 80) -> str:
+def short_repr(value: Any, longest: int = 80) -> str:
     """``repr(value)`` for a message: cut off where it is long, and no error of its own."""
     try:
         text = repr(value)
@@ -27,18 +27,20 @@ def shown(value: Any, longest: int = 80) -> str:
 def require_int(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> int:
     """``value`` as an int: TypeError unless an integer, ValueError if out of range."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {shown(value)} ({type(value).__name__})")
+        raise TypeError(
+            f"{name} must be an integer, got {short_repr(value)} ({type(value).__name__})"
+        )
     if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {shown(value)}")
+        raise ValueError(f"{name} must be at least {minimum}, got {short_repr(value)}")
     if maximum is not None and value > maximum:
-        raise ValueError(f"{name} must be at most {maximum}, got {shown(value)}")
+        raise ValueError(f"{name} must be at most {maximum}, got {short_repr(value)}")
     return int(value)
 
 
 def require_bool(name: str, value: Any) -> bool:
     """``value`` if it is True or False; TypeError otherwise (1 and "no" are not booleans)."""
     if not isinstance(value, bool):
-        given = f"{shown(value)} ({type(value).__name__})"
+        given = f"{short_repr(value)} ({type(value).__name__})"
         raise TypeError(f"{name} must be True or False, got {given}")
     return value
 
@@ -48,11 +50,13 @@ def require_float(
 ) -> float:
     """``value`` as a finite float with ``minimum <= value < below``."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {shown(value)} ({type(value).__name__})")
+        raise TypeError(
+            f"{name} must be a number, got {short_repr(value)} ({type(value).__name__})"
+        )
     try:
         value = float(value)
     except OverflowError:
-        raise ValueError(f"{name} must fit a float, got {shown(value)}") from None
+        raise ValueError(f"{name} must fit a float, got {short_repr(value)}") from None
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     if minimum is not None and value < minimum:
@@ -68,7 +72,7 @@ def require_choice(name: str, value: Any, choices: Sequence) -> Any:
         if value is choice or (type(value) is type(choice) and value == choice):
             return value
     accepted = ", ".join(map(repr, choices))
-    raise ValueError(f"{name} must be one of {accepted}, got {shown(value)}")
+    raise ValueError(f"{name} must be one of {accepted}, got {short_repr(value)}")
 
 
 def bucket_factors(n_buckets: Any) -> tuple[int, ...]:
@@ -78,11 +82,11 @@ def bucket_factors(n_buckets: Any) -> tuple[int, ...]:
         raise ValueError("n_buckets must hold at least one factor, got an empty tuple")
     for factor in factors:
         if require_int("n_buckets", factor, minimum=2) % 2:
-            given = f"the factor {shown(factor)}"
+            given = f"the factor {short_repr(factor)}"
             raise ValueError(f"n_buckets must be even (buckets and mirror images), got {given}")
     factors = tuple(int(factor) for factor in factors)
     if math.prod(factors) >= 2**63:
-        given = f"the product of {shown(factors)}"
+        given = f"the product of {short_repr(factors)}"
         raise ValueError(f"n_buckets must be less than 2⁶³ in all, got {given}")
     return factors
 
@@ -108,10 +112,10 @@ def require_shape(name: str, array: Any, shape: Sequence[int], meaning: str) -> 
         raise ValueError(f"{name} must have shape {want}, got {tuple(array.shape)}")
 
 
-def require_room(**sizes: int) -> None:
+def require_fits(**sizes: int) -> None:
     """ValueError if an array of these sizes fits into no machine's memory."""
     if math.prod(sizes.values()) >= LARGEST_ARRAY:
-        given = " · ".join(shown(int(size)) for size in sizes.values())
+        given = " · ".join(short_repr(int(size)) for size in sizes.values())
         product = " · ".join(sizes)
         raise ValueError(f"{product} must be less than {LARGEST_ARRAY} numbers, got {given}")
 
@@ -123,7 +127,7 @@ def as_array(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except Exception as error:  # of NumPy, or of the object's own conversion
-        given = f"{type(value).__name__}: {shown(str(error))}"
+        given = f"{type(value).__name__}: {short_repr(str(error))}"
         raise TypeError(f"{name} must be an array or convertible to one, got {given}") from None
 
 
@@ -192,4 +196,4 @@ def _in_short(value):
     try:
         return f"{type(value).__name__} {tuple(value.shape)}"
     except Exception:  # no array
-        return shown(value, 40)
+        return short_repr(value, 40)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reformer_ref._arguments import shown
+from reformer_ref._arguments import short_repr
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FLOATING_NAMES = "float32, float64, bfloat16 or float16"
@@ -73,7 +73,7 @@ def require_dtype(name: str, dtype: Any) -> torch.dtype:
     """TypeError unless ``dtype`` is float32, float64, bfloat16 or float16."""
     if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
         accepted = f"a floating torch.dtype ({FLOATING_NAMES})"
-        raise TypeError(f"{name} must be {accepted}, got {shown(dtype)}")
+        raise TypeError(f"{name} must be {accepted}, got {short_repr(dtype)}")
     return dtype
 
 
@@ -91,7 +91,7 @@ def require_device(name: str, device: Any) -> Any:
         if device is not None and not torch.compiler.is_compiling():
             torch.empty(0, device=device)
     except Exception as error:  # RuntimeError, TypeError, AssertionError: each device has its own
-        given = f"{shown(device)} ({shown(str(error))})"
+        given = f"{short_repr(device)} ({short_repr(str(error))})"
         raise ValueError(
             f"{name} must be a device that PyTorch finds here, such as 'cpu', got {given}"
         ) from None

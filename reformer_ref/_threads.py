@@ -17,8 +17,8 @@ def for_each(work, items, like):
     Items must not depend on each other, nor ``work`` on the order; it records no gradients. The
     first exception is raised here, and what has not begun is dropped.
     """
-    total = torch.get_num_threads() if _threads_help(like) else 1
-    workers = min(total, len(items))
+    n_threads = torch.get_num_threads() if _threads_help(like) else 1
+    workers = min(n_threads, len(items))
     if workers == 1:
         for item in items:
             work(item)
@@ -29,7 +29,7 @@ def for_each(work, items, like):
         with torch.inference_mode(inference), torch.no_grad():
             work(item)
 
-    for _ in _pool(workers, total // workers).map(work_in_mode, items):
+    for _ in _pool(workers, n_threads // workers).map(work_in_mode, items):
         pass
 
 
@@ -42,7 +42,7 @@ def _threads_help(like):
 def _pool(workers, threads_each):
     """Threads that wait for work, each with ``threads_each`` threads inside an operation."""
     started = threading.Barrier(workers + 1)
-    threads_here = torch.get_num_threads()
+    thread_count = torch.get_num_threads()
 
     def start():
         torch.get_num_threads()  # takes over the setting of the process, which else happens later
@@ -53,7 +53,7 @@ def _pool(workers, threads_each):
     for _ in range(workers):
         pool.submit(int)  # starts a thread, because the others still wait
     started.wait()
-    torch.set_num_threads(threads_here)  # what threads that others start begin with
+    torch.set_num_threads(thread_count)  # what threads that others start begin with
     return pool
 
 

@@ -28,7 +28,7 @@ def test_pictures_are_what_the_code_draws_today(name):
     """
     picture = (computed() | recorded())[name]()
     assert picture.caption == STORED[name]["caption"]
-    assert {what: number(value) for what, value in picture.numbers.items()} == STORED[name]["numbers"]
+    assert {label: number(value) for label, value in picture.numbers.items()} == STORED[name]["numbers"]
 
 
 def test_all_are_drawn_into_a_folder(tmp_path, monkeypatch, capsys):

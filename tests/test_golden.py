@@ -31,7 +31,7 @@ PREFIX = "trax_lsh_"
 EXACT, SELF_ONLY, FLOAT32 = 1e-12, 1e-11, 1e-5
 
 BOTH = pytest.mark.parametrize("version", ["spec", "pytorch"])
-EVERY = pytest.mark.parametrize("version", ["spec", "plain", "streaming"])
+ALL_VERSIONS = pytest.mark.parametrize("version", ["spec", "plain", "streaming"])
 LSH = {"plain": lsh_plain.lsh_attention, "streaming": lsh_streaming.lsh_attention}
 LOCAL = {"plain": local_plain.local_attention, "streaming": local_streaming.local_attention}
 HASH = {"spec": hashing_spec.hash_vectors} | {
@@ -68,10 +68,10 @@ def lsh(version, qk, v, buckets, options, mask, ct):
     return out, *grads
 
 
-def expect_rows(what, got, want, alone, tolerance=EXACT):
+def expect_rows(name, got, want, only_self, tolerance=EXACT):
     """Rows at the tolerance, those that see only themselves at 1e-11 at best; alone bool (rows,)."""
-    expect_close(what, got[~alone], want[~alone], tolerance)
-    expect_close(f"{what}, rows that see only themselves", got[alone], want[alone], max(tolerance, SELF_ONLY))
+    expect_close(name, got[~only_self], want[~only_self], tolerance)
+    expect_close(f"{name}, rows that see only themselves", got[only_self], want[only_self], max(tolerance, SELF_ONLY))
 
 
 def sees_only_itself(buckets, options, mask=None):
@@ -80,14 +80,14 @@ def sees_only_itself(buckets, options, mask=None):
 
 
 def test_no_recorded_file_is_forgotten():
-    here = ("head_", "v1_", "layer_lsh_", "layer_local_", "predict_local", "hash", "parts", "x")
+    prefixes = ("head_", "v1_", "layer_lsh_", "layer_local_", "predict_local", "hash", "parts", "x")
     elsewhere = {"axial": "positions", "reversible": "reversible"}
     for path in GOLDEN.glob("*.npz"):
         name = path.stem.removeprefix(PREFIX)
         if name in elsewhere:
             assert path.stem in (Path(__file__).parent / elsewhere[name] / "test_golden.py").read_text(encoding="utf-8")
         else:
-            assert name.startswith(here), f"{path.name} is compared by no test"
+            assert name.startswith(prefixes), f"{path.name} is compared by no test"
     assert len(list(GOLDEN.glob("*.npz"))) >= 20
 
 
@@ -108,12 +108,12 @@ def head(name):
         causal=z["causal"],
     )
     z["rows"] = np.ones(len(z["qk"]), bool) if z["mask"] is None else z["mask"]
-    z["alone"] = sees_only_itself(z["buckets"], z["options"], z["mask"])
+    z["only_self"] = sees_only_itself(z["buckets"], z["options"], z["mask"])
     return z
 
 
 @files("head_*")
-@EVERY
+@ALL_VERSIONS
 def test_head_hash_and_sort(name, version):
     z = head(name)
     hash_vectors = HASH[version]
@@ -124,12 +124,12 @@ def test_head_hash_and_sort(name, version):
 
 
 @files("head_*")
-@EVERY
+@ALL_VERSIONS
 def test_head(name, version):
     z = head(name)
     got = lsh(version, z["qk"], z["v"], z["buckets"], z["options"], z["mask"], z["ct"])
     for key, value in zip(("out", "d_qk", "d_v"), got, strict=True):
-        expect_rows(key, value[z["rows"]], z[f"{key}_f64"][z["rows"]], z["alone"][z["rows"]])
+        expect_rows(key, value[z["rows"]], z[f"{key}_f64"][z["rows"]], z["only_self"][z["rows"]])
 
 
 @files("head_*")
@@ -138,9 +138,9 @@ def test_head_in_float32(name, version):
     """The authors' float32 is wrong by up to 1 % in rows that see only themselves: not compared."""
     z = head(name)
     out = as_numpy(LSH[version], torch.float32)(z["qk"], z["v"], z["buckets"], z["options"], z["mask"])
-    rows = z["rows"] & ~z["alone"]
+    rows = z["rows"] & ~z["only_self"]
     expect_close("out", out[rows], z["out"][rows], FLOAT32)
-    expect_close("rows that see only themselves", out[z["alone"]], z["v"][z["alone"]], 1e-7)
+    expect_close("rows that see only themselves", out[z["only_self"]], z["v"][z["only_self"]], 1e-7)
 
 
 @files("head_*")
@@ -157,18 +157,18 @@ def test_head_round_by_round(name):
     expect_equal("positions in sorted order", positions, z["st"])
     values = z["v"] if z["mask"] is None else z["v"] * z["mask"][:, None]
     out = (weights @ values[record.keys.numpy()]).reshape(len(positions), -1)
-    share = weights.sum(-1).ravel()
+    row_sum = weights.sum(-1).ravel()
     lse = np.zeros((z["n_hashes"], len(z["v"])))
     lse[np.arange(len(positions)) // len(z["v"]), positions] = z["sorted_lse_f64"]
     total = np.log(np.exp(lse - lse.max(0)).sum(0)) + lse.max(0)
-    rows = z["rows"][positions] & ~z["alone"][positions]
-    expect_close("share of each round", share[rows], np.exp(z["sorted_lse_f64"] - total[positions])[rows], EXACT)
+    rows = z["rows"][positions] & ~z["only_self"][positions]
+    expect_close("share of each round", row_sum[rows], np.exp(z["sorted_lse_f64"] - total[positions])[rows], EXACT)
     rows &= z["sorted_lse_f64"] > -1e4  # the round shows something but self
-    expect_close("output of each round", out[rows] / share[rows, None], z["sorted_out_f64"][rows], EXACT)
+    expect_close("output of each round", out[rows] / row_sum[rows, None], z["sorted_out_f64"][rows], EXACT)
 
 
 @files("v1_*")
-@EVERY
+@ALL_VERSIONS
 def test_v1(name, version):
     """Within buckets and without duplicates is the default of the paper's time: the preset "paper"."""
     z = load(name)
@@ -183,14 +183,14 @@ def test_v1(name, version):
     if not across and not duplicates:
         assert options == LSHOptions.preset("paper", n_hashes=z["n_hashes"], chunk_length=z["chunk_len"])
     buckets = z["buckets"].reshape(z["n_hashes"], -1)  # offsets are no harm: buckets are only compared within a round
-    alone = sees_only_itself(buckets, options)
+    only_self = sees_only_itself(buckets, options)
     tolerance = EXACT if duplicates else 1e-8
     got = lsh(version, z["qk"], z["v"], buckets, options, None, z["ct"])
     for key, value in zip(("out", "d_qk", "d_v"), got, strict=True):
-        expect_rows(key, value, z[f"{key}_f64"], alone, tolerance)
+        expect_rows(key, value, z[f"{key}_f64"], only_self, tolerance)
     if version != "spec":
         out = as_numpy(LSH[version], torch.float32)(z["qk"], z["v"], buckets, options)
-        expect_close("out in float32", out[~alone], z["out"][~alone], FLOAT32)
+        expect_close("out in float32", out[~only_self], z["out"][~only_self], FLOAT32)
 
 
 # Whole attention layers: projections per head, attention, output projection summed over heads
@@ -219,18 +219,18 @@ def layer(version, z, attend, attend_vjp, shared):
     return got
 
 
-def expect_layer(got, z, alone=None, weights=EXACT):
-    alone = np.zeros(got["out"].shape[:2], bool) if alone is None else alone
+def expect_layer(got, z, only_self=None, weights=EXACT):
+    only_self = np.zeros(got["out"].shape[:2], bool) if only_self is None else only_self
     for key, value in got.items():
         if key in ("out", "d_x"):
-            expect_rows(key, value, z[f"{key}_f64"], alone)
+            expect_rows(key, value, z[f"{key}_f64"], only_self)
         else:
             expect_close(key, value, z[f"{key}_f64"], weights)
-    expect_close("out, recorded in float32", got["out"][~alone], z["out"][~alone], FLOAT32)
+    expect_close("out, recorded in float32", got["out"][~only_self], z["out"][~only_self], FLOAT32)
 
 
 @files("layer_lsh_*")
-@EVERY
+@ALL_VERSIONS
 def test_layer_lsh(name, version):
     z, masked = load(name), "masked" in name
     n_hashes = z["buckets"].shape[1] // 64
@@ -251,12 +251,13 @@ def test_layer_lsh(name, version):
     else:
         rest = to_torch(buckets), options, None if mask is None else to_torch(mask)
         got = layer(version, z, lambda q, v: LSH[version](q, v, *rest), None, shared=True)
-    alone = sees_only_itself(buckets, options, None if mask is None else np.broadcast_to(mask, (2, 2, 64))).any(1)
-    expect_layer(got, z, alone, SELF_ONLY if alone.any() else EXACT)  # gradients of weights are sums over all rows
+    only_self = sees_only_itself(buckets, options, None if mask is None else np.broadcast_to(mask, (2, 2, 64))).any(1)
+    # gradients of weights are sums over all rows
+    expect_layer(got, z, only_self, SELF_ONLY if only_self.any() else EXACT)
 
 
 @files("layer_local_*_chunk*")
-@EVERY
+@ALL_VERSIONS
 def test_layer_local(name, version):
     z = load(name)
     causal = "causal" in name
@@ -285,7 +286,7 @@ def test_layer_dense_shared_qk(name, version):
     expect_layer(layer(version, z, *functions, shared=True), z)
 
 
-@EVERY
+@ALL_VERSIONS
 def test_decoding_one_token_at_a_time_is_local_attention(version):
     """Memory 16, 8 of them dropped whenever it is full: the chunk of the token and the one before,
     as in training.
@@ -300,7 +301,7 @@ def test_decoding_one_token_at_a_time_is_local_attention(version):
 # The pieces
 
 
-@EVERY
+@ALL_VERSIONS
 def test_hash(version):
     z = load("hash")
     hash_vectors = HASH[version]
@@ -312,7 +313,7 @@ def test_hash(version):
             expect_equal(f"{n_hashes} rounds, {n_buckets} buckets", got, z[f"buckets_h{n_hashes}_{tag}"])
 
 
-@EVERY
+@ALL_VERSIONS
 def test_hash_of_a_layer_sorts_alike(version):
     """Round offsets and a bucket for padding are the authors' way to one sort key; here the two
     stay apart.

@@ -110,14 +110,14 @@ class Constant(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("loss", "what"),
+    ("loss", "message"),
     [(lambda w, n: w * (math.nan if n == 3 else 1.0), "the loss is nan at step 3"),
      (lambda w, n: w * (math.inf if n == 3 else 1.0), "the loss is inf at step 3"),
      (lambda w, n: torch.sqrt(w - w.detach()) if n == 3 else w, "the norm of the gradient is inf at step 3")],
 )  # fmt: skip
-def test_non_finite_loss_stops_before_the_weights_change(loss, what):
+def test_non_finite_loss_stops_before_the_weights_change(loss, message):
     model = Constant(loss)
-    with pytest.raises(NonFiniteLoss, match=f"{what} .*lower learning rate"):
+    with pytest.raises(NonFiniteLoss, match=f"{message} .*lower learning rate"):
         run(model=model)
     assert torch.isfinite(model.weight)
     assert model.weight != 1.0  # the steps before it counted
@@ -222,8 +222,8 @@ def test_bad_options_are_refused(bad):
 
 
 def weights_and_state(folder, step):
-    found = checkpoint.read(folder / f"checkpoints/step-{step:09d}.safetensors")
-    return {**found.weights, **found.training}
+    state = checkpoint.read(folder / f"checkpoints/step-{step:09d}.safetensors")
+    return {**state.weights, **state.training}
 
 
 def run_in(folder, steps=12, stop_after=None, model=None, at=batch_at, about=None, **options):
@@ -327,10 +327,10 @@ def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_before_them(tmp_p
 )  # fmt: skip
 def test_a_state_of_another_optimiser_is_refused(tmp_path, damage, message):
     run_in(tmp_path / "run", stop_after=4)
-    found, _ = checkpoint.newest(tmp_path / "run")
-    damage(found.training)
+    newest, _ = checkpoint.newest(tmp_path / "run")
+    damage(newest.training)
     checkpoint.save(
-        tmp_path / "run/checkpoints", checkpoint.build(found), step=5, training=found.training, state=found.state
+        tmp_path / "run/checkpoints", checkpoint.build(newest), step=5, training=newest.training, state=newest.state
     )
     with pytest.raises(checkpoint.CheckpointError, match=message):
         run_in(tmp_path / "run")
@@ -399,11 +399,11 @@ def test_a_folder_that_is_moved_while_it_trains_is_noticed(tmp_path):
 @pytest.mark.parametrize("value", [None, {}, -3, "x"], ids=str)
 def test_states_with_wrong_values_are_refused(tmp_path, state, value):
     run_in(tmp_path / "run", stop_after=4)
-    found, _ = checkpoint.newest(tmp_path / "run")
+    newest, _ = checkpoint.newest(tmp_path / "run")
     if (state, value) in (("total", None), ("where", {})):
         return  # these are what they may be
-    new = {**found.state, state: value}
-    checkpoint.save(tmp_path / "run/checkpoints", checkpoint.build(found), step=4, training=found.training, state=new)
+    new = {**newest.state, state: value}
+    checkpoint.save(tmp_path / "run/checkpoints", checkpoint.build(newest), step=4, training=newest.training, state=new)
     with pytest.raises(checkpoint.CheckpointError, match=f"holds no run to go on with: {state} are missing or wrong"):
         run_in(tmp_path / "run")
 
@@ -480,14 +480,14 @@ def test_samples_follow_the_distribution():
 def test_generate_is_repeatable_and_touches_no_global_state():
     model = ReformerLM(CONFIG)
     state = torch.get_rng_state()
-    shown = []
-    first = generate(model, b"the ", 12, generator=torch.Generator().manual_seed(3), on_token=shown.append)
+    printed = []
+    first = generate(model, b"the ", 12, generator=torch.Generator().manual_seed(3), on_token=printed.append)
     assert torch.equal(first, generate(model, b"the ", 12, generator=torch.Generator().manual_seed(3)))
     assert not torch.equal(first, generate(model, b"the ", 12, generator=torch.Generator().manual_seed(4)))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.dtype == torch.int64
     assert bytes(first[:4].tolist()) == b"the "
-    assert first[4:].tolist() == shown
+    assert first[4:].tolist() == printed
     assert torch.equal(generate(model, b"the ", 0), torch.tensor(list(b"the ")))
 
 

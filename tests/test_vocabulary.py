@@ -36,7 +36,8 @@ PARTS = {
     "slice", "room", "total", "part", "run",
 }  # fmt: skip
 EXCEPTIONS = {
-    # (path, identifier): why
+    ("tests/data/test_images.py", "top"): "the upper edge of a rectangle, beside left",
+    ("tests/test_packaging.py", "extras"): "of a Python package: the standard word for optional dependencies",
 }
 
 # Prose: pattern -> instead of it

@@ -69,9 +69,9 @@ def environment(folder, wheel, extra):
         cwd=folder)  # fmt: skip
     (installed,) = metadata.distributions(path=[str(site)])
     for distribution in closure(asked_for(installed.requires, extra)):
-        for top in {file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}:
-            if not (site / top).exists():
-                (site / top).symlink_to(distribution.locate_file(top))
+        for package in {file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / package).exists():
+                (site / package).symlink_to(distribution.locate_file(package))
     return folder / "bin"
 
 

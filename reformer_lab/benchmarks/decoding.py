@@ -28,7 +28,8 @@ def run(command, line):
     lengths = (64, 128) if command.quick else command.length or LENGTHS
     repeats, generated = (1, 16) if command.quick else (command.repeats or 5, GENERATED)
     result = record.about(line, threads) | {"case": "decoding", "repeats": repeats, "points": []}
-    model, tokens = ours(max(lengths) + STEPS), random_tokens(max(lengths) + STEPS)
+    model = ours(max(lengths) + STEPS)
+    tokens = random_tokens(max(lengths) + STEPS)
     theirs = None
     if find_spec("transformers") and (not command.only or "huggingface" in command.only):
         theirs = transformers_model(min(max(lengths), LONGEST_THERE) + STEPS)

@@ -64,7 +64,8 @@ def model_config(command):
 
 def read_tokens(path, length, repeat=False):
     """(tokens int64 (1, length), what the record says about the text). ValueError for a text that is too short."""
-    data, length = read_text(path), require_int("length", length, 2, LONGEST)
+    data = read_text(path)
+    length = require_int("length", length, 2, LONGEST)
     if data.size < length and not repeat:
         raise ValueError(
             f"--text {path} has {data.size:,} bytes, the sequence {length:,}; give a longer text, a smaller --length, "

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from reformer_ref import __version__
-from reformer_ref._arguments import require_int, shown
+from reformer_ref._arguments import require_int, short_repr
 from reformer_ref.memory.measure import peak_rss
 
 __all__ = ["about", "machine", "peak_rss", "require_place", "usable_cores", "versions", "without_folders", "write"]
@@ -64,7 +64,7 @@ def without_folders(command):
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise ValueError(f"command must be one that a shell understands, {error}: {shown(command)}") from None
+        raise ValueError(f"command must be one that a shell understands, {error}: {short_repr(command)}") from None
     heads = [word.rpartition("=") if word.startswith("-") else ("", "", word) for word in words]
     return shlex.join(a + b + (Path(path).name if os.path.isabs(path) else path) for a, b, path in heads)
 
@@ -81,9 +81,9 @@ def require_place(name, path):
             kind = stat.S_IFMT(path.stat().st_mode) if os.path.lexists(path) else stat.S_IFREG
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{name} {shown(str(path))} cannot be written: {reason}") from None
+        raise ValueError(f"{name} {short_repr(str(path))} cannot be written: {reason}") from None
     if kind != stat.S_IFREG:
-        raise ValueError(f"{name} {shown(str(path))} cannot be written: there is something that is no file")
+        raise ValueError(f"{name} {short_repr(str(path))} cannot be written: there is something that is no file")
     return path
 
 

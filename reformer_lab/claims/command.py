@@ -129,9 +129,8 @@ class _Work:
         parent = os.getppid()
 
         def should_stop():
-            return stop() or (
-                self.command.no_record and os.getppid() != parent
-            )  # the process that started it has ended
+            # with another parent, the process that started this one has ended
+            return stop() or (self.command.no_record and os.getppid() != parent)
 
         for number, name in enumerate(names, 1):
             self.say(f"{name} ({number} of {len(names)})")
@@ -248,7 +247,8 @@ def listing(folder):
 
     lines = []
     for name in NAMES:
-        config, record = read_config(name), stored(name, folder)
+        config = read_config(name)
+        record = stored(name, folder)
         if record is None:
             state = f"about {config['minutes']} minutes (predicted)"
         else:

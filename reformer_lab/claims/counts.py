@@ -47,7 +47,7 @@ def collisions(settings):
     d, pairs = settings["d"], settings["pairs"]
     generator = torch.Generator().manual_seed(settings["seed"])
     bucket_numbers, rounds = settings["n_buckets"], settings["rounds"]
-    one, several = {str(b): [] for b in bucket_numbers}, {str(n): [] for n in rounds}
+    single, several = {str(b): [] for b in bucket_numbers}, {str(n): [] for n in rounds}
     for angle in settings["angles"]:
         x = torch.nn.functional.normalize(torch.randn(pairs, d, generator=generator), dim=-1)
         y = torch.randn(pairs, d, generator=generator)
@@ -59,12 +59,12 @@ def collisions(settings):
             rotations = random_rotations(generator, n, d, n_buckets, pairs)  # (pairs, n, d, n_buckets / 2)
             buckets = hash_vectors(pair, rotations, n_buckets)  # (pairs, n, 2)
             same = (buckets[..., 0] == buckets[..., 1]).double()  # (pairs, n)
-            one[str(n_buckets)].append(same.mean().item())
+            single[str(n_buckets)].append(same.mean().item())
             for wanted in rounds if n > 1 else ():
                 several[str(wanted)].append(same[:, :wanted].amax(-1).mean().item())
     return {
-        "angles": settings["angles"], "one": one, "any": several,
-        "expected": {str(n): [1 - (1 - p) ** n for p in one[str(bucket_numbers[-1])]] for n in rounds},
+        "angles": settings["angles"], "one": single, "any": several,
+        "expected": {str(n): [1 - (1 - p) ** n for p in single[str(bucket_numbers[-1])]] for n in rounds},
         "exact": [1 - angle / 180 for angle in settings["angles"]],
     }  # fmt: skip
 

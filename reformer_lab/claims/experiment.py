@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reformer_ref._arguments import UNCLEAR, require_choice, require_int, shown
+from reformer_ref._arguments import UNCLEAR, require_choice, require_int, short_repr
 
 from reformer_lab.claims import NAMES
 from reformer_lab.training.files import as_path, open_regular, write_json
@@ -84,7 +84,7 @@ def read_config(name, smoke=False, seeds=None):
             raise ValueError(f"--seeds has no meaning for {name}, in which nothing is random")
         config["seeds"] = [require_int("--seeds", seed, 0) for seed in seeds]
         if len(set(config["seeds"])) < len(config["seeds"]) or not config["seeds"]:
-            raise ValueError(f"--seeds must be different numbers, at least one, got {shown(list(seeds))}")
+            raise ValueError(f"--seeds must be different numbers, at least one, got {short_repr(list(seeds))}")
     return config
 
 
@@ -135,7 +135,7 @@ def finished(folder, settings):
     try:
         wanted = json.loads(json.dumps(settings, allow_nan=False))
     except UNCLEAR:
-        raise TypeError(f"settings must be JSON values, got {shown(settings)}") from None
+        raise TypeError(f"settings must be JSON values, got {short_repr(settings)}") from None
     if not os.path.lexists(path):
         return None
     stored = read_object(path, {"name": str, "seconds": is_time, "settings": dict, "result": dict, "about": dict})
@@ -165,7 +165,9 @@ def read_object(path, keys, equal=()):
     except UNCLEAR as error:
         wrong = [f"{type(error).__name__}: {error}"]
     if wrong:
-        raise ValueError(f"{path} is damaged ({shown(', '.join(wrong))}); remove it and run the same command again")
+        raise ValueError(
+            f"{path} is damaged ({short_repr(', '.join(wrong))}); remove it and run the same command again"
+        )
     return content
 
 

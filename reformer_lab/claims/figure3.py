@@ -5,7 +5,7 @@ feed-forward layers are wider by what the second matrix would have held.
 """
 
 from reformer_lab.claims import language
-from reformer_lab.claims.table import on_given, row, spread
+from reformer_lab.claims.table import mean_and_range, on_given, row
 
 VARIANTS = {
     "shared-reversible": ("full", 2), "separate-reversible": ("separate", 2), "shared-ordinary": ("full", 1),
@@ -46,7 +46,7 @@ def rows(record):
     lines, variants = [], record["variants"]
     for claim, paper, names in pairs:
         if all(name in variants for name in names):
-            bits = (spread(variants[name]["bits"], "{:.3f}") for name in names)
+            bits = (mean_and_range(variants[name]["bits"], "{:.3f}") for name in names)
             ours = " then ".join(bits) + " bits per byte held out"
             claim = claim.replace(":", f"{on_given(record)}:")
             lines.append(row(claim, paper, ours))

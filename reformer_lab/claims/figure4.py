@@ -1,7 +1,7 @@
 """Figure 4: the loss by the number of rounds of hashing, in training and in evaluation, on real text."""
 
 from reformer_lab.claims import language
-from reformer_lab.claims.table import on_given, row, spread
+from reformer_lab.claims.table import mean_and_range, on_given, row
 
 
 def sub_runs(config):
@@ -37,7 +37,7 @@ def rows(record):
     variants = record["variants"]
     if not variants:
         return []
-    ours = "; ".join(f"{name}: {spread(v['bits'], '{:.3f}')}" for name, v in variants.items())
+    ours = "; ".join(f"{name}: {mean_and_range(v['bits'], '{:.3f}')}" for name, v in variants.items())
     claim = f"Figure 4{on_given(record)}: held-out bits per byte, trained and evaluated with {', '.join(variants)}"
     paper = "more rounds, lower loss; 8 rounds almost as full attention"
     return [row(claim, paper, ours)]

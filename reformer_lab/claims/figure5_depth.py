@@ -6,7 +6,7 @@ from reformer_ref.memory import predict_peak
 
 from reformer_lab.claims import language
 from reformer_lab.claims.full_size import activations
-from reformer_lab.claims.table import on_given, row, spread
+from reformer_lab.claims.table import mean_and_range, on_given, row
 
 
 def sub_runs(config):
@@ -46,7 +46,7 @@ def rows(record):
     variants = record["variants"]
     if not variants:
         return []
-    bits = "; ".join(f"{depth}: {spread(v['bits'], '{:.3f}')}" for depth, v in variants.items())
+    bits = "; ".join(f"{depth}: {mean_and_range(v['bits'], '{:.3f}')}" for depth, v in variants.items())
     memory = "; ".join(
         f"{depth}: {v['activations_bytes']['reversible'] / 2**20:.0f} MiB against "
         f"{v['activations_bytes']['stored'] / 2**20:.0f}"

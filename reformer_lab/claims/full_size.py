@@ -53,7 +53,7 @@ def operations(settings):
 
 def activations(peak):
     """Bytes of a predicted peak (see `memory.predict_peak`) that are no weights, gradients or optimizer's states."""
-    return sum(dict(peak.parts)[part] for part in ("streams", "working set"))
+    return sum(dict(peak.breakdown)[part] for part in ("streams", "working set"))
 
 
 def _step(settings, device):

@@ -53,7 +53,7 @@ def _config(settings):
 def predicted(settings):
     """The predicted peak of a training step with Adam on CUDA."""
     peak = predict_peak(_config(settings), settings["length"])
-    return {"peak_bytes": peak.above_start_bytes, "parts": dict(peak.parts), "kind": peak.kind}
+    return {"peak_bytes": peak.above_start_bytes, "parts": dict(peak.breakdown), "kind": peak.kind}
 
 
 def measured(settings, context):

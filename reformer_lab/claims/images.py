@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reformer_ref._arguments import UNCLEAR, shown
+from reformer_ref._arguments import UNCLEAR, short_repr
 from reformer_ref._tensors import evaluating
 from reformer_ref.generation import Decoder, Recomputer, cache_unsupported_reason, sample_token
 from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.claims.experiment import config_of, options_of, thinned
-from reformer_lab.claims.table import data_name, row, spread
+from reformer_lab.claims.table import data_name, mean_and_range, row
 from reformer_lab.data import images
 from reformer_lab.data.text import bits
 
@@ -162,7 +162,7 @@ def rows(record):
     config, lines = record["config"], []
     for part, area in (("whole", "whole images"), ("lower", "lower halves, the upper ones given")):
         ours = "; ".join(
-            f"{'Reformer' if who == 'model' else who} {spread(entry[part], '{:.3f}')}"
+            f"{'Reformer' if who == 'model' else who} {mean_and_range(entry[part], '{:.3f}')}"
             for who, entry in record["bits"].items()
             if entry[part]
         )
@@ -186,4 +186,4 @@ def unpacked(values):
         data = zlib.decompressobj().decompress(data, math.prod(shape) + 1)  # no more than is wanted
         return np.frombuffer(data, np.uint8).reshape(shape)
     except (*UNCLEAR, zlib.error) as error:
-        raise ValueError(f"values must be what `packed` returns, got {shown(values)}: {error}") from None
+        raise ValueError(f"values must be what `packed` returns, got {short_repr(values)}: {error}") from None

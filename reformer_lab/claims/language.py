@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 import torch
-from reformer_ref._arguments import shown
+from reformer_ref._arguments import short_repr
 from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.claims.experiment import config_of, options_of
@@ -92,7 +92,9 @@ def with_attention(config, name):
         return replace(config, pattern=(KINDS[name],))
     word, _, rounds = name.partition("-")
     if word != "lsh" or not re.fullmatch("0*[1-9][0-9]{,8}", rounds):
-        raise ValueError(f'attention must be "full", "scaled", "separate", "ordinary" or "lsh-N", got {shown(name)}')
+        raise ValueError(
+            f'attention must be "full", "scaled", "separate", "ordinary" or "lsh-N", got {short_repr(name)}'
+        )
     return replace(config, pattern=("lsh",), lsh=replace(config.lsh, n_hashes=int(rounds)))
 
 

@@ -12,7 +12,7 @@ from reformer_ref.generation import generate
 from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.claims.experiment import config_of
-from reformer_lab.claims.table import data_name, row, spread
+from reformer_lab.claims.table import data_name, mean_and_range, row
 from reformer_lab.data import text
 from reformer_lab.data.text import VOCAB_SIZE, bits
 from reformer_lab.training.schedule import TrainingOptions
@@ -85,12 +85,15 @@ def bits_with_context(model, before, end, context_length, context):
     ``end`` is predicted in windows as long as the context (at least 256 bytes), each behind its context; the bytes that
     are predicted are the same for every context.
     """
-    both, first, nats = np.concatenate([before, end]), len(before), 0.0
+    both = np.concatenate([before, end])
+    first = len(before)
+    nats = 0.0
     window = min(max(context_length, 256), len(end))
     with evaluating(model):
         for start in range(first, len(both), window):
             context.check_stop()
-            stop, begin = min(start + window, len(both)), max(0, start - context_length)
+            stop = min(start + window, len(both))
+            begin = max(0, start - context_length)
             tokens = torch.from_numpy(both[begin:stop].astype(np.int64))[None]
             targets = torch.full_like(tokens, -100)
             asked = start - begin
@@ -127,7 +130,7 @@ def rows(record):
     if not record["runs"]:
         return []
     result = record["runs"][0]["result"]
-    ours = ", ".join(f"{spread(c['bits'], '{:.3f}')} with {c['context']:,} or more" for c in record["contexts"])
+    ours = ", ".join(f"{mean_and_range(c['bits'], '{:.3f}')} with {c['context']:,} or more" for c in record["contexts"])
     size = result["train_bytes"] + result["held_out_bytes"]
     claim = (
         f"A text of {size:,} bytes as one sequence ({data_name(record)}): bits per byte of its end, by the bytes before"

@@ -41,7 +41,7 @@ def table2(record):
         ax.spines[:].set_visible(False)
     for y, line in enumerate(lines):  # the spread over the seeds, below our means
         for x, column in enumerate(columns):
-            values = [100 * share for share in record["table"][line].get(column, [])]
+            values = [100 * fraction for fraction in record["table"][line].get(column, [])]
             if len(values) > 1:
                 text = f"{min(values):.1f} – {max(values):.1f}"
                 colour = readable_on(colours(_mean(values) / 100))
@@ -190,12 +190,12 @@ def counts(record):
     left, middle, right = picture.subplots(1, 3)
     if "collisions" in record:
         c = record["collisions"]
-        for i, (rounds, shares) in enumerate(c["any"].items()):
+        for i, (rounds, fractions) in enumerate(c["any"].items()):
             colour = OKABE_ITO[(4, 5, 2, 6)[i % 4]]
             left.plot(c["angles"], c["expected"][rounds], color=colour, ls=DASHES[i % 4], marker="")
-            left.plot(c["angles"], shares, color=colour, ls="", marker=MARKERS[i])
+            left.plot(c["angles"], fractions, color=colour, ls="", marker=MARKERS[i])
             left.plot([], [], color=colour, ls=DASHES[i % 4], marker=MARKERS[i], label=rounds)
-            numbers[f"collide at {c['angles'][1]}° in {rounds} rounds"] = f"{100 * shares[1]:.1f} %"
+            numbers[f"collide at {c['angles'][1]}° in {rounds} rounds"] = f"{100 * fractions[1]:.1f} %"
         left.legend(title="rounds", fontsize=8)
     left.set(xlabel="angle, degrees", ylabel="chance of a common bucket", title="Collisions", ylim=(0, 1.03))
     if "recall" in record:
@@ -381,9 +381,15 @@ def _draw_image(ax, pixels, levels, given_only):
     height, width = pixels.shape
     ax.imshow(pixels, cmap="gray", vmin=0, vmax=levels - 1, interpolation="nearest")
     if given_only:
-        half = height // 2
+        middle_row = height // 2
         ax.fill_between(
-            [-0.5, width - 0.5], half - 0.5, height - 0.5, facecolor=PAPER_BLUE, hatch="///", edgecolor="#8899AA", lw=0
+            [-0.5, width - 0.5],
+            middle_row - 0.5,
+            height - 0.5,
+            facecolor=PAPER_BLUE,
+            hatch="///",
+            edgecolor="#8899AA",
+            lw=0,
         )
     ax.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     ax.spines[:].set_visible(False)
@@ -436,7 +442,9 @@ TRANSLATION_LOOKS = {"reversible": (OKABE_ITO[4], "-", ""), "ordinary": (OKABE_I
 @styled
 def translation(record):
     """Held-out bits per predicted token against steps, reversible and ordinary; BLEU of both and of the baselines."""
-    picture, numbers, labelled = Picture(9.5, 3.8), {}, set()
+    picture = Picture(9.5, 3.8)
+    numbers = {}
+    labelled = set()
     left, right = picture.subplots(1, 2)
     for run in record["runs"]:
         kind = run["name"].partition("-")[0]

@@ -117,7 +117,7 @@ def as_text(rows):
     return "\n".join(lines)
 
 
-def spread(values, form="{:.1f}"):
+def mean_and_range(values, form="{:.1f}"):
     """Mean and, of several values, the smallest and largest: "97.3 (96.1 – 98.0)"."""
     values = [float(value) for value in values]
     if not values:

@@ -14,7 +14,7 @@ from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.claims.experiment import config_of, options_of, thinned
 from reformer_lab.claims.language import carried_over, with_attention
-from reformer_lab.claims.table import row, spread
+from reformer_lab.claims.table import mean_and_range, row
 from reformer_lab.data import duplication
 from reformer_lab.training.loop import step_generator
 
@@ -77,14 +77,14 @@ def run(settings, context):
 def evaluate(model, config, name, settings, context):
     """The accuracy of the model with attention ``name`` on fresh sequences: the share of symbols of the second w."""
     data, how = settings["data"], settings["evaluation"]
-    other, shares = carried_over(model, config, name), []
+    other, accuracies = carried_over(model, config, name), []
     with evaluating(other):
         for step in range(how["sequences"] // how["batch"]):
             context.check_stop()
             tokens, targets = duplication.batches(data["length"], data["vocab_size"], how["batch"], FRESH, step)
             logits = other(torch.from_numpy(tokens), generator=step_generator(FRESH, step))
-            shares.append(duplication.accuracy(logits.argmax(-1).numpy(), targets))
-    return sum(shares) / len(shares)
+            accuracies.append(duplication.accuracy(logits.argmax(-1).numpy(), targets))
+    return sum(accuracies) / len(accuracies)
 
 
 def summarise(config, results):
@@ -134,5 +134,5 @@ def rows(record):
     return lines
 
 
-def _percent(shares):
-    return spread([100 * share for share in shares])
+def _percent(accuracies):
+    return mean_and_range([100 * accuracy for accuracy in accuracies])

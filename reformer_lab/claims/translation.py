@@ -10,7 +10,7 @@ from reformer_ref.generation import beam_search
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 
 from reformer_lab.claims.experiment import config_of, options_of, thinned
-from reformer_lab.claims.table import data_name, row, spread
+from reformer_lab.claims.table import data_name, mean_and_range, row
 from reformer_lab.data import translation
 from reformer_lab.data.translation import VOCAB_SIZE
 
@@ -137,7 +137,7 @@ def rows(record):
 
     def scores(measure, form="{:.1f}", times=1.0):
         values = record[measure].items()
-        return "; ".join(f"{who} {spread([times * v for v in value], form)}" for who, value in values)
+        return "; ".join(f"{who} {mean_and_range([times * v for v in value], form)}" for who, value in values)
 
     lines = (
         (f"Translation: {name}: BLEU", config["paper"], scores("bleu")),

@@ -71,7 +71,9 @@ class SturdyExecute(Execute):
     notebook_seconds = Float(600.0, help="Time for one notebook; after that its tests fail.").tag(config=True)
 
     def preprocess(self, nb, resources=None, km=None):
-        self._stopped, self._stuck, self._begun = set(), set(), None
+        self._stopped = set()
+        self._stuck = set()
+        self._begun = None
         self._needed, self._answers = _needed(nb.cells)
         self._started = time.monotonic()
         return super().preprocess(nb, resources, km)
@@ -146,7 +148,8 @@ def _needed(cells):
     """
     code = {place: cell for place, cell in enumerate(cells) if cell.cell_type == "code"}
     display_cells = {place for place, cell in code.items() if utils.is_locked(cell) and not utils.is_grade(cell)}
-    needed, answers = set(code) - display_cells, set()
+    needed = set(code) - display_cells
+    answers = set()
     for cell in code.values():
         if utils.is_solution(cell):
             answers |= _names(cell)[1]

@@ -43,7 +43,8 @@ def compute(name, variant, hidden, draw="first"):
     """Cases computed from the answers: a list of (arguments, expected results). Another ``draw``, other numbers."""
     from reformer_lab.classroom.answers import answer
 
-    task, key = exercise(name), answer(name)
+    task = exercise(name)
+    key = answer(name)
     cases = key.cases(variant, variant.rng(name, f"{'hidden' if hidden else 'visible'}, {draw} draw"), hidden)
     reference = key.reference(variant)
     return [(tuple(args), task.run(reference, args)) for args in cases]

@@ -31,7 +31,8 @@ def check(name, fn, variant):
 
 
 def _check(name, fn, variant):
-    task, n_visible = exercise(name), len(cases.visible(name, variant))
+    task = exercise(name)
+    n_visible = len(cases.visible(name, variant))
     for number, (args, expected) in enumerate(_tried(name, variant), start=1):
         where = f"{name}, case {number} of {n_visible}" if number <= n_visible else f"{name}, further case {number}"
         yours = _run(task, fn, args, where, number)
@@ -162,7 +163,8 @@ def _component_check(name, fn, variant):
         return ""
     from reformer_lab.classroom.answers import answer
 
-    component_check, out = answer(name).component_check, io.StringIO()
+    component_check = answer(name).component_check
+    out = io.StringIO()
     if component_check is None:
         return ""
     try:

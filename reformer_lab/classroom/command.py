@@ -93,10 +93,10 @@ def _named(given, known):
     """The full names of assignments given by their beginnings; None if none are given."""
     if not given:
         return None
-    for one in given:
-        if not any(name.startswith(one) for name in known):
-            raise ValueError(f"--only must name some of {', '.join(known)}, got {one!r}")
-    return [name for name in known if any(name.startswith(one) for one in given)]
+    for prefix in given:
+        if not any(name.startswith(prefix) for name in known):
+            raise ValueError(f"--only must name some of {', '.join(known)}, got {prefix!r}")
+    return [name for name in known if any(name.startswith(prefix) for prefix in given)]
 
 
 def run_generate(args):
@@ -113,7 +113,8 @@ def run_generate(args):
     from reformer_lab.classroom.course import set_up
     from reformer_lab.classroom.variants import Variant
 
-    course, variant = args.out or Path("runs/course"), Variant.draw(args.seed)
+    course = args.out or Path("runs/course")
+    variant = Variant.draw(args.seed)
     if course.exists() and any(course.iterdir()):
         raise ValueError(f"{course} is not empty: a course is made once (choose another --out, or remove it)")
     set_up(course, variant, names)
@@ -131,7 +132,8 @@ def run_validate(args):
     from reformer_lab.classroom.course import assignments, grade_class, set_up
     from reformer_lab.classroom.variants import Variant
 
-    variant, names = (Variant.from_json((args.course / "variant.json").read_text("utf-8")), assignments(args.course))
+    variant = Variant.from_json((args.course / "variant.json").read_text("utf-8"))
+    names = assignments(args.course)
     with tempfile.TemporaryDirectory() as folder:
         set_up(folder, variant, names)
         for name in names:
@@ -139,11 +141,13 @@ def run_validate(args):
             rehearsal.write(folder, "blank", name, {})
         graded = grade_class(folder, workers=args.workers, feedback=False)
         wrong = 0
-        for one in graded:
-            full = rehearsal.full_marks(folder, one.assignment)
-            due = sum(full.values()) if one.student == "reference" else 0
-            wrong += one.total != due
-            print(f"{one.assignment:<18} {one.student:<10} {one.total:g} of {due:g}{_mark(one.total == due)}")
+        for result in graded:
+            full = rehearsal.full_marks(folder, result.assignment)
+            due = sum(full.values()) if result.student == "reference" else 0
+            wrong += result.total != due
+            print(
+                f"{result.assignment:<18} {result.student:<10} {result.total:g} of {due:g}{_mark(result.total == due)}"
+            )
     return 1 if wrong else 0
 
 
@@ -154,14 +158,15 @@ def run_grade(args):
 
     if not (args.course / "gradebook.db").is_file():
         raise ValueError(f"{args.course} is no course: make one with `classroom generate --seed …`")
-    only, begun = _named(args.only, assignments(args.course)), time.perf_counter()
+    only = _named(args.only, assignments(args.course))
+    begun = time.perf_counter()
     if args.submissions is not None:
         for note in collect(args.submissions, args.course):
             print("left out:", note)
     graded = grade_class(args.course, only or (), args.workers, args.seconds, progress=_show)
     minutes = (time.perf_counter() - begun) / 60
     print(f"\n{len(graded)} notebooks in {minutes:.1f} minutes; marks: {args.course / 'marks.csv'}")
-    if by_hand := sum(len(one.by_hand) for one in graded):
+    if by_hand := sum(len(result.by_hand) for result in graded):
         print(f"{by_hand} answers are to be marked by hand: `jupyter lab` in {args.course}, then the form grader")
     return 0
 
@@ -180,9 +185,9 @@ def run_feedback(args):
     return 0
 
 
-def _show(one):
-    notes = f"   {len(one.remarks)} remarks" if one.remarks else ""
-    print(f"{one.student:<24} {one.assignment:<18} {one.total:>5g} of {one.points:g}{notes}", flush=True)
+def _show(result):
+    notes = f"   {len(result.remarks)} remarks" if result.remarks else ""
+    print(f"{result.student:<24} {result.assignment:<18} {result.total:>5g} of {result.points:g}{notes}", flush=True)
 
 
 def _mark(right):
@@ -198,16 +203,16 @@ def run_demo(args):
 
     if args.students < 4:
         raise ValueError(f"--students must be at least 4, got {args.students}")
-    names, begun = _named(args.only, release.assignments()), time.perf_counter()
+    names = _named(args.only, release.assignments())
+    begun = time.perf_counter()
     results = rehearse(args.out, Variant.draw(args.seed), args.students, names, args.workers, progress=_show)
     minutes, wrong = (time.perf_counter() - begun) / 60, 0
     print(f"\n{'student':<14} {'assignment':<18} {'due':>5} {'got':>5}")
-    for student, assignment, due, one in results:
-        same = all(one.marks.get(part, (None,))[0] == marks for part, marks in due.items())
+    for student, assignment, due, result in results:
+        same = all(result.marks.get(part, (None,))[0] == marks for part, marks in due.items())
         wrong += not same
-        hand = f"  ({len(one.by_hand)} by hand)" if one.by_hand else ""
-        print(
-            f"{student:<14} {assignment:<18} {sum(due.values()):>5g} {one.total:>5g}{hand}{'' if same else '  WRONG'}"
-        )
+        hand = f"  ({len(result.by_hand)} by hand)" if result.by_hand else ""
+        wrong_mark = "" if same else "  WRONG"
+        print(f"{student:<14} {assignment:<18} {sum(due.values()):>5g} {result.total:>5g}{hand}{wrong_mark}")
     print(f"\n{len(results)} notebooks in {minutes:.1f} minutes; marks.csv and pages (feedback) in {args.out}")
     return 1 if wrong else 0

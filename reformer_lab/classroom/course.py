@@ -136,7 +136,8 @@ def _begin_worker():
 def _grade_submission(course, student, assignment, seconds, feedback):
     from nbgrader.converters import Autograde
 
-    begun, course = time.perf_counter(), Path(course)
+    begun = time.perf_counter()
+    course = Path(course)
     for attempt in (1, 2, 3):  # a kernel may fail to start on a busy machine
         try:
             _convert(Autograde, course, assignment, student, seconds)

@@ -72,7 +72,8 @@ def broken_rules(source, protected=PROTECTED, others=()):
     if len(source) > MOST_CHARACTERS:
         return [f"the cell has {len(source):,} characters; at most {MOST_CHARACTERS:,} are read"]
     try:
-        tree, table = ast.parse(source), symtable.symtable(source, "cell", "exec")
+        tree = ast.parse(source)
+        table = symtable.symtable(source, "cell", "exec")
         rules = _Rules(_modules([source, *others]), protected)
         rules.visit(tree)
         rules.bindings(table, tree)

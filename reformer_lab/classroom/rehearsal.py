@@ -101,7 +101,9 @@ def cheat(course, student, assignment, attacks):
     ``files``. ``{function}`` and ``{name}`` stand for the exercise's. What has no ``answer`` leaves the stub as it is.
     Returns {grade id: marks} that are due.
     """
-    due, answers, files = full_marks(course, assignment), references(course, assignment), {}
+    due = full_marks(course, assignment)
+    answers = references(course, assignment)
+    files = {}
     asked = questions(course, assignment)
     for question in asked:
         if question.answer in attacks:
@@ -153,7 +155,8 @@ def rehearse(course, variant, students=10, names=None, workers=2, progress=None)
     set_up(course, variant, names)
     due, tricks = {}, [trick for trick in cheats() if "answer" in trick and not trick.get("slow")]
     for name in assignments(course):
-        full, answers = full_marks(course, name), references(course, name)
+        full = full_marks(course, name)
+        answers = references(course, name)
         write(course, "reference", name, answers)
         write(course, "blank", name, {})
         due["reference", name], due["blank", name] = full, dict.fromkeys(full, 0)

@@ -119,7 +119,8 @@ def bundle(folder, variant, names=None):
 
     ``folder`` must not exist yet, so that nothing of another variant stays in it.
     """
-    folder, names = Path(folder), names or assignments()
+    folder = Path(folder)
+    names = names or assignments()
     folder.mkdir(parents=True)
     generate(folder, variant, names)
     for name in names:
@@ -233,7 +234,8 @@ def _imports(code, importer):
 
     ValueError for a name from a package of reformer_ref, whose ``__init__.py`` students do not get.
     """
-    tree, imported = ast.parse(code), set()
+    tree = ast.parse(code)
+    imported = set()
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -140,7 +140,8 @@ class Variant:
     @classmethod
     def from_json(cls, text):
         """The variant that ``to_json`` wrote; ValueError for fields that are missing or unknown."""
-        given, known = json.loads(text), [field.name for field in fields(cls)]
+        given = json.loads(text)
+        known = [field.name for field in fields(cls)]
         if not isinstance(given, dict) or set(given) != set(known):
             raise ValueError(f"a variant must have exactly the fields {', '.join(known)}, got {text:.200}")
         return cls(**given)

@@ -5,7 +5,7 @@ second 0 on, it attends to the token that followed half a sequence before.
 """
 
 import numpy as np
-from reformer_ref._arguments import as_array, require_int, require_room
+from reformer_ref._arguments import as_array, require_fits, require_int
 
 NOT_COUNTED = -100  # as `ReformerLM.loss` has it
 
@@ -21,8 +21,9 @@ def batches(length, vocab_size, batch, seed, step):
     if length % 2:
         raise ValueError(f"length must be even (0w twice), got {length}")
     batch = require_int("batch", batch)
-    require_room(batch=batch, length=length)
-    seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
+    require_fits(batch=batch, length=length)
+    seed = require_int("seed", seed, minimum=0)
+    step = require_int("step", step, minimum=0)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
     zero_w = np.zeros((batch, length // 2), np.int64)
     zero_w[:, 1:] = rng.integers(1, vocab_size, size=(batch, length // 2 - 1))

@@ -20,10 +20,10 @@ from reformer_ref._arguments import (
     as_floats,
     as_integers,
     require_choice,
+    require_fits,
     require_float,
     require_int,
-    require_room,
-    shown,
+    short_repr,
 )
 
 from reformer_lab.training.files import as_path
@@ -64,7 +64,8 @@ def read_idx(path):
     if n_dims == 0 or len(content) < 4 + 4 * n_dims:
         raise ValueError(f"{path} is cut off: its header promises {n_dims} dimensions in {len(content) - 4} bytes")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", n_dims, 4))
-    wanted, given = math.prod(shape), len(content) - 4 - 4 * n_dims
+    wanted = math.prod(shape)
+    given = len(content) - 4 - 4 * n_dims
     if wanted != given:
         raise ValueError(f"{path} must hold {wanted:,} values, as its header says (shape {shape}), got {given:,}")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dims).reshape(shape)
@@ -120,8 +121,9 @@ def letters(count, seed, step, subset="train"):
     tenth of the pairs of character and face is held out: training never shows those letters in that face.
     """
     count = require_int("count", count)
-    require_room(count=count, height=SIDE, width=SIDE)
-    seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
+    require_fits(count=count, height=SIDE, width=SIDE)
+    seed = require_int("seed", seed, minimum=0)
+    step = require_int("step", step, minimum=0)
     pairs = letter_pairs(subset)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step, SUBSETS.index(subset)])))
     images = np.empty((count, SIDE, SIDE), np.uint8)
@@ -174,12 +176,13 @@ def coverage(points, ends):
     points: float (n, 2), x to the right and y down, in pixels; ends: where each closed loop ends in it. Holes are loops
     in the other direction. Areas are exact along each of four lines per row of pixels.
     """
-    points, ends = as_floats("points", points), as_integers("ends", ends)
+    points = as_floats("points", points)
+    ends = as_integers("ends", ends)
     if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < FARTHEST).all():
         raise ValueError(f"points must have shape (n, 2) and lie within {FARTHEST:g} pixels, got {points.shape}")
     starts = np.concatenate([[0], ends[:-1]]) if ends.ndim == 1 and ends.size else ends
     if ends.ndim != 1 or not ends.size or (ends <= starts).any() or ends[-1] != len(points):
-        raise ValueError(f"ends must grow from above 0 to the number of points, {len(points)}, got {shown(ends)}")
+        raise ValueError(f"ends must grow from above 0 to the number of points, {len(points)}, got {short_repr(ends)}")
     follows = np.concatenate([np.roll(np.arange(a, b), -1) for a, b in zip(starts, ends, strict=True)])
     (x0, y0), (x1, y1) = points.T, points[follows].T
     lines = (np.arange(SIDE * SUBROWS) + 0.5) / SUBROWS
@@ -330,7 +333,8 @@ def compressed_bits(images):
     """
     from PIL import Image
 
-    column, png = _images(images).reshape(-1, images.shape[2]), io.BytesIO()
+    column = _images(images).reshape(-1, images.shape[2])
+    png = io.BytesIO()
     Image.fromarray(column).save(png, format="png", optimize=True)
     data = column.tobytes()
     sizes = {

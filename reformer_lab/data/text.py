@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from reformer_ref._arguments import require_float, require_int, require_room, shown
+from reformer_ref._arguments import require_fits, require_float, require_int, short_repr
 
 VOCAB_SIZE = 256
 N_PLAYS = 38
@@ -39,7 +39,7 @@ def read_text(path):
     except OSError as error:
         raise ValueError(f"text file {path} cannot be read: {error.strerror or error}") from None
     except ValueError:  # a zero byte, or what this system cannot encode
-        raise ValueError(f"path must be a name that this system can have, got {shown(str(path))}") from None
+        raise ValueError(f"path must be a name that this system can have, got {short_repr(str(path))}") from None
     if data.size == 0:
         raise ValueError(f"text file {path} is empty; training needs some bytes")
     return data
@@ -105,9 +105,11 @@ def batches(data, length, batch, seed, step):
     from any step.
     """
     data = as_bytes("data", data)
-    length, batch = require_int("length", length), require_int("batch", batch)
-    seed, step = require_int("seed", seed, minimum=0), require_int("step", step, minimum=0)
-    require_room(batch=batch, length=length)
+    length = require_int("length", length)
+    batch = require_int("batch", batch)
+    seed = require_int("seed", seed, minimum=0)
+    step = require_int("step", step, minimum=0)
+    require_fits(batch=batch, length=length)
     last = _last_start(data, length, "training")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
     starts = rng.integers(0, last + 1, size=batch)
@@ -117,7 +119,8 @@ def batches(data, length, batch, seed, step):
 def held_out_windows(data, length, count):
     """At most ``count`` windows without overlap, evenly spaced in ``data``: int64 (n, length), always the same."""
     data = as_bytes("data", data)
-    length, count = require_int("length", length), require_int("count", count)
+    length = require_int("length", length)
+    count = require_int("count", count)
     last = _last_start(data, length, "held-out")
     count = min(count, data.size // length)
     starts = np.linspace(0, last, count).astype(np.int64)

@@ -11,7 +11,7 @@ import re
 from importlib import resources
 
 import numpy as np
-from reformer_ref._arguments import as_array, as_integers, clear_errors, require_int, shown
+from reformer_ref._arguments import as_array, as_integers, clear_errors, require_int, short_repr
 
 from reformer_lab.training.files import as_path
 
@@ -62,7 +62,7 @@ def read_pairs(path):
         except UnicodeDecodeError as error:
             raise ValueError(f"line {number} of {path} must be UTF-8: {error.reason} at byte {error.start}") from None
         if len(columns) < 2 or not columns[0] or not columns[1]:
-            raise ValueError(f"line {number} of {path} must be source, tab, target, got {shown(line)}")
+            raise ValueError(f"line {number} of {path} must be source, tab, target, got {short_repr(line)}")
         pairs[columns[0], columns[1]] = None
     if len(pairs) < 2:
         raise ValueError(f"{path} must hold at least 2 pairs, one to train on and one held out, got {len(pairs)}")
@@ -72,18 +72,18 @@ def read_pairs(path):
 def _require_text(name, text):
     """``text`` if it is a str that UTF-8 can hold; TypeError or ValueError otherwise."""
     if not isinstance(text, str):
-        raise TypeError(f"{name} must be a text, got {shown(text)} ({type(text).__name__})")
+        raise TypeError(f"{name} must be a text, got {short_repr(text)} ({type(text).__name__})")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} must be a text that UTF-8 can hold, got {shown(text)}") from None
+        raise ValueError(f"{name} must be a text that UTF-8 can hold, got {short_repr(text)}") from None
     return text
 
 
 def _require_texts(name, texts):
     """``texts`` if it is a list or tuple of texts."""
     if not isinstance(texts, (list, tuple)):
-        raise TypeError(f"{name} must be a list of texts, got {shown(texts)}")
+        raise TypeError(f"{name} must be a list of texts, got {short_repr(texts)}")
     for text in texts:
         _require_text(name, text)
     return texts
@@ -92,10 +92,10 @@ def _require_texts(name, texts):
 def _require_pairs(pairs):
     """``pairs`` if it is a list or tuple of pairs of texts."""
     if not isinstance(pairs, (list, tuple)):
-        raise TypeError(f"pairs must be a list of pairs of texts, got {shown(pairs)}")
+        raise TypeError(f"pairs must be a list of pairs of texts, got {short_repr(pairs)}")
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise TypeError(f"pairs must hold pairs (source, target) alone, got {shown(pair)}")
+            raise TypeError(f"pairs must hold pairs (source, target) alone, got {short_repr(pair)}")
         for text in pair:
             _require_text("a text of pairs", text)
     return pairs
@@ -122,7 +122,8 @@ def fitting(pairs, max_length):
 
 def to_tokens(source, target):
     """(source bytes and END, START and target bytes and END), lists of int."""
-    source, target = _require_text("source", source), _require_text("target", target)
+    source = _require_text("source", source)
+    target = _require_text("target", target)
     return [*source.encode(), END], [START, *target.encode(), END]
 
 
@@ -131,7 +132,7 @@ def to_text(tokens):
     tokens = as_array("tokens", tokens)
     tokens = as_integers("tokens", tokens) if tokens.size else np.empty(0, np.int64)
     if tokens.ndim != 1 or (tokens < 0).any():
-        raise ValueError(f"tokens must be numbers ≥ 0 in a row, got {shown(tokens)}")
+        raise ValueError(f"tokens must be numbers ≥ 0 in a row, got {short_repr(tokens)}")
     return bytes(tokens[tokens < 256].tolist()).decode("utf-8", "replace")
 
 
@@ -159,7 +160,8 @@ class Batches:
     POOL = 32  # batches among which pairs are sorted by length, so that little is padded
 
     def __init__(self, pairs, batch, seed):
-        self.pairs, self.seed = _require_pairs(pairs), require_int("seed", seed, 0)
+        self.pairs = _require_pairs(pairs)
+        self.seed = require_int("seed", seed, 0)
         self.batch = require_int("batch", batch, 1, len(pairs))
         self.lengths = np.array([sum(map(len, to_tokens(*pair))) for pair in pairs])
         self._epoch, self._rows = None, None

@@ -30,7 +30,8 @@ def round_in_rows(tokens, buckets, order, slot, chunks, visible, chunks_before=1
     chunk_length), positions in sorted order, −1 = padding, at most 48 slots in all; visible: (L, L), above 0 where
     query i sees key j; chunks_before: how far a window is shaded. upto: the last row to fill, one of ``STEPS``.
     """
-    tokens, chunks = [str(token) for token in tokens], np.asarray(chunks)
+    tokens = [str(token) for token in tokens]
+    chunks = np.asarray(chunks)
     length = len(tokens)
     if length < 1:
         raise ValueError("tokens must hold at least one text, got none")
@@ -102,7 +103,8 @@ def four_matrices(dense, bucketed, chunked, buckets, order, chunk_length, chunks
         for start, n in zip(first - 0.5, size, strict=True):
             ax.add_patch(Rectangle((start, start), n, n, fill=False, edgecolor="#D55E00", linewidth=1.6))
     for start in range(0, length, chunk_length):
-        left, stop = max(0, start - chunks_before * chunk_length), min(length, start + chunk_length)
+        left = max(0, start - chunks_before * chunk_length)
+        stop = min(length, start + chunk_length)
         corner, sides = (left - 0.5, start - 0.5), (stop - left, stop - start)
         axes[3].add_patch(Rectangle(corner, *sides, fill=False, linewidth=1.2, linestyle="--"))
     picture.colorbar(image, ax=axes, label="attention weight", fraction=0.02, pad=0.01, shrink=0.72)

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from reformer_ref._arguments import clear_errors, require_choice, require_float, require_int, shown
+from reformer_ref._arguments import clear_errors, require_choice, require_float, require_int, short_repr
 
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 LONGEST_SIDE = 200  # of a picture, in inches
@@ -60,7 +60,7 @@ class Picture(Figure):
     def describe(self, caption, **numbers):
         """Set the caption (kind of chart, axes, the point) and the numbers beside it; returns the picture."""
         if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f"caption must be a text that describes the picture, got {shown(caption)}")
+            raise ValueError(f"caption must be a text that describes the picture, got {short_repr(caption)}")
         self.caption, self.numbers = " ".join(caption.split()), numbers
         return self
 
@@ -136,7 +136,7 @@ def readable_on(colour):
 def entries(name, named):
     """``named``, if it is a dict with at least one entry; ValueError if not."""
     if not isinstance(named, dict) or not named:
-        raise ValueError(f"{name} must be a dict with at least one entry, got {shown(named, 60)}")
+        raise ValueError(f"{name} must be a dict with at least one entry, got {short_repr(named, 60)}")
     return named
 
 
@@ -251,10 +251,10 @@ def _require_accepted(name, value, accepted):
         kinds = (int, np.integer) if whole else (int, float, np.number)
         if isinstance(value, bool) or not isinstance(value, kinds) or not accepted[0] <= value <= accepted[1]:
             kind = "a whole number" if whole else "a number"
-            raise ValueError(f"{name} must be {kind} from {accepted[0]} to {accepted[1]}, got {shown(value)}")
+            raise ValueError(f"{name} must be {kind} from {accepted[0]} to {accepted[1]}, got {short_repr(value)}")
     elif accepted is str:
         if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_TEXT:
-            raise ValueError(f"{name} must be a text of 1 to {LONGEST_TEXT} characters, got {shown(value, 60)}")
+            raise ValueError(f"{name} must be a text of 1 to {LONGEST_TEXT} characters, got {short_repr(value, 60)}")
     else:
         require_choice(name, value, [True, False] if accepted is bool else accepted)
 
@@ -264,7 +264,7 @@ def explore(draw):
     import ipywidgets
 
     if not hasattr(draw, "controls"):
-        raise TypeError(f"draw must be a function decorated with controls, got {shown(draw, 60)}")
+        raise TypeError(f"draw must be a function decorated with controls, got {short_repr(draw, 60)}")
     inputs = {}
     for name, parameter in inspect.signature(draw).parameters.items():
         accepted, default = draw.controls[name], parameter.default
@@ -296,5 +296,5 @@ def explore(draw):
 
 def _require_function(name, function):
     if not inspect.isroutine(function):
-        raise TypeError(f"{name} must be a function, got {shown(function)}")
+        raise TypeError(f"{name} must be a function, got {short_repr(function)}")
     return function

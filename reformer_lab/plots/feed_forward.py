@@ -60,7 +60,8 @@ def chunks_and_peaks(sizes, width, counted, array_bytes, current=0):
 @styled
 def peak_by_chunk_length(chunk_lengths, counted, whole):
     """Chunk length (x, powers of two) against the counted peak (y). counted: bytes for each; whole: bytes."""
-    chunk_lengths, peaks = np.asarray(chunk_lengths), _require_bytes("counted", counted) / MB
+    chunk_lengths = np.asarray(chunk_lengths)
+    peaks = _require_bytes("counted", counted) / MB
     if chunk_lengths.shape != peaks.shape:
         raise ValueError(f"counted must hold one peak for each of {chunk_lengths.size} chunk lengths, got {peaks.size}")
     whole = float(_require_bytes("whole", [whole])[0] / MB)
@@ -91,7 +92,8 @@ def chunk_means(nats, sizes):
 
     nats (n,); sizes: positions in each chunk, n in all.
     """
-    nats, (sizes, _) = np.asarray(nats, dtype=float), _layout(sizes, 1, 0)
+    nats = np.asarray(nats, dtype=float)
+    (sizes, _) = _layout(sizes, 1, 0)
     if nats.shape != (sizes.sum(),):
         raise ValueError(f"nats must have shape ({sizes.sum()},) = one for each position of sizes, got {nats.shape}")
     means = [float(chunk.mean()) for chunk in np.split(nats, np.cumsum(sizes)[:-1])]
@@ -115,7 +117,8 @@ def chunk_means(nats, sizes):
 
 
 def _draw_layout(ax, sizes, width, current):
-    starts, length = np.cumsum(sizes) - sizes, sizes.sum()
+    starts = np.cumsum(sizes) - sizes
+    length = sizes.sum()
     edge = 1.0 if len(sizes) <= 64 else 0.3
     ax.bar(starts, width, sizes, align="edge", color="#E3E3E3", edgecolor="white", linewidth=edge)
     ax.bar(starts[current], width, sizes[current], align="edge", color=OKABE_ITO[1], edgecolor="black", linewidth=1.5)

@@ -25,7 +25,8 @@ def rings(members, counts, buckets, position, hidden=None):
     hidden = np.zeros(members.shape, bool) if hidden is None else np.asarray(hidden)
     n_hashes, n_buckets, chunk_length = members.shape
     picture = Picture(max(5.0, 1.0 + n_hashes * (0.9 + 0.42 * chunk_length)), 1.2 + 0.36 * n_buckets)
-    axes, colours = np.atleast_1d(picture.subplots(1, n_hashes)), bucket_colours(n_buckets)
+    axes = np.atleast_1d(picture.subplots(1, n_hashes))
+    colours = bucket_colours(n_buckets)
     for h, ax in enumerate(axes):
         for b in range(n_buckets):
             for slot, i in enumerate(members[h, b]):

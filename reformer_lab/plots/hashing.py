@@ -21,7 +21,8 @@ def scores(both, buckets):
     n, n_buckets = both.shape
     buckets = _buckets("buckets", buckets, (n,), n_buckets)
     picture = Picture(width=1.6 + 0.85 * n_buckets, height=0.9 + 0.36 * n)
-    ax, colours = picture.add_subplot(), bucket_colours(n_buckets)
+    ax = picture.add_subplot()
+    colours = bucket_colours(n_buckets)
     for row, column in np.ndindex(n, n_buckets):
         won = column == buckets[row]
         colour = colours[column] if won else "#EEEEEE"
@@ -54,7 +55,9 @@ def circles(points, buckets, ring, n_buckets):
     if rounds > MOST_ROUNDS:
         raise ValueError(f"buckets must hold 1 to {MOST_ROUNDS} rounds to be drawn side by side, got {rounds}")
     ring = _buckets("ring", ring, (rounds, None), n_buckets)
-    size, names, colours = min(3.0, 9 / rounds), _names(len(points)), bucket_colours(n_buckets)
+    size = min(3.0, 9 / rounds)
+    names = _names(len(points))
+    colours = bucket_colours(n_buckets)
     picture = Picture(width=9, height=size + 0.3 * (rounds + 1) + 0.5)
     grid = picture.add_gridspec(rounds + 2, rounds, height_ratios=[size] + [0.3] * (rounds + 1))
     for h in range(rounds):
@@ -197,7 +200,8 @@ def _circle(ax, points, ring, colours, names):
 
 def _wedges(ring):
     """Intervals of equal buckets around the circle: [(first degree, last degree, bucket)]."""
-    starts, step = np.flatnonzero(ring != np.roll(ring, 1)), 360 / len(ring)
+    starts = np.flatnonzero(ring != np.roll(ring, 1))
+    step = 360 / len(ring)
     if not len(starts):
         return [(0.0, 360.0, int(ring[0]))]
     stops = [*starts[1:], starts[0] + len(ring)]

@@ -63,7 +63,9 @@ def sorted_windows(rows, chunk_length, query):
     axes = picture.subplots(len(rows), 1, squeeze=False)[:, 0]
     numbers = {}
     for ax, (title, (order, buckets, seen)) in zip(axes, rows.items(), strict=True):
-        order, buckets, seen = (np.asarray(order), np.asarray(buckets), np.sort(np.asarray(seen, dtype=int)))
+        order = np.asarray(order)
+        buckets = np.asarray(buckets)
+        seen = np.sort(np.asarray(seen, dtype=int))
         if sorted(order.tolist()) != list(range(length)):
             raise ValueError(f"rows must hold orders of the positions 0 to {length - 1}, got {order} for {title!r}")
         labels = [f"{p}\n({buckets[p]})" for p in order]
@@ -97,7 +99,8 @@ def output_changes(changes, changed):
     changed = np.asarray(changed)
     if not changes or changed.dtype != bool or changed.ndim != 1 or not changed.any():
         raise ValueError(f"changed must be bool (L,) with a changed token in it, got {changed.dtype} {changed.shape}")
-    first, position = int(np.argmax(changed)), np.arange(len(changed))
+    first = int(np.argmax(changed))
+    position = np.arange(len(changed))
     picture = Picture(width=8.5, height=0.9 + 1.6 * len(changes))
     axes = picture.subplots(len(changes), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     numbers, leaks = {}, []
@@ -119,7 +122,8 @@ def output_changes(changes, changed):
             )
             points.set_in_layout(False)  # an empty group counts as a point at the corner of the page
         ax.axvspan(first - 0.5, len(changed) - 0.5, color="#eeeeee", zorder=0)
-        count, largest = int(moved.sum()), float(change[:first].max(initial=0.0))
+        count = int(moved.sum())
+        largest = float(change[:first].max(initial=0.0))
         ax.set(yscale="log", ylabel="change", title=f"{title}: {count} of {first} earlier outputs change")
         leaks += [title] * (count > 0)
         numbers[f"{title}: earlier outputs changed"] = f"{count} of {first}"

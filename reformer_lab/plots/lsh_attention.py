@@ -16,7 +16,8 @@ def patterns(matrices, unit="weight"):
     Zeros stay white. Up to 16 tokens the entries are in the cells, weights (floats) in percent.
     """
     matrices = {title: as_square(f"matrices[{title!r}]", m) for title, m in entries("matrices", matrices).items()}
-    n, length = len(matrices), max(map(len, matrices.values()))
+    n = len(matrices)
+    length = max(map(len, matrices.values()))
     largest = max(m.max() for m in matrices.values())
     picture = Picture(width=min(1 + 3.6 * n, 10.5), height=0.6 + min(3.2, 10.5 / n))
     axes = picture.subplots(1, n, squeeze=False)[0]
@@ -39,7 +40,9 @@ def sorted_pattern(weights, order, buckets, chunk_length):
 
     weights (L, L), order int (L,): the position in each slot, buckets int (L,), one look-back chunk.
     """
-    weights, order, buckets = as_square("weights", weights), np.asarray(order), np.asarray(buckets)
+    weights = as_square("weights", weights)
+    order = np.asarray(order)
+    buckets = np.asarray(buckets)
     length = len(weights)
     if sorted(order.tolist()) != list(range(length)) or buckets.shape != (length,):
         raise ValueError(f"order must hold the positions 0 … {length - 1} once, and buckets {length} numbers")
@@ -54,7 +57,8 @@ def sorted_pattern(weights, order, buckets, chunk_length):
         ax.set_xticks(range(length), names, fontsize=8, rotation=90)
         ax.set(title=title, xlabel="key: position (bucket)", ylabel="query: position (bucket)")
     for start in range(0, length, chunk_length):
-        low, high = max(0, start - chunk_length), min(length, start + chunk_length)
+        low = max(0, start - chunk_length)
+        high = min(length, start + chunk_length)
         frame = (low - 0.5, start - 0.5), high - low, high - start
         right.add_patch(Rectangle(*frame, fill=False, edgecolor=HIGHLIGHT, linewidth=2))
     caption = """Heat maps of one attention matrix, query (rows) by key (columns), the darker the more. Left: scattered,
@@ -73,7 +77,8 @@ def weights_by_key(weights, keys=None):
     if len(keys) != n or any(w.shape != (n,) for w in weights.values()):
         raise ValueError(f"weights and keys must be {n} each, got {len(keys)} keys")
     picture = Picture(width=6.5, height=3)
-    ax, width = picture.add_subplot(), 0.8 / len(weights)
+    ax = picture.add_subplot()
+    width = 0.8 / len(weights)
     for at, (name, values) in enumerate(weights.items()):
         x = np.arange(n) + (at - (len(weights) - 1) / 2) * width
         colour, hatch = ((OKABE_ITO[1], ""), (OKABE_ITO[0], "//"), (OKABE_ITO[2], ".."), (OKABE_ITO[6], "x"))[at % 4]

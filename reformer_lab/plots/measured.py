@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-from reformer_ref._arguments import as_array, clear_errors, shown
+from reformer_ref._arguments import as_array, clear_errors, short_repr
 
 from reformer_lab import records
 from reformer_lab.planner import format_bytes
@@ -49,11 +49,11 @@ MIB, GIB = 2**20, 2**30
 def read(name):
     """The record ``reformer_lab/records/name.json``, a dict; ValueError if there is none of this name."""
     if not isinstance(name, str):
-        raise TypeError(f"name must be that of a record in reformer_lab/records, got {shown(name)}")
+        raise TypeError(f"name must be that of a record in reformer_lab/records, got {short_repr(name)}")
     path = DATA / f"{name}.json"
     if Path(name).name != name or not os.path.isfile(path):
         names = ", ".join(sorted(p.stem for p in DATA.glob("*.json"))) or "none"
-        raise ValueError(f"name must be a record in reformer_lab/records, got {shown(name)}; there are {names}")
+        raise ValueError(f"name must be a record in reformer_lab/records, got {short_repr(name)}; there are {names}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -138,7 +138,9 @@ def attention_by_length(records):
 def matmul_rate(records):
     """How much of the machine's rate of batched matrix products our attention reaches, against the length."""
     picture = Picture(7, 3.6)
-    ax, numbers, seconds = picture.add_subplot(), {}, medians(records, n_hashes=4)
+    ax = picture.add_subplot()
+    numbers = {}
+    seconds = medians(records, n_hashes=4)
     if "matmul" not in seconds:
         raise ValueError("records must hold the contender matmul, to which rates refer")
     at = seconds["matmul"][0]
@@ -279,7 +281,8 @@ def draw_parts(ax, rows):
     """Draw a stacked bar for each of ``rows`` {name: {part: bytes}} from top to bottom, its sum beside it; returns the
     widest sum in GB.
     """
-    at, left = np.arange(len(rows)), np.zeros(len(rows))
+    at = np.arange(len(rows))
+    left = np.zeros(len(rows))
     for part, (colour, hatch) in PART_STYLES.items():
         widths = np.array([parts[part] for parts in rows.values()]) / 1e9
         ax.barh(at, widths, 0.7, left, color=colour, hatch=hatch, edgecolor="white", label=part)
@@ -301,14 +304,15 @@ def draw_parts(ax, rows):
 
 @styled
 def memory_bars(rows, budget=None, kind="predicted"):
-    """Stacked bars of bytes: rows {name: {category: bytes}}, the categories of ``memory.predict.PARTS``; budget: bytes.
+    """Stacked bars of bytes: rows {name: {category: bytes}}, the categories of ``CATEGORIES`` of ``memory.predict``; budget: bytes.
 
     kind: "predicted", "counted" or "measured". A budget far beyond all bars is named, not drawn.
     """
     if not rows or any(set(parts) != set(PART_STYLES) for parts in rows.values()):
         raise ValueError(f"rows must map names to bytes for each of {', '.join(PART_STYLES)}, got {rows!r:.200}")
     picture = Picture(9, 1.6 + 0.5 * len(rows))
-    ax, at = picture.add_subplot(), np.arange(len(rows))
+    ax = picture.add_subplot()
+    at = np.arange(len(rows))
     widest, title = draw_parts(ax, rows), f"Peak memory, {kind}"
     if budget is not None and budget / 1e9 <= 8 * widest:
         ax.axvline(budget / 1e9, color=OKABE_ITO[2], ls="--", lw=2, label=f"budget {format_bytes(budget)}")

@@ -214,7 +214,8 @@ def rounds_at_evaluation(rounds, scores, measure, trained_with):
     if scores.ndim != 2 or not len(scores) or scores.shape[1] != len(rounds) or not len(rounds):
         raise ValueError(f"scores must have shape (draws, {len(rounds)}), got {scores.shape}")
     picture = Picture(width=6, height=3.4)
-    ax, mean = picture.add_subplot(), scores.mean(axis=0)
+    ax = picture.add_subplot()
+    mean = scores.mean(axis=0)
     for row in scores:
         ax.plot(range(len(rounds)), row, color="#777777", ls="", marker="x", ms=6)
     ax.plot(range(len(rounds)), mean, color=BLUE, ls="-", marker="o", label="mean")

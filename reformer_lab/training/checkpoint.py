@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 from reformer_ref import __version__
-from reformer_ref._arguments import require_int, shown
+from reformer_ref._arguments import require_int, short_repr
 from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
@@ -85,15 +85,15 @@ def save(folder, model: nn.Module, *, step=0, training=None, state=None) -> Path
     folder = as_path("folder", folder)
     step = require_int("step", step, 0, 10**9 - 1)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
+        raise TypeError(f"model must be a torch.nn.Module, got {short_repr(model)}")
     training = {} if training is None else training
     state = {} if state is None else state
     if not isinstance(training, dict) or not all(
         isinstance(k, str) and torch.is_tensor(t) for k, t in training.items()
     ):
-        raise TypeError(f"training must be a dict of names and tensors, got {shown(training)}")
+        raise TypeError(f"training must be a dict of names and tensors, got {short_repr(training)}")
     if not isinstance(state, dict):
-        raise TypeError(f"state must be a dict of JSON values, got {shown(state)}")
+        raise TypeError(f"state must be a dict of JSON values, got {short_repr(state)}")
 
     kind, config = described(model)
     manifest = {"step": step, "model": kind, "config": config, "version": __version__, "state": state}
@@ -326,7 +326,7 @@ def load(folder, report=None) -> tuple[nn.Module, Checkpoint]:
         CheckpointError: a ValueError; there is no checkpoint, or the newest is damaged and no report was given.
     """
     if report is not None and not callable(report):
-        raise TypeError(f"report must be a function or None, got {shown(report)}")
+        raise TypeError(f"report must be a function or None, got {short_repr(report)}")
     checkpoint, damaged = newest(folder)
     if damaged and report is None:
         raise CheckpointError(damaged[0][1])

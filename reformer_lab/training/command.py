@@ -72,7 +72,9 @@ class TrainCommand:
         from reformer_lab.training.loop import train
         from reformer_lab.training.processes import StopRequest, make_fabric, naming_lost_processes
 
-        options, data, config = self.training_options(), Data(self), self.model_config()
+        options = self.training_options()
+        data = Data(self)
+        config = self.model_config()
         device = usable_device(self.device)
         processes = require_int("--processes", self.processes, 1, 4096)
         fabric = make_fabric(device, processes, options.precision, _timeout(self.timeout))

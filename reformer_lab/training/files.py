@@ -8,20 +8,20 @@ import stat
 import tempfile
 from pathlib import Path
 
-from reformer_ref._arguments import shown
+from reformer_ref._arguments import short_repr
 
 
 def as_path(name, value):
     """``value`` as a Path; TypeError if it is not a path, ValueError if no file can have that name."""
     if not isinstance(value, (str, Path)):
-        raise TypeError(f"{name} must be a path, got {shown(value)}")
+        raise TypeError(f"{name} must be a path, got {short_repr(value)}")
     try:
         parts = [os.fsencode(part) for part in Path(value).parts]
         possible = len(os.fsencode(value)) <= 4096 and all(len(part) <= 255 and b"\0" not in part for part in parts)
     except UnicodeEncodeError:
         possible = False
     if not possible:
-        raise ValueError(f"{name} must be a name that a file can have, got {shown(str(value))}")
+        raise ValueError(f"{name} must be a name that a file can have, got {short_repr(str(value))}")
     return Path(value)
 
 

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import torch
-from reformer_ref._arguments import require_bool, shown
+from reformer_ref._arguments import require_bool, short_repr
 from tqdm.auto import tqdm
 
 from reformer_lab.data.text import bits
@@ -72,12 +72,12 @@ def train(
     _require_model(model)
     _require_windows("held_out", held_out)
     if not isinstance(options, TrainingOptions):
-        raise TypeError(f"options must be TrainingOptions, got {shown(options)}")
+        raise TypeError(f"options must be TrainingOptions, got {short_repr(options)}")
     if about is not None and not isinstance(about, dict):
-        raise TypeError(f"about must be a dict of JSON values or None, got {shown(about)}")
+        raise TypeError(f"about must be a dict of JSON values or None, got {short_repr(about)}")
     for name, function in (("batch_at", batch_at), ("report", report)):
         if not callable(function):
-            raise TypeError(f"{name} must be a function, got {shown(function)}")
+            raise TypeError(f"{name} must be a function, got {short_repr(function)}")
     for name, value in (("resume", resume), ("tensorboard", tensorboard), ("progress", progress)):
         require_bool(name, value)
     device = next(model.parameters()).device
@@ -105,7 +105,7 @@ def train(
 
 def _require_model(model):
     if not isinstance(model, torch.nn.Module) or not callable(getattr(model, "loss", None)):
-        raise TypeError(f"model must be a module with a method `loss`, got {shown(model)}")
+        raise TypeError(f"model must be a module with a method `loss`, got {short_repr(model)}")
     if next(model.parameters(), None) is None:
         raise ValueError("model must have parameters to train, got none")
 
@@ -119,6 +119,6 @@ def _require_windows(name, windows):
         torch.is_tensor(t) for window in windows for t in (window if isinstance(window, tuple) else (window,))
     )
     if not (is_tensor or is_list):
-        raise TypeError(f"{name} must be integers (n, L) or a list of tuples of tensors, got {shown(windows)}")
+        raise TypeError(f"{name} must be integers (n, L) or a list of tuples of tensors, got {short_repr(windows)}")
     if len(windows) == 0:
         raise ValueError(f"{name} must hold at least one window, got none")

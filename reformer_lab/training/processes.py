@@ -38,7 +38,8 @@ def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
         from lightning_fabric.strategies import DDPStrategy
     except ModuleNotFoundError:
         raise ModuleNotFoundError("training needs Lightning Fabric: pip install 'reformer_ref[lab]'") from None
-    processes, timeout = (require_int("processes", processes, 1, 4096), require_float("timeout", timeout, 0.001, 1e6))
+    processes = require_int("processes", processes, 1, 4096)
+    timeout = require_float("timeout", timeout, 0.001, 1e6)
     require_choice("precision", precision, tuple(FABRIC_PRECISION))
     if device is None:
         raise TypeError("device must be 'cpu' or 'cuda', got None")

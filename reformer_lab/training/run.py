@@ -58,7 +58,8 @@ class TrainingResult:
 
 def step_generator(seed, step):
     """The CPU generator from which the LSH layers draw their rotations in one step."""
-    seed, step = require_int("seed", seed, 0, 2**63 - 1), require_int("step", step, 0, 2**63 - 1)
+    seed = require_int("seed", seed, 0, 2**63 - 1)
+    step = require_int("step", step, 0, 2**63 - 1)
     return torch.Generator().manual_seed(_seed_from(seed, step, 1))
 
 
@@ -214,7 +215,8 @@ class Run:
         loss, norm = self._gradient(batch)
         self._require_finite(loss, norm, rate, batch)
         self.wrapped_optimizer.step()
-        now, tokens = time.perf_counter(), batch[0].numel()
+        now = time.perf_counter()
+        tokens = batch[0].numel()
         self.result.tokens += tokens
         norm = norm if math.isfinite(norm) else None  # the loss scaler has left this step out
         line = {"step": self.step + 1, "bits": bits(loss), "learning_rate": rate, "gradient_norm": norm}
@@ -310,9 +312,9 @@ class Run:
     # ---- checkpoints
 
     def _due(self):
-        every, minutes = self.options.checkpoint_every, self.options.checkpoint_minutes
+        interval, minutes = self.options.checkpoint_every, self.options.checkpoint_minutes
         by_time = minutes and time.perf_counter() - self.saved_at >= 60.0 * minutes
-        return not self.finished and (by_time or (every and self.step % every == 0))
+        return not self.finished and (by_time or (interval and self.step % interval == 0))
 
     def save(self, finished=False):
         """Write a checkpoint of this moment, if this process is the one that writes."""

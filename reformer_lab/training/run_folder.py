@@ -109,7 +109,9 @@ class Journal:
         kept = _read_up_to(metrics, mark)
         times = [line for line in _timing_lines(timings) if line["step"] <= step] if step else []
         self.lines = [json.loads(line) for line in kept.splitlines()], times
-        self.digest, self.bytes, self.board = hashlib.sha256(kept), len(kept), None
+        self.digest = hashlib.sha256(kept)
+        self.bytes = len(kept)
+        self.board = None
         write_atomically(metrics, kept)
         write_atomically(timings, b"".join(map(_json_line, times)))
         self.file, self._timings = open(metrics, "ab", 0), open(timings, "ab", 0)  # noqa: SIM115 see close()
@@ -202,7 +204,9 @@ def differences(stored, asked, prefix=""):
     """[(name, "name is 128 in the checkpoint and 256 now"), …] of two JSON objects; nested names joined by dots."""
     lines = []
     for name in sorted(stored.keys() | asked.keys()):
-        path, then, now = f"{prefix}{name}", stored.get(name), asked.get(name)
+        path = f"{prefix}{name}"
+        then = stored.get(name)
+        now = asked.get(name)
         if isinstance(then, dict) and isinstance(now, dict):
             lines += differences(then, now, f"{path}.")
         elif json.dumps(then) != json.dumps(now):  # a tuple is a list in JSON

@@ -13,7 +13,7 @@ from itertools import product
 
 from reformer_ref._arguments import clear_errors, require_int
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.memory.predict import NOT_PREDICTED, PARTS, predict_peak
+from reformer_ref.memory.predict import CATEGORIES, NOT_PREDICTED, predict_peak
 from reformer_ref.model.config import ReformerConfig
 
 from reformer_lab import records
@@ -47,14 +47,15 @@ def peak_parts(length, layers, heads, rounds, reversible):
     length: from 4,096 tokens to 2^19 a power of two, beyond that any; layers ≥ 2; 1, 2, 4 or 8
     heads; 1, 2 or 4 rounds. ValueError for anything else.
     """
-    require_int("length", length), require_int("layers", layers, DEPTHS[0])
+    require_int("length", length)
+    require_int("layers", layers, DEPTHS[0])
     if length <= LENGTHS[-1]:
         if length not in LENGTHS:
             raise ValueError(f"length must be one of {', '.join(map(str, LENGTHS))} or longer, got {length}")
-        return dict(zip(PARTS, _at(length, layers, heads, rounds, reversible), strict=True))
+        return dict(zip(CATEGORIES, _at(length, layers, heads, rounds, reversible), strict=True))
     short, long = LENGTHS[-2:]
     low, high = (_at(n, layers, heads, rounds, reversible) for n in (short, long))
-    return dict(zip(PARTS, _line(short, low, long, high, length), strict=True))
+    return dict(zip(CATEGORIES, _line(short, low, long, high, length), strict=True))
 
 
 @controls(length=[*LENGTHS, 2**20], layers=(2, 24), heads=[*HEADS], rounds=[*ROUNDS], reversible=bool)
@@ -71,12 +72,12 @@ def memory(length=2**20, layers=6, heads=4, rounds=2, reversible=True):
     rows = {name: peak_parts(n, depth, heads, rounds, way) for name, (n, depth, way) in ways.items()}
     picture = memory_bars(rows, BUDGET)
     chosen = rows["as chosen"]
-    shares = {part: format_bytes(size) for part, size in chosen.items()}
+    sizes = {part: format_bytes(size) for part, size in chosen.items()}
     return picture.describe(
         f"Stacked bars: predicted peak memory (x, GB) of a training step on {length:,} tokens, by part, for "
         f"{layers} layers{'' if reversible else ', not reversible'}, {heads} heads, {rounds} rounds; below it what one "
         "change would do; dashed: 16 GB. Nothing here is measured.",
-        **shares, together=format_bytes(sum(chosen.values())),
+        **sizes, together=format_bytes(sum(chosen.values())),
         **{"share of 16 GB": f"{100 * sum(chosen.values()) / BUDGET:.3g} %"},
         **{f"{name} fits": sum(parts.values()) <= BUDGET for name, parts in rows.items()},
     )  # fmt: skip
@@ -109,7 +110,7 @@ def write_points(path=POINTS, lengths=LENGTHS, heads=HEADS, rounds=ROUNDS):
     for n_heads, n_rounds, way in tqdm(list(product(heads, rounds, (True, False)))):
         parts = [
             [
-                [size for _, size in predict_peak(config_of(n, depth, n_heads, n_rounds, way), n).parts]
+                [size for _, size in predict_peak(config_of(n, depth, n_heads, n_rounds, way), n).breakdown]
                 for depth in DEPTHS
             ]
             for n in lengths
@@ -117,7 +118,7 @@ def write_points(path=POINTS, lengths=LENGTHS, heads=HEADS, rounds=ROUNDS):
         entries.append({"heads": n_heads, "rounds": n_rounds, "reversible": way, "bytes": parts})
     head = record.about("python -m reformer_lab.widgets.memory", 1)
     note = f"predicted peak bytes of a training step by length, depth and part; without {NOT_PREDICTED}"
-    axes = {"lengths": lengths, "layers": DEPTHS, "parts": list(PARTS)}
+    axes = {"lengths": lengths, "layers": DEPTHS, "parts": list(CATEGORIES)}
     record.write(path, {**head, "note": note, **axes, "points": entries})
 
 

@@ -67,7 +67,8 @@ def visibility_reasons(query, buckets, options):
     buckets int (n_hashes, L); options without wrap and with one chunk of look-back. ``visible_counts`` decides, one
     round at a time, which keys are visible; the reasons are worked out from buckets and chunks.
     """
-    rounds, single = range(len(buckets)), replace(options, n_hashes=1)
+    rounds = range(len(buckets))
+    single = replace(options, n_hashes=1)
     keys = np.arange(buckets.shape[1])
     visible = np.stack([visible_counts(b[None], single)[query] > 0 for b in buckets]) & (keys != query)
     before = np.cumsum(visible, axis=0) - visible  # in how many earlier rounds
@@ -107,7 +108,8 @@ def dense_pattern(scale=1.0, unit_keys=True, causal=True, self_only_as_last_reso
     keys = normalize_keys(SIX) if unit_keys else SIX
     weights = attend(SIX, keys, SIX, counts, scale)[1]
     picture = attention_matrices({"six words": weights}, WORDS)
-    on_itself, on_cat = weights.diagonal().mean(), weights[:, 1].sum() / len(WORDS)
+    on_itself = weights.diagonal().mean()
+    on_cat = weights[:, 1].sum() / len(WORDS)
     return picture.describe(
         picture.caption, **picture.numbers, **{"mean weight on itself": on_itself, "on “cat”": on_cat}
     )

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from reformer_ref._arguments import require_bool, require_float, require_int, require_room
+from reformer_ref._arguments import require_bool, require_fits, require_float, require_int
 from reformer_ref._tensors import (
     has_values,
     require_floating,
@@ -76,7 +76,7 @@ def split_chunks(
     if has_values(order):
         n_chunks = -(-order.shape[-1] // chunk_length)
         batch = order.numel() // order.shape[-1]
-        require_room(orders=batch, n_chunks=n_chunks, chunk_length=chunk_length)
+        require_fits(orders=batch, n_chunks=n_chunks, chunk_length=chunk_length)
     return plain.split_chunks(order, chunk_length)
 
 
@@ -116,7 +116,7 @@ def look_adjacent(
     after = require_int("chunks_after", chunks_after, 0)
     require_bool("wrap", wrap)
     if has_values(chunks):
-        require_room(numbers=chunks.numel(), chunks_before_and_after=before + 1 + after)
+        require_fits(numbers=chunks.numel(), chunks_before_and_after=before + 1 + after)
     return plain.look_adjacent(chunks, before, after, wrap, fill)
 
 

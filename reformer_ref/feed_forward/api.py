@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from reformer_ref._arguments import (
     require_bool,
     require_choice,
+    require_fits,
     require_float,
     require_int,
-    require_room,
     require_shape,
 )
 from reformer_ref._tensors import (
@@ -56,8 +56,8 @@ def layer_norm(
     require_shape("scale", scale, x.shape[-1:], "(d)")
     require_shape("bias", bias, x.shape[-1:], "(d)")
     if eps < SMALLEST_EPS and has_values(x) and not bool(x.var(-1, correction=0).all()):
-        what = "above 0 (and above 1e-30 in float32) where a row of x holds equal numbers"
-        raise ValueError(f"eps must be {what}, got {eps}")
+        accepted = "above 0 (and above 1e-30 in float32) where a row of x holds equal numbers"
+        raise ValueError(f"eps must be {accepted}, got {eps}")
     return plain.layer_norm(x, scale, bias, eps)
 
 
@@ -181,14 +181,15 @@ class FeedForward(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.d_model, self.d_ff = require_int("d_model", d_model), require_int("d_ff", d_ff)
+        self.d_model = require_int("d_model", d_model)
+        self.d_ff = require_int("d_ff", d_ff)
         self.activation = require_choice("activation", activation, tuple(ACTIVATIONS))
         self.dropout = require_float("dropout", dropout, minimum=0.0, below=1.0)
         self.chunk_length = chunk_length
         if chunk_length is not None:
             self.chunk_length = require_int("chunk_length", chunk_length)
         require_bool("bias", bias)
-        require_room(d_model=d_model, d_ff=d_ff)
+        require_fits(d_model=d_model, d_ff=d_ff)
         if generator is not None:
             require_generator("generator", generator)
         self.w1 = nn.Parameter(torch.randn(d_model, d_ff, generator=generator) * d_model**-0.5)
@@ -220,12 +221,12 @@ def require_targets(targets, shape, vocab_size, device):
     if has_values(targets):
         counted = targets[targets != IGNORED]
         if not len(counted):
-            what = f"at least one position that counts, got only {IGNORED}"
-            raise ValueError(f"targets must hold {what}")
+            accepted = f"at least one position that counts, got only {IGNORED}"
+            raise ValueError(f"targets must hold {accepted}")
         low, high = (int(value) for value in counted.aminmax())
         if low < 0 or high >= vocab_size:
-            what = f"[0, {vocab_size}) or {IGNORED}, got values from {low} to {high}"
-            raise ValueError(f"targets must be in {what}")
+            accepted = f"[0, {vocab_size}) or {IGNORED}, got values from {low} to {high}"
+            raise ValueError(f"targets must be in {accepted}")
     return targets
 
 
@@ -244,5 +245,5 @@ def _require_same_kind(first_name, first, **others):
 
 def _require_positions(name, tensor, least, shape):
     if tensor.ndim < least or tensor.numel() == 0:
-        what = f"shape {shape} and hold at least one position"
-        raise ValueError(f"{name} must have {what}, got {tuple(tensor.shape)}")
+        accepted = f"shape {shape} and hold at least one position"
+        raise ValueError(f"{name} must have {accepted}, got {tuple(tensor.shape)}")

@@ -68,9 +68,9 @@ def check_feed_forward(fn, seed=0, tolerance=1e-12):
     for arrays, activation, chunk_lengths in _feed_forward_cases(seed):
         want = _by_position_feed_forward(*arrays, activation)
         for chunk_length in chunk_lengths:
-            what = f"feed_forward of shape {want.shape}, {activation}, chunk_length={chunk_length}"
+            case = f"feed_forward of shape {want.shape}, {activation}, chunk_length={chunk_length}"
             errors.append(
-                expect_close(what, fn(*arrays, activation, chunk_length), want, tolerance, CHUNKS)
+                expect_close(case, fn(*arrays, activation, chunk_length), want, tolerance, CHUNKS)
             )
     print(f"check_feed_forward: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
@@ -107,9 +107,9 @@ def check_cross_entropy(fn, seed=0, tolerance=1e-12):
     for arrays, targets, chunk_lengths in _cross_entropy_cases(seed):
         want = _by_position_cross_entropy(*arrays, targets)
         for chunk_length in chunk_lengths:
-            what = f"cross_entropy of targets of shape {targets.shape}, chunk_length={chunk_length}"
+            case = f"cross_entropy of targets of shape {targets.shape}, chunk_length={chunk_length}"
             errors.append(
-                expect_close(what, fn(*arrays, targets, chunk_length), want, tolerance, hint)
+                expect_close(case, fn(*arrays, targets, chunk_length), want, tolerance, hint)
             )
     print(f"check_cross_entropy: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
@@ -146,22 +146,22 @@ class _GradientReport:
         self.name, self.tolerance = name, tolerance
         self.n, self.worst, self.worst_difference = 0, 0.0, 0.0
 
-    def compare(self, what, names, got, spec_grads, formula, inputs, d_out, hint):
+    def compare(self, case, names, got, spec_grads, formula, inputs, d_out, hint):
         if len(got) != len(names):
             raise AssertionError(
-                f"{what}: got {len(got)} gradients, expected {len(names)}: {', '.join(names)}."
+                f"{case}: got {len(got)} gradients, expected {len(names)}: {', '.join(names)}."
             )
         for i, name in enumerate(names):
             numeric = central_difference(
                 lambda a, i=i: formula(*inputs[:i], a, *inputs[i + 1 :]), inputs[i], d_out
             )
             error = expect_close(
-                f"{name} of {what}, against central differences", got[i], numeric, 1e-7, hint
+                f"{name} of {case}, against central differences", got[i], numeric, 1e-7, hint
             )
             self.worst_difference = max(self.worst_difference, error)
             self.worst = max(
                 self.worst,
-                expect_close(f"{name} of {what}", got[i], spec_grads[i], self.tolerance, hint),
+                expect_close(f"{name} of {case}", got[i], spec_grads[i], self.tolerance, hint),
             )
         self.n += 1
 
@@ -234,9 +234,8 @@ def _cross_entropy_cases(seed, huge=True):
             weight, bias = rng.standard_normal((3, 6)), rng.standard_normal(6)
             targets = rng.integers(0, 6, (*lead, length))
             if length > 1:
-                targets[..., [0, 2, 3, 6]] = (
-                    spec.IGNORED
-                )  # counted and ignored positions unevenly spread over chunks
+                # counted and ignored positions unevenly spread over chunks
+                targets[..., [0, 2, 3, 6]] = spec.IGNORED
             yield (hidden, weight, bias), targets, chunk_lengths
 
 

@@ -30,10 +30,10 @@ def cross_entropy(hidden, weight, bias, targets, chunk_length=None):
 
     hidden = hidden.reshape(-1, hidden.shape[-1])  # (N, d)
     targets = targets.reshape(-1)  # (N)
-    total = chunked(
+    loss_sum = chunked(
         chunk_sum, (hidden, targets), (weight, bias), chunk_length, dim=0, add=True, rng=False
     )
-    return total / (targets != plain.IGNORED).sum()
+    return loss_sum / (targets != plain.IGNORED).sum()
 
 
 def chunked(fn, xs, params=(), chunk_length=None, dim=-2, add=False, rng=True):
@@ -67,7 +67,7 @@ def chunked(fn, xs, params=(), chunk_length=None, dim=-2, add=False, rng=True):
     return _in_chunks(fn, xs, params, chunk_length, dim, add)
 
 
-def chunk_slices(length, chunk_length):
+def chunk_ranges(length, chunk_length):
     """The chunks of ``length`` positions as slices; the last may be shorter. None: a single one."""
     step = chunk_length or length
     return [slice(start, min(start + step, length)) for start in block_starts(length, step)]
@@ -80,7 +80,7 @@ def _cut(x, dim, chunk):
 def _in_chunks(fn, xs, params, chunk_length, dim, add):
     """One chunk after the other, written into (or added to) one result."""
     result = None
-    for chunk in chunk_slices(xs[0].shape[dim], chunk_length):
+    for chunk in chunk_ranges(xs[0].shape[dim], chunk_length):
         out = fn(*[_cut(x, dim, chunk) for x in xs], *params)
         if add:
             result = out if result is None else result + out
@@ -99,7 +99,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, fn, chunk_length, dim, add, rng, n_xs, *tensors):
         ctx.fn, ctx.dim, ctx.add, ctx.n_xs = fn, dim, add, n_xs
-        ctx.chunks = chunk_slices(tensors[0].shape[dim], chunk_length)
+        ctx.chunks = chunk_ranges(tensors[0].shape[dim], chunk_length)
         ctx.replay = Replay(*tensors, rng=rng)
         ctx.save_for_backward(*tensors)
         with ctx.replay.uncached_autocast():

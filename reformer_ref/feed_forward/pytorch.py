@@ -32,12 +32,12 @@ def cross_entropy(hidden, weight, bias, targets, chunk_length=None):
     """Mean over the counted positions of log Σ_v exp(z_v) - z_target, logits z = hidden · weight + bias."""
     hidden = hidden.reshape(-1, hidden.shape[-1])  # (N, d)
     targets = targets.reshape(-1)  # (N)
-    total = 0.0
+    loss_sum = 0.0
     n = chunk_length or len(hidden)
     for hidden_chunk, targets_chunk in zip(hidden.split(n), targets.split(n), strict=True):
         logits = F.linear(hidden_chunk, weight.t(), bias)  # (chunk, V)
-        total = total + cross_entropy_sum(logits, targets_chunk)
-    return total / (targets != IGNORED).sum()
+        loss_sum = loss_sum + cross_entropy_sum(logits, targets_chunk)
+    return loss_sum / (targets != IGNORED).sum()
 
 
 def cross_entropy_sum(logits, targets):

@@ -110,15 +110,16 @@ def cross_entropy(hidden, weight, bias, targets, chunk_length=None):
     targets (…) integers in [0, V), or IGNORED = -100 where a position does not count -> float. The
     (N, V) logits exist for ``chunk_length`` positions at a time.
     """
-    hidden, targets = _rows(hidden), targets.reshape(-1)
-    total = 0.0
+    hidden = _rows(hidden)
+    targets = targets.reshape(-1)
+    loss_sum = 0.0
     for chunk in _chunks(len(hidden), chunk_length):
         logits = hidden[chunk] @ weight + (0.0 if bias is None else bias)  # (chunk, V)
         lse = _log_sum_exp(logits)
         for row, target in enumerate(targets[chunk]):
             if target != IGNORED:
-                total += lse[row, 0] - logits[row, target]
-    return total / (targets != IGNORED).sum()
+                loss_sum += lse[row, 0] - logits[row, target]
+    return loss_sum / (targets != IGNORED).sum()
 
 
 def cross_entropy_vjp(hidden, weight, bias, targets, d_loss=1.0, chunk_length=None):
@@ -127,9 +128,12 @@ def cross_entropy_vjp(hidden, weight, bias, targets, d_loss=1.0, chunk_length=No
     d_logits = (softmax - one-hot) / number of counted positions; 0 where a position does not count.
     """
     shape = hidden.shape
-    hidden, targets = _rows(hidden), targets.reshape(-1)
+    hidden = _rows(hidden)
+    targets = targets.reshape(-1)
     counted = targets != IGNORED
-    d_hidden, d_weight, d_bias = np.zeros(hidden.shape), np.zeros(weight.shape), 0.0
+    d_hidden = np.zeros(hidden.shape)
+    d_weight = np.zeros(weight.shape)
+    d_bias = 0.0
     for chunk in _chunks(len(hidden), chunk_length):
         logits = hidden[chunk] @ weight + (0.0 if bias is None else bias)  # (chunk, V)
         d_logits = np.exp(logits - _log_sum_exp(logits))

@@ -13,7 +13,7 @@ from reformer_ref._arguments import (
     require_choice,
     require_float,
     require_int,
-    shown,
+    short_repr,
 )
 from reformer_ref._tensors import has_values, require_floating, require_padding_mask
 from reformer_ref.generation import beam
@@ -265,7 +265,7 @@ def _require_model(model):
 
 def _require_function(name, value, signature=""):
     if not callable(value):
-        raise TypeError(f"{name} must be a function{signature}, got {shown(value)}")
+        raise TypeError(f"{name} must be a function{signature}, got {short_repr(value)}")
 
 
 def _require_sampling_generator(generator, temperature):

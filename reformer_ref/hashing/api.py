@@ -7,8 +7,8 @@ from torch import Tensor
 from reformer_ref._arguments import (
     bucket_factors,
     require_choice,
+    require_fits,
     require_int,
-    require_room,
     require_shape,
 )
 from reformer_ref._tensors import (
@@ -83,7 +83,7 @@ def random_rotations(
     if n_heads is not None:
         sizes["n_heads"] = require_int("n_heads", n_heads)
     factors = bucket_factors(n_buckets)
-    require_room(**sizes, n_buckets=sum(factors) // 2)
+    require_fits(**sizes, n_buckets=sum(factors) // 2)
     return plain.random_rotations(
         generator, n_hashes, d, factors, n_heads, dtype=dtype, device=device
     )

@@ -35,17 +35,17 @@ def _argmax_of_both_signs(scores: Tensor, factors: tuple[int, ...]) -> Tensor:
     """
     buckets, stride, start = 0, 1, 0
     for factor in factors:
-        half = factor // 2
-        s = scores[..., start : start + half, :]  # (…, n_hashes, factor/2, block)
+        columns = factor // 2  # of R; each stands for two buckets
+        s = scores[..., start : start + columns, :]  # (…, n_hashes, factor/2, block)
         high = s.amax(-2, keepdim=True)
         low = s.amin(-2, keepdim=True)
         mirrored = high < -low  # on a tie the lower index, s itself, wins
         best = torch.where(mirrored, low, high)
-        # The lowest index whose score is the best: every other one gets ``half`` added to it.
-        number = torch.arange(half, dtype=s.dtype, device=s.device)[:, None]
+        # The lowest index whose score is the best: every other one gets ``columns`` added to it.
+        number = torch.arange(columns, dtype=s.dtype, device=s.device)[:, None]
         differs = torch.ne(s, best, out=s.new_empty(s.shape))  # 0.0 and 1.0: faster than bool
-        index = differs.mul_(half).add_(number).amin(-2, keepdim=True)
-        buckets = buckets + stride * (index + half * mirrored).squeeze(-2).long()
+        index = differs.mul_(columns).add_(number).amin(-2, keepdim=True)
+        buckets = buckets + stride * (index + columns * mirrored).squeeze(-2).long()
         stride *= factor
-        start += half
+        start += columns
     return buckets

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from reformer_ref._arguments import shown
+from reformer_ref._arguments import short_repr
 
 # What transformers assumes where config.json is silent (its ReformerConfig, release 5.23).
 DEFAULTS = {
@@ -61,7 +61,7 @@ def read_pretrained(source: str | Path) -> tuple[dict[str, torch.Tensor], Simple
         listed = _read_json(weights_file).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise ValueError(
-                f"{weights_file} must list the files of the weights under weight_map, got {shown(listed)}"
+                f"{weights_file} must list the files of the weights under weight_map, got {short_repr(listed)}"
             )
         files = sorted({_inside(folder, name) for name in listed.values()})
     weights = {}
@@ -112,7 +112,8 @@ def _fetch(name):
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise ValueError(
-            f"source {shown(name)} is no folder here; to fetch a name from the hub: pip install 'reformer_ref[hub]'"
+            f"source {short_repr(name)} is no folder here; "
+            "to fetch a name from the hub: pip install 'reformer_ref[hub]'"
         ) from None
     try:
         return Path(
@@ -121,5 +122,5 @@ def _fetch(name):
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"source {shown(name)} is no folder here, nor to be had from the hub: {reason}"
+            f"source {short_repr(name)} is no folder here, nor to be had from the hub: {reason}"
         ) from None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from reformer_ref._arguments import clear_errors, require_bool, shown
+from reformer_ref._arguments import clear_errors, require_bool, short_repr
 from reformer_ref.huggingface.files import read_pretrained
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
@@ -133,7 +133,9 @@ def carry_over(
     """
     require_bool("add_head_bias", add_head_bias)
     if not (isinstance(model_class, type) and issubclass(model_class, torch.nn.Module)):
-        raise TypeError(f"model_class must be ReformerLM or a subclass, got {shown(model_class)}")
+        raise TypeError(
+            f"model_class must be ReformerLM or a subclass, got {short_repr(model_class)}"
+        )
     source, hf_config = model_or_state_dict, None
     if isinstance(source, (str, Path)):
         source, hf_config = read_pretrained(source)

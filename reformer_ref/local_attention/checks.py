@@ -89,7 +89,8 @@ def _window_of_positions(fn, options, rng):
     for length in (1, 2, options.chunk_length, 3 * options.chunk_length + 2):
         q, k, v = _draw(rng, length)
         n_chunks = -(-length // options.chunk_length)
-        i, j = np.arange(length)[:, None], np.arange(length)
+        i = np.arange(length)[:, None]
+        j = np.arange(length)
         counts = np.zeros((length, length))
         for offset in range(-options.chunks_before, options.chunks_after + 1):
             step = j // options.chunk_length - i // options.chunk_length - offset

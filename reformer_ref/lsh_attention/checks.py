@@ -22,11 +22,8 @@ from reformer_ref.testing import (
 )
 
 OPTIONS = (
-    *(
-        LSHOptions.preset(name, n_hashes=2, chunk_length=4)
-        for name in PRESETS
-        if name != "huggingface"
-    ),  # as "trax"
+    # without "huggingface", which is as "trax"
+    *(LSHOptions.preset(p, n_hashes=2, chunk_length=4) for p in PRESETS if p != "huggingface"),
     LSHOptions(n_hashes=3, chunk_length=4, chunks_after=1, causal=False),
     LSHOptions(n_hashes=3, chunk_length=4, count_once=False),
     LSHOptions(n_hashes=2, chunk_length=3, chunks_before=2, chunks_after=1, within_bucket=False),
@@ -183,7 +180,8 @@ def _one_bucket_is_a_window(fn, options, rng):
         return
     length = max(37, 4 * options.chunk_length + 3)  # long enough for an unstable sort to show
     qk, v, buckets = _draw(rng, length, options)
-    i, j = np.arange(length)[:, None], np.arange(length)
+    i = np.arange(length)[:, None]
+    j = np.arange(length)
     step = j // options.chunk_length - i // options.chunk_length
     seen = (step >= -options.chunks_before) & (step <= options.chunks_after)
     if options.window == "rank":
@@ -290,7 +288,7 @@ IDENTITIES = (  # the most telling first
 )
 
 SELF = "A token attends to itself only when no round shows it anything else, and then wholly."
-COMPARE = "Compare who sees whom with visible_counts in the spec."
+COMPARE = "Compare the visible pairs with visible_counts in the spec."
 GRADIENT = (
     "qk collects two gradients, as queries and, through the normalisation, as keys. Nothing flows "
     "through buckets."

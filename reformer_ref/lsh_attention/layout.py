@@ -203,20 +203,22 @@ def hidden_pairs(layout, block):
     if layout.slot is not None:
         slots = per_key(block, layout.slot[r], options)
         if options.wrap:  # keys of other rounds are not in this round's bucket
-            from_here = unfold_windows(
+            same_round = unfold_windows(
                 (block.key_rounds == r)[None, :, None].expand(block.key_rows.shape), options.width
             )
-            slots = slots.masked_fill(~from_here[:, None], layout.beyond)
+            slots = slots.masked_fill(~same_round[:, None], layout.beyond)
 
     # 1. The keys that position rules out. Within a bucket, slots are in the order of positions.
     if options.within_bucket and options.causal:
         hidden = _in_range(layout, block, r, slots, torch.gt)
     elif options.causal:
         later = torch.gt if layout.see_self else torch.ge
-        i, j = per_query(block, layout.position), per_key(block, layout.key_position, options)
+        i = per_query(block, layout.position)
+        j = per_key(block, layout.key_position, options)
         hidden = compare(later, j, i)
     else:
-        i, j = per_query(block, layout.position), per_key(block, layout.key_position, options)
+        i = per_query(block, layout.position)
+        j = per_key(block, layout.key_position, options)
         padding = compare(torch.gt, j, torch.full_like(i, layout.beyond - 1))
         hidden = padding if layout.see_self else compare(torch.eq, j, i).add_(padding)
 
@@ -266,12 +268,12 @@ def _seen_on_ring(layout, block):
         for at, offset in enumerate(range(-options.chunks_before, options.chunks_after + 1)):
             looked_at = (query_chunk[r] + offset) % (n_hashes * n_chunks)
             for key_round in [r] if options.within_bucket else range(n_hashes):
-                shown = looked_at == key_chunk[key_round]
+                in_window = looked_at == key_chunk[key_round]
                 if options.within_bucket:  # buckets are the same where their first slots are
                     i, j = layout.first[r], layout.first[r]
-                    shown &= per_query(block, i) == per_key(block, j, options)
+                    in_window &= per_query(block, i) == per_key(block, j, options)
                 # In this round only the places before its own come earlier.
-                seen |= shown if r < block.round else shown & (place > at)
+                seen |= in_window if r < block.round else in_window & (place > at)
     return seen
 
 

@@ -172,7 +172,7 @@ def _forward(q, k, v, inverse, layout, scale, block_size):
             out.index_copy_(0, rows, block_out)
             lse.index_copy_(0, rows, block_lse)
 
-    for_each(attend, _slices_of_sequences(layout, block_size), v)
+    for_each(attend, _sequence_blocks(layout, block_size), v)
     out, lse = out[:-1].to(v.dtype), lse[:-1]
     if k is None:
         out.addcmul_(v, _only_self(lse, layout).to(v.dtype))
@@ -232,7 +232,7 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
                 query_chunks(d_shared, options).add_(d_queries.view(*block.query_rows.shape, -1))
                 d_q.index_add_(0, key_rows, d_shared.flatten(0, 2))
 
-    for_each(attend, _slices_of_sequences(layout, block_size), v)
+    for_each(attend, _sequence_blocks(layout, block_size), v)
     d_q, d_v = d_q[:-1], d_v[:-1]
     if k is None:
         d_v.addcmul_(d_out, _only_self(lse, layout).to(d_out.dtype))
@@ -241,7 +241,7 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
     return d_q.to(q.dtype), d_k, d_v.to(v.dtype)
 
 
-def _slices_of_sequences(layout, block_size):
+def _sequence_blocks(layout, block_size):
     """The sequences, as many in a slice as fit into one block, at least one."""
     step = sequences_per_block(layout, block_size)
     return [slice(start, start + step) for start in block_starts(len(layout.key_rows), step)]
@@ -261,9 +261,8 @@ def _masked_scores(queries, keys, layout, block, scale):
     """log2(e) · scale · q·k for all pairs of a window, far below where hidden; float32 at least."""
     hidden = hidden_pairs(layout, block)  # (m, chunk_length, window)
     keys = unfold_windows(keys, layout.options.width).mT  # (m, d, window)
-    if (
-        hidden.dtype == queries.dtype
-    ):  # product, scale and mask in one pass, in the memory of the mask
+    # Product, scale and mask in one pass, in the memory of the mask.
+    if hidden.dtype == queries.dtype:
         return hidden.baddbmm_(queries, keys, beta=-HIDE, alpha=scale * LOG2E)
     if queries.dtype == torch.float16:  # whose largest number is 65504
         queries, keys = queries.float(), keys.float()

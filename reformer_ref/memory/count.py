@@ -39,7 +39,7 @@ def count_peak(fn: Callable[[], object], *, on: str | torch.device | None = None
         on: count this device alone ("cpu", "cuda", "cuda:1"); None: all.
 
     Returns:
-        A Peak whose parts are what was alive at the peak, by the operation that made it, largest
+        A Peak whose breakdown is what was alive at the peak, by the operation that made it, largest
         first.
 
     Raises:
@@ -51,11 +51,11 @@ def count_peak(fn: Callable[[], object], *, on: str | torch.device | None = None
     sizes: dict[str, int] = {}
     for storage in counter.at_peak():
         sizes[str(storage.label)] = sizes.get(str(storage.label), 0) + storage.bytes
-    parts = sorted(sizes.items(), key=lambda part: -part[1])
+    breakdown = sorted(sizes.items(), key=lambda entry: -entry[1])
     if freed := sum(sizes.values()) - counter.peak:
-        parts.append(("there before, let go", -freed))
+        breakdown.append(("there before, let go", -freed))
     return Peak(
-        "counted (tensor bytes)", counter.start, counter.peak, result, tuple(parts), NOT_COUNTED
+        "counted (tensor bytes)", counter.start, counter.peak, result, tuple(breakdown), NOT_COUNTED
     )
 
 
@@ -93,13 +93,11 @@ class Counter(TorchDispatchMode):
 
     def __enter__(self):
         gc.collect()
-        for thing in (
-            gc.get_objects()
-        ):  # by type: isinstance asks the thing itself, and lazy modules answer by loading
+        # By type: isinstance asks the object itself, and lazy modules answer by loading.
+        for thing in gc.get_objects():
             if issubclass(type(thing), torch.Tensor):
-                with suppress(
-                    NotImplementedError, RuntimeError, TypeError, ValueError
-                ):  # no storage: sparse, lazy
+                # sparse and lazy tensors have no storage
+                with suppress(NotImplementedError, RuntimeError, TypeError, ValueError):
                     self.see(thing, None)
         return super().__enter__()
 
@@ -221,9 +219,8 @@ class MetaCounter(Counter):
     operations in every layer, head and block.
     """
 
-    _remembered: ClassVar[
-        dict
-    ] = {}  # (operation, shapes and values of its arguments) -> what it returns
+    # (operation, shapes and values of its arguments) -> what it returns
+    _remembered: ClassVar[dict] = {}
     _MOST_REMEMBERED = 1 << 18
 
     def __init__(self):

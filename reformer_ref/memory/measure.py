@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from reformer_ref._arguments import require_choice, shown
+from reformer_ref._arguments import require_choice, short_repr
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Peak:
         start_bytes: what was in use before the run.
         above_start_bytes: what the run added at its peak.
         result: what the function returned.
-        parts: (name, bytes) pairs that add up to above_start_bytes; empty if measured.
+        breakdown: (name, bytes) pairs that add up to above_start_bytes; empty if measured.
         excludes: what the figure does not include.
     """
 
@@ -31,7 +31,7 @@ class Peak:
     start_bytes: int
     above_start_bytes: int
     result: object = field(default=None, repr=False)
-    parts: tuple[tuple[str, int], ...] = field(default=(), repr=False)
+    breakdown: tuple[tuple[str, int], ...] = field(default=(), repr=False)
     excludes: str = field(default="", repr=False)
 
     @property
@@ -142,17 +142,19 @@ def require_callable(fn):
     """Raise a TypeError unless ``fn`` can be called."""
     if not callable(fn):
         raise TypeError(
-            f"fn must be a function without arguments, got {shown(fn)} ({type(fn).__name__})"
+            f"fn must be a function without arguments, got {short_repr(fn)} ({type(fn).__name__})"
         )
 
 
 def as_device(name: str, device: object) -> torch.device:
     """Return ``device`` as a torch.device, or raise a TypeError or ValueError."""
     if not isinstance(device, (str, torch.device)):
-        raise TypeError(f'{name} must be a device such as "cpu" or "cuda:1", got {shown(device)}')
+        raise TypeError(
+            f'{name} must be a device such as "cpu" or "cuda:1", got {short_repr(device)}'
+        )
     try:
         return torch.device(device)
     except (RuntimeError, ValueError):
         raise ValueError(
-            f'{name} must be a device such as "cpu" or "cuda:1", got {shown(device)}'
+            f'{name} must be a device such as "cpu" or "cuda:1", got {short_repr(device)}'
         ) from None

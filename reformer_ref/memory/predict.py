@@ -13,8 +13,8 @@ from reformer_ref._arguments import (
     LARGEST_ARRAY,
     require_bool,
     require_choice,
+    require_fits,
     require_int,
-    require_room,
 )
 from reformer_ref._blocks import predicting
 from reformer_ref._tensors import FLOATING
@@ -24,7 +24,7 @@ from reformer_ref.model.config import ReformerConfig, require_config
 from reformer_ref.model.pytorch import ReformerLM
 
 NOT_PREDICTED = f"{NOT_COUNTED}; the CUDA context (0.3 to 0.6 GB); the program itself"
-PARTS = ("parameters", "gradients", "optimizer", "streams", "working set")
+CATEGORIES = ("parameters", "gradients", "optimizer", "streams", "working set")
 OPTIMIZERS = ("adam", "sgd", None)
 
 
@@ -44,7 +44,7 @@ def predict_peak(
     The model is built, run, differentiated and stepped as usual, but on *meta* tensors: nothing is
     allocated, and no GPU is needed. Live bytes are counted as by `count_peak`. The time does not
     depend on the length (see ``_blocks``). It hardly depends on the depth: beyond a few layers,
-    each layer adds the same bytes to each part, so deep models are extrapolated from two shallow
+    each layer adds the same bytes to each category, so deep models are extrapolated from two shallow
     ones, and ``kind`` says so.
 
     Args:
@@ -58,7 +58,7 @@ def predict_peak(
         exact: run all layers.
 
     Returns:
-        A Peak. Its parts are all that is alive at the peak (when few gradients may exist):
+        A Peak. Its breakdown is all that is alive at the peak (when few gradients may exist):
         parameters (with buffers), gradients, optimizer; streams: tensors of the size of a residual
         stream, (batch, length, d_model), or of two; working set: the rest.
 
@@ -68,7 +68,7 @@ def predict_peak(
     require_config(config)
     require_int("length", length, 1, LARGEST_ARRAY)
     require_int("batch", batch)
-    require_room(batch=batch, length=length)
+    require_fits(batch=batch, length=length)
     if length < 2:
         raise ValueError(
             f"length must be at least 2, so that there is a token to predict, got {length}"
@@ -91,12 +91,17 @@ def predict_peak(
         high = _predict(replace(config, n_layers=shallow + period), *arguments)
         periods = (depth - shallow) // period
         phases = [
-            {part: a[part] + (b[part] - a[part]) * periods for part in PARTS}
+            {
+                category: a[category] + (b[category] - a[category]) * periods
+                for category in CATEGORIES
+            }
             for a, b in zip(low, high, strict=True)
         ]
         name += f", extrapolated from {shallow} and {shallow + period} layers"
-    parts = tuple(max(phases, key=lambda phase: sum(phase.values())).items())
-    return Peak(f"predicted ({name})", 0, sum(n for _, n in parts), config, parts, NOT_PREDICTED)
+    breakdown = tuple(max(phases, key=lambda phase: sum(phase.values())).items())
+    return Peak(
+        f"predicted ({name})", 0, sum(n for _, n in breakdown), config, breakdown, NOT_PREDICTED
+    )
 
 
 def lengthened(config: ReformerConfig, length: int) -> ReformerConfig:
@@ -116,7 +121,7 @@ def lengthened(config: ReformerConfig, length: int) -> ReformerConfig:
 
 @lru_cache(maxsize=256)
 def _predict(config, length, device, batch, training, optimizer, dtype):
-    """The parts of the peak, {name: bytes} in the order of PARTS, in both phases of a step: the
+    """The breakdown of the peak, {category: bytes} in the order of CATEGORIES, in both phases of a step: the
     loss with its gradients, and the optimizer.
     """
     with MetaCounter() as counter, predicting(device), _without_collector():
@@ -142,11 +147,11 @@ def _predict(config, length, device, batch, training, optimizer, dtype):
     streams = [-(-n * stream // BLOCK) * BLOCK for n in (1, 2)]
     peaks = []
     for phase in ((begin, step), (step, counter.clock)):
-        parts = dict.fromkeys(PARTS, 0)
+        n_bytes = dict.fromkeys(CATEGORIES, 0)
         for storage in counter.alive_at_peak(*phase):
             size = "streams" if storage.bytes in streams else "working set"
-            parts[storage.label if storage.label in PARTS else size] += storage.bytes
-        peaks.append(parts)
+            n_bytes[storage.label if storage.label in CATEGORIES else size] += storage.bytes
+        peaks.append(n_bytes)
     return peaks
 
 

@@ -22,14 +22,14 @@ def check_tokens(config, tokens, padding_mask, generator=None, *, name="tokens",
     if has_values(tokens):
         low, high = (int(value) for value in tokens.aminmax())
         if low < 0 or high >= config.vocab_size:
-            what = f"0 … {config.vocab_size - 1}"
-            raise ValueError(f"{name} must lie in {what}, got {low} … {high}")
+            accepted = f"0 … {config.vocab_size - 1}"
+            raise ValueError(f"{name} must lie in {accepted}, got {low} … {high}")
     if generator is not None and not isinstance(generator, torch.Generator):
         given = type(generator).__name__
         raise TypeError(f"generator must be a torch.Generator or None, got {given}")
     if generator is not None and generator.device.type != "cpu":
-        what = "on the CPU, to draw the same everywhere"
-        raise ValueError(f"generator must be {what}, got one on {generator.device}")
+        accepted = "on the CPU, to draw the same everywhere"
+        raise ValueError(f"generator must be {accepted}, got one on {generator.device}")
     return require_padding_mask(padding_mask, tokens.shape, tokens.device)
 
 
@@ -48,8 +48,10 @@ def check_head(head):
         return
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
     if not plain or head.bias is None or head._forward_hooks or head._forward_pre_hooks:
-        what = "an nn.Linear with a bias and without hooks: only its weights are read, in chunks"
-        raise TypeError(f"head must be {what}")
+        accepted = (
+            "an nn.Linear with a bias and without hooks: only its weights are read, in chunks"
+        )
+        raise TypeError(f"head must be {accepted}")
 
 
 def _require_token_integers(name, tokens, device):

@@ -127,7 +127,8 @@ def _mask(length, side, batch=2):
     """Row b has b + 1 padded positions (as far as length goes) on each side named: bool (batch,
     length).
     """
-    at, padded = np.arange(length), np.arange(1, batch + 1)[:, None]
+    at = np.arange(length)
+    padded = np.arange(1, batch + 1)[:, None]
     real = np.ones((batch, length), dtype=bool)
     if side in ("left", "both"):
         real &= at >= padded

@@ -10,7 +10,7 @@ from reformer_ref._arguments import (
     require_choice,
     require_float,
     require_int,
-    shown,
+    short_repr,
 )
 from reformer_ref.hashing.spec import default_n_buckets, factors_of
 from reformer_ref.local_attention.options import LocalOptions
@@ -98,8 +98,8 @@ class ReformerConfig:
         require_choice("activation", self.activation, ("relu", "gelu"))
         require_choice("positions", self.positions, ("axial", "learned", "sinusoidal", "none"))
         if self.streams == 1 and self.reversible:
-            what = "streams=1 needs reversible=False"
-            raise ValueError(f"{what}: ordinary residuals cannot be undone")
+            requirement = "streams=1 needs reversible=False"
+            raise ValueError(f"{requirement}: ordinary residuals cannot be undone")
         pattern = (self.pattern,) if isinstance(self.pattern, str) else self.pattern
         self._set("pattern", _tuple("pattern", pattern, "layer kinds such as ('local', 'lsh')"))
         for kind in self.pattern:
@@ -170,8 +170,8 @@ class ReformerConfig:
             raise ValueError(f"d_model must be even for sinusoidal positions, got {self.d_model}")
         if self.positions != "axial":
             if self.axial_shape is not None or self.axial_dims is not None:
-                what = 'axial_shape and axial_dims go with positions="axial"'
-                raise ValueError(f"{what}, not with {self.positions!r}")
+                requirement = 'axial_shape and axial_dims go with positions="axial"'
+                raise ValueError(f"{requirement}, not with {self.positions!r}")
             return
         rows = max(1, math.isqrt(self.max_length))
         shape = self.axial_shape
@@ -184,11 +184,15 @@ class ReformerConfig:
         self._set("axial_shape", tuple([require_int("axial_shape", n) for n in shape]))
         self._set("axial_dims", tuple([require_int("axial_dims", n) for n in dims]))
         if math.prod(shape) < self.max_length:
-            given = f"axial_shape {shown(shape)} holds {shown(math.prod(shape))} positions"
+            given = (
+                f"axial_shape {short_repr(shape)} holds {short_repr(math.prod(shape))} positions"
+            )
             raise ValueError(f"{given}, max_length is {self.max_length}")
         if len(dims) != len(shape) or sum(dims) != self.d_model:
-            what = f"one width per axis of {shown(shape)} and sum to d_model {self.d_model}"
-            raise ValueError(f"axial_dims {shown(dims)} must have {what}")
+            requirement = (
+                f"one width per axis of {short_repr(shape)} and sum to d_model {self.d_model}"
+            )
+            raise ValueError(f"axial_dims {short_repr(dims)} must have {requirement}")
 
     def _fill_options(self, name, kind):
         options = getattr(self, name)
@@ -243,7 +247,7 @@ def padding_to_multiple(config, length):
 
 def _tuple(name, value, of):
     if not isinstance(value, (tuple, list)) or not value:
-        raise ValueError(f"{name} must be a tuple of {of}, got {shown(value)}")
+        raise ValueError(f"{name} must be a tuple of {of}, got {short_repr(value)}")
     return tuple(value)
 
 

@@ -40,8 +40,8 @@ class ReformerEncoderDecoder(nn.Module):
             raise ValueError("decoder_config must have causal=True, got causal=False")
         if encoder_config.d_model != decoder_config.d_model:
             given = f"{encoder_config.d_model} and {decoder_config.d_model}"
-            what = "encoder_config and decoder_config must have the same d_model"
-            raise ValueError(f"{what}, got {given}")
+            requirement = "encoder_config and decoder_config must have the same d_model"
+            raise ValueError(f"{requirement}, got {given}")
         self.encoder_config, self.decoder_config = encoder_config, decoder_config
         with torch.random.fork_rng(devices=[]):
             self.encoder = ReformerBackbone(encoder_config)
@@ -130,6 +130,6 @@ class ReformerEncoderDecoder(nn.Module):
         kind = weight.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         if encoder_output.dtype != weight.dtype and not autocast:
-            what = f"the dtype of the decoder ({weight.dtype})"
-            raise TypeError(f"encoder_output must have {what}, got {encoder_output.dtype}")
+            accepted = f"the dtype of the decoder ({weight.dtype})"
+            raise TypeError(f"encoder_output must have {accepted}, got {encoder_output.dtype}")
         return require_padding_mask(source_padding_mask, shape[:2], encoder_output.device)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reformer_ref.feed_forward import FeedForward
-from reformer_ref.feed_forward.chunked import chunk_slices
+from reformer_ref.feed_forward.chunked import chunk_ranges
 from reformer_ref.feed_forward.pytorch import feed_forward
 from reformer_ref.model.layers import FeedForwardLayer, SelfAttention, merge_heads, split_heads
 from reformer_ref.reversible.in_place import ModuleLayer
@@ -85,12 +85,12 @@ class InPlaceFeedForward:
             d_out = d_y[:, chunk].to(out.dtype)
             d_x_chunk, *d_chunk = torch.autograd.grad(out, (x_chunk, *params.values()), d_out)
             d_x[:, chunk] += d_x_chunk
-            for total, d in zip(d_params.values(), d_chunk, strict=True):
-                total += d
+            for d_param, d in zip(d_params.values(), d_chunk, strict=True):
+                d_param += d
         return [], d_params
 
     def _chunks(self, x):
-        return chunk_slices(x.shape[1], self.module.config.ff_chunk)
+        return chunk_ranges(x.shape[1], self.module.config.ff_chunk)
 
     def _compute(self, x, params):
         config = self.module.config
@@ -195,7 +195,7 @@ class InPlaceAttention:
         return [range(h, min(h + step, n_heads)) for h in range(0, n_heads, step)]
 
     def _chunks(self, x):
-        return chunk_slices(x.shape[1], self.config.ff_chunk)
+        return chunk_ranges(x.shape[1], self.config.ff_chunk)
 
 
 def layer_norm(x, params, config):

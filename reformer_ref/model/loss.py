@@ -37,5 +37,5 @@ def chunked_cross_entropy(y1, y2, targets, scale, bias, *head, eps, dropout=0.0,
         return cross_entropy_sum(logits_of(hidden, *head), targets)
 
     streams, weights = (y1, y2, targets), (scale, bias, *head)
-    total = chunked(chunk_sum, streams, weights, chunk_length, dim=1, add=True, rng=dropout > 0)
-    return total / (targets != IGNORED).sum()
+    loss_sum = chunked(chunk_sum, streams, weights, chunk_length, dim=1, add=True, rng=dropout > 0)
+    return loss_sum / (targets != IGNORED).sum()

@@ -246,8 +246,8 @@ class ReformerLM(nn.Module):
         check_head(self.head)
         if targets is None:
             if not self.config.causal:
-                what = "for a model that is not causal (−100 where nothing is asked)"
-                raise ValueError(f"targets must be given {what}")
+                condition = "for a model that is not causal (−100 where nothing is asked)"
+                raise ValueError(f"targets must be given {condition}")
             if tokens.shape[1] < 2:
                 raise ValueError("tokens must hold at least 2 tokens to predict one, got 1")
             targets = next_tokens(tokens, padding_mask)

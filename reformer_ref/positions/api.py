@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from reformer_ref._arguments import require_room
+from reformer_ref._arguments import require_fits
 from reformer_ref._tensors import require_dtype, require_floating, require_same_kind
 from reformer_ref.positions import pytorch as plain
 from reformer_ref.positions.modules import (
@@ -82,7 +82,7 @@ def sinusoidal_positions(
     if dtype is not None:
         require_dtype("dtype", dtype)
     positions = require_positions(positions, math.inf)
-    require_room(positions=positions.numel(), d_model=d_model)
+    require_fits(positions=positions.numel(), d_model=d_model)
     return plain.sinusoidal_positions(positions, d_model, dtype)
 
 

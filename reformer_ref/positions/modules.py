@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from reformer_ref._arguments import require_int, require_room, shown
+from reformer_ref._arguments import require_fits, require_int, short_repr
 from reformer_ref._tensors import has_values, require_generator, require_integers
 from reformer_ref.positions.pytorch import axial_positions, learned_positions, sinusoidal_positions
 
@@ -27,7 +27,7 @@ class AxialPositions(nn.Module):
         super().__init__()
         sequences = isinstance(shape, (list, tuple)) and isinstance(dims, (list, tuple))
         if not sequences or len(shape) != len(dims):
-            given = f"{shown(shape)} and {shown(dims)}"
+            given = f"{short_repr(shape)} and {short_repr(dims)}"
             raise ValueError(f"shape and dims must be tuples, one entry per axis, got {given}")
         if not shape:
             raise ValueError("shape must have at least one axis, got an empty tuple")
@@ -91,7 +91,7 @@ def require_even(d_model):
 
 
 def _normal(generator, **sizes):
-    require_room(**sizes)
+    require_fits(**sizes)
     if generator is not None:
         require_generator("generator", generator)
     return nn.Parameter(torch.randn(*sizes.values(), generator=generator))

@@ -79,11 +79,11 @@ def vjp_on_arrays(reversible=True):
     return vjp
 
 
-def dropout_on_arrays(own_generator=False, uses_saved=False, reversible=True):
+def dropout_on_arrays(with_generator=False, uses_saved=False, reversible=True):
     """Stacks of ``Dropped``, for ``check_dropout_replay``."""
 
     def fn(x1, x2, weights, rate, d_y1, d_y2, seed):
-        generator = torch.Generator().manual_seed(seed) if own_generator else None
+        generator = torch.Generator().manual_seed(seed) if with_generator else None
         layers = [Dropped(w, rate, generator, uses_saved) for w in weights]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

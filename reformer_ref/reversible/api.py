@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reformer_ref._arguments import require_bool, shown
+from reformer_ref._arguments import require_bool, short_repr
 from reformer_ref._tensors import require_floating
 from reformer_ref.reversible import pytorch as plain
 from reformer_ref.reversible.in_place import InPlaceLayer
@@ -155,13 +155,13 @@ def _layers_of(block):
     elif isinstance(block, nn.Module) and hasattr(block, "f") and hasattr(block, "g"):
         layers = (block.f, block.g)
     else:
-        what = "ReversibleBlock, sequences of modules such as (f, g), or modules with f and g"
-        raise TypeError(f"blocks must hold {what}, got {type(block).__name__}")
+        accepted = "ReversibleBlock, sequences of modules such as (f, g), or modules with f and g"
+        raise TypeError(f"blocks must hold {accepted}, got {type(block).__name__}")
     if len(layers) == 0:
         raise ValueError("blocks: each block must hold at least one layer, got an empty one")
     for layer in layers:
         if not isinstance(layer, nn.Module):
-            given = f"{shown(layer)} ({type(layer).__name__})"
+            given = f"{short_repr(layer)} ({type(layer).__name__})"
             raise TypeError(f"blocks: each layer must be an nn.Module, got {given}")
     return layers
 
@@ -169,7 +169,7 @@ def _layers_of(block):
 def _check_context(context):
     for tensor in context:
         if tensor is not None and not isinstance(tensor, torch.Tensor):
-            given = f"{shown(tensor)} ({type(tensor).__name__})"
+            given = f"{short_repr(tensor)} ({type(tensor).__name__})"
             raise TypeError(f"context must be tensors or None, got {given}")
 
 
@@ -182,7 +182,7 @@ def _check_streams(first, second):
             raise TypeError(f"{name} must have a floating-point dtype, got {stream.dtype}")
         require_floating(name, stream)
     (name1, a), (name2, b) = first, second
-    for what in ("shape", "dtype", "device"):
-        if getattr(a, what) != getattr(b, what):
-            given = f"{getattr(a, what)} and {getattr(b, what)}"
-            raise ValueError(f"{name1} and {name2} must have the same {what}, got {given}")
+    for attribute in ("shape", "dtype", "device"):
+        if getattr(a, attribute) != getattr(b, attribute):
+            given = f"{getattr(a, attribute)} and {getattr(b, attribute)}"
+            raise ValueError(f"{name1} and {name2} must have the same {attribute}, got {given}")

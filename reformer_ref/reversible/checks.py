@@ -47,7 +47,8 @@ def check_reversible_stack(fn, seed=0, tolerance=1e-12):
     """``fn(x1, x2, blocks) -> (y1, y2)`` equals the spec; ``blocks``: tuples of `TanhLayer`."""
     errors = []
     for x1, x2, blocks in _cases(seed):
-        got, want = fn(x1, x2, blocks), spec.reversible_stack(x1, x2, blocks)
+        got = fn(x1, x2, blocks)
+        want = spec.reversible_stack(x1, x2, blocks)
         errors += _compare(("y1", "y2"), got, want, blocks, tolerance, IN_TURN)
     print(f"check_reversible_stack: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
@@ -176,7 +177,8 @@ class _BucketLayer:
         return x * self.table[self._buckets(x)]
 
     def vjp(self, x, d_out):
-        buckets, d_table = self._buckets(x), np.zeros_like(self.table)
+        buckets = self._buckets(x)
+        d_table = np.zeros_like(self.table)
         np.add.at(d_table, buckets, d_out * x)
         return d_out * self.table[buckets], {"table": d_table}
 

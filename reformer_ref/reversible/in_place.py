@@ -18,13 +18,13 @@ from reformer_ref.reversible import pytorch as plain
 from reformer_ref.reversible.pytorch import (
     Step,
     add_gradients,
+    call_layer,
     detached_leaves,
     named,
     parameters_of,
     records_gradients,
     refuse_second_derivative,
     rerun_layer,
-    run_layer,
 )
 
 # (name of the pass, module) -> a context that surrounds the work of the layer, for instance a clock
@@ -61,7 +61,7 @@ class ModuleLayer:
         self.named = dict(module.named_parameters())
 
     def add_(self, y, x, context, saved):
-        y += run_layer(self.module, x, context, saved)
+        y += call_layer(self.module, x, context, saved)
 
     def subtract_(self, y, d_y, x, d_x, params, context, saved):
         step = Step(self.module, self.named, None, saved)
@@ -173,8 +173,8 @@ _apply = never_compiled(_InPlaceStack.apply)
 def _differentiate_loss(ctx, leaves, d_loss):
     """The streams, their gradients, and those of the loss tensors."""
     if ctx.streams is None:
-        what = "backward of the loss runs once"
-        raise RuntimeError(f"{what}: compute the loss again instead of retain_graph=True")
+        reason = "backward of the loss runs once"
+        raise RuntimeError(f"{reason}: compute the loss again instead of retain_graph=True")
     streams, ctx.streams = ctx.streams, None
     ends = [s.detach().requires_grad_() for s in streams]
     with torch.enable_grad(), ctx.loss_replay.context():

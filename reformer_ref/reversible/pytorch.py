@@ -24,7 +24,7 @@ def reversible_stack(x1, x2, blocks, *context, reversible=True):
     streams = [x1, x2]
     for k, layer in enumerate(layers):
         target, source = k % 2, 1 - k % 2
-        out = run_layer(layer, streams[source], context, {})
+        out = call_layer(layer, streams[source], context, {})
         streams[target] = (streams[target] + out).to(x1.dtype)
     return tuple(streams)
 
@@ -34,7 +34,7 @@ def reversible_stack_inverse(y1, y2, blocks, *context):
     streams = [y1, y2]
     for k, layer in reversed(list(enumerate(flat(blocks)))):
         target, source = k % 2, 1 - k % 2
-        out = run_layer(layer, streams[source], context, {})
+        out = call_layer(layer, streams[source], context, {})
         streams[target] = (streams[target] - out).to(y1.dtype)
     return tuple(streams)
 
@@ -51,7 +51,7 @@ class _ReversibleStack(torch.autograd.Function):
             step = Step(layer, named(layer), Replay(x1, *context, module=layer), {})
             # y = x + F(other stream)
             with step.replay.uncached_autocast():
-                out = run_layer(layer, streams[source], context, step.saved)
+                out = call_layer(layer, streams[source], context, step.saved)
             streams[target] = (streams[target] + out).to(x1.dtype)
             ctx.steps.append(step)
         # no activations but the outputs; the parameters too, so that a change in place is noticed
@@ -94,7 +94,7 @@ class Step(NamedTuple):
     saved: dict  # what it chose in forward, such as bucket numbers
 
 
-def run_layer(layer, x, context, saved, params=None):
+def call_layer(layer, x, context, saved, params=None):
     """``layer(x, *context)``, with ``params`` in place of its own parameters if given.
 
     A layer with the attribute ``uses_saved`` gets ``saved=<dict>`` too: empty in forward, to be
@@ -105,8 +105,8 @@ def run_layer(layer, x, context, saved, params=None):
     out = layer(*args, **kwargs) if params is None else functional_call(layer, params, args, kwargs)
     if getattr(out, "shape", None) != x.shape:
         given = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        what = f"must return a tensor of its input's shape, {tuple(x.shape)}"
-        raise ValueError(f"blocks: {type(layer).__name__} {what}, got {given}")
+        requirement = f"must return a tensor of its input's shape, {tuple(x.shape)}"
+        raise ValueError(f"blocks: {type(layer).__name__} {requirement}, got {given}")
     return out
 
 
@@ -118,7 +118,7 @@ def rerun_layer(step, x, context, leaf, d_out):
     """
     with torch.enable_grad():
         params = {name: leaf[p] for name, p in step.named.items()}
-        out = run_layer(step.layer, x, context, step.saved, params)
+        out = call_layer(step.layer, x, context, step.saved, params)
     if not out.requires_grad:
         return out, None, [None] * len(context), {}
     trained = [p for p in step.named.values() if leaf[p].requires_grad]
@@ -141,11 +141,11 @@ def detached_leaves(tensors, params, needs):
     return leaves[:n_context], dict(zip(params, leaves[n_context:], strict=True))
 
 
-def add(total, d):
+def add(d_sum, d):
     """The sum of two gradients, either of which may be None."""
-    if total is None or d is None:
-        return d if total is None else total
-    return total + d
+    if d_sum is None or d is None:
+        return d if d_sum is None else d_sum
+    return d_sum + d
 
 
 def add_gradients(d_context, d_params, d_context_of_layer, d_params_of_layer):
@@ -159,8 +159,8 @@ def add_gradients(d_context, d_params, d_context_of_layer, d_params_of_layer):
 def refuse_second_derivative():
     """RuntimeError where autograd wants a graph of the backward pass."""
     if torch.is_grad_enabled():
-        what = "a reversible stack has no second derivative"
-        raise RuntimeError(f"{what}: give reversible=False for create_graph")
+        reason = "a reversible stack has no second derivative"
+        raise RuntimeError(f"{reason}: give reversible=False for create_graph")
 
 
 def records_gradients(layers, *tensors):

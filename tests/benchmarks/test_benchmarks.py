@@ -36,7 +36,7 @@ def command(*words):
     return cli.parse(words).run(" ".join(["reformer-ref", *words]))
 
 
-class Here:
+class InProcess:
     """In the place of ``runner.Worker``: the same work in this process, which needs no second to
     start.
     """
@@ -52,9 +52,9 @@ class Here:
 
 
 @pytest.fixture
-def _here(monkeypatch):
+def _in_process(monkeypatch):
     threads = torch.get_num_threads()
-    monkeypatch.setattr(runner, "Worker", Here)
+    monkeypatch.setattr(runner, "Worker", InProcess)
     yield
     torch.set_num_threads(threads)
 
@@ -108,13 +108,13 @@ def test_contenders_run_in_processes_of_their_own(tmp_path):
     assert command("attention", *words) == 0
     (entry,) = json.loads((tmp_path / "bench_attention.json").read_text())["points"]
     assert [r["contender"] for r in entry["results"]] == ["ours-trax", "matmul"]
-    for found in entry["results"]:
-        assert found["status"] == "ok", found["detail"]
-        assert len(found["seconds"]) == 2
+    for result in entry["results"]:
+        assert result["status"] == "ok", result["detail"]
+        assert len(result["seconds"]) == 2
     assert entry["results"][0]["above_start_bytes"] > 0
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_process")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -128,7 +128,7 @@ def test_contenders_run_in_processes_of_their_own(tmp_path):
 def test_a_case_runs_and_is_recorded(name, options, tmp_path, capsys):
     assert command(name, *options, "--repeats", 1, "--threads", 1, "--out", tmp_path) == 0
     data = json.loads((tmp_path / f"bench_{name}.json").read_text())
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert data["case"] == name
     assert data["complete"] is True
     assert {"command", "date", "machine", "versions", "repeats", "limit", "threads"} <= data.keys()
@@ -142,7 +142,7 @@ def test_a_case_runs_and_is_recorded(name, options, tmp_path, capsys):
             assert len(result["seconds"]) == 1
             assert result["seconds"][0] == result["median"] > 0
             assert result["above_start_bytes"] >= 0
-            assert result["contender"] in shown
+            assert result["contender"] in printed
     if name == "attention":
         assert data["points"][0]["ratios"]["ours-trax"].keys() == {
             "times_faster_than_dense", "times_faster_than_dense_range", "share_of_matmul_rate",
@@ -152,7 +152,7 @@ def test_a_case_runs_and_is_recorded(name, options, tmp_path, capsys):
 
 @pytest.mark.peers
 @needs_peers
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_process")
 @pytest.mark.parametrize(("name", "options"), [("attention", ["--n-hashes", 2]), ("step", ["--n-layers", 2])])
 def test_peers_run_beside_ours(name, options, tmp_path):
     assert command(name, *options, "--length", 256, "--repeats", 1, "--threads", 1, "--out", tmp_path / "x.json") == 0
@@ -184,7 +184,7 @@ def test_peers_of_attention_do_the_whole_work():
         assert not torch.equal(d_qk, d_v)
 
 
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("_in_process")
 def test_quick_writes_nothing_unless_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command("gemm", "--quick", "--threads", 1) == 0
@@ -226,9 +226,9 @@ def test_ratios_refer_to_the_best_port_and_say_how_far_the_runs_spread():
 
 def test_a_peer_that_is_not_installed_is_absent(monkeypatch):
     monkeypatch.setattr(cases, "find_spec", lambda name: None)
-    (found,) = measure(point(), [cases.CONTENDERS["huggingface"]], SETTINGS, {})
-    assert found["status"] == "absent"
-    assert "pip install" in found["detail"]
+    (result,) = measure(point(), [cases.CONTENDERS["huggingface"]], SETTINGS, {})
+    assert result["status"] == "absent"
+    assert "pip install" in result["detail"]
 
 
 def test_a_timeout_is_recorded_and_longer_ones_are_skipped(monkeypatch):
@@ -236,9 +236,9 @@ def test_a_timeout_is_recorded_and_longer_ones_are_skipped(monkeypatch):
     history, settings = {}, SETTINGS | {"limit": 0.01}
     contender = [cases.CONTENDERS["dense"]]
     assert measure(point(), contender, settings, history)[0]["status"] == "timeout"
-    (found,) = measure(point(length=256), contender, settings, history)
-    assert found["status"] == "skipped"
-    assert "predicted from 128 tokens" in found["detail"]
+    (result,) = measure(point(length=256), contender, settings, history)
+    assert result["status"] == "skipped"
+    assert "predicted from 128 tokens" in result["detail"]
 
 
 def test_dense_attention_is_predicted_to_grow_with_the_square():
@@ -252,8 +252,8 @@ def test_dense_attention_is_predicted_to_grow_with_the_square():
 def test_running_out_of_memory_is_recorded(tmp_path):
     history, contender = {}, [cases.CONTENDERS["matmul"]]
     settings = SETTINGS | {"memory_limit": 8 * 2**30}
-    (found,) = measure(point("gemm", length=2**22), contender, settings, history)
-    assert found["status"] == "out of memory", found["detail"]
+    (result,) = measure(point("gemm", length=2**22), contender, settings, history)
+    assert result["status"] == "out of memory", result["detail"]
     assert measure(point("gemm", length=2**23), contender, settings, history)[0]["status"] == "skipped"
 
 
@@ -264,14 +264,14 @@ def test_a_failure_of_ours_is_the_exit_code(monkeypatch, capsys):
 
 
 def test_a_worker_that_dies_says_why():
-    one = runner.Worker("nobody", point(), SETTINGS)
+    contender = runner.Worker("nobody", point(), SETTINGS)
     try:
-        reply = one.answer(120.0)
+        reply = contender.answer(120.0)
         assert reply["status"] == "failed"
         assert "nobody" in reply["detail"]
-        assert one.answer(60.0)["status"] == "failed"
+        assert contender.answer(60.0)["status"] == "failed"
     finally:
-        one.end()
+        contender.end()
 
 
 @pytest.mark.parametrize(

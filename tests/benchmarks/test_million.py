@@ -75,12 +75,12 @@ def test_steps_are_recorded(text, tmp_path, capsys):
     for step in data["steps"]:
         assert sum(step["parts"].values()) == pytest.approx(step["seconds"])
         assert 0 < step["peak_rss_bytes"] <= data["peak_rss_bytes"]
-    parts = {f"{way}, {what}" for way in ("forward", "backward") for what in ("lsh attention", "local attention",
-             "feed-forward", million.UNFOLLOWED)} | {"optimiser"}  # fmt: skip
-    assert data["steps"][0]["parts"].keys() == parts
-    shown = capsys.readouterr().out
-    assert "bits per byte" in shown
-    assert "GiB at the peak of the whole process" in shown
+    layers = ("lsh attention", "local attention", "feed-forward", million.UNFOLLOWED)
+    parts = {f"{way}, {layer}" for way in ("forward", "backward") for layer in layers}
+    assert data["steps"][0]["parts"].keys() == parts | {"optimiser"}
+    printed = capsys.readouterr().out
+    assert "bits per byte" in printed
+    assert "GiB at the peak of the whole process" in printed
 
 
 def test_the_clock_leaves_the_model_as_it_was(text):

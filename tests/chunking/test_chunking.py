@@ -146,8 +146,8 @@ def test_parity_of_the_whole_way(lead, length, n_hashes, chunk_length, n_buckets
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "uint16", "uint32", "int64"])
 def test_buckets_of_any_integer_dtype(dtype):
     """The largest number of a narrow dtype is a bucket like any other: padding stands behind it."""
-    top = min(np.iinfo(dtype).max, 2**62)
-    buckets = np.array([[top, 0, top, 1, top]], dtype=dtype)
+    largest = min(np.iinfo(dtype).max, 2**62)
+    buckets = np.array([[largest, 0, largest, 1, largest]], dtype=dtype)
     mask = np.array([False, True, True, True, True])
     for version, convert in VERSIONS:
         order = version.sort_by_bucket(convert(buckets), convert(mask))

@@ -57,8 +57,8 @@ def test_a_batch_counts_as_often_as_it_has_sequences():
 
 def test_bytes_are_those_of_the_papers_arithmetic():
     config = read_config("full_size")
-    found = full_size.run({"bytes": config["bytes"]}, None)["bytes"]
-    assert list(found.values()) == [2 * 10**9, 2**31, 2**34, 2**34]
+    result = full_size.run({"bytes": config["bytes"]}, None)["bytes"]
+    assert list(result.values()) == [2 * 10**9, 2**31, 2**34, 2**34]
 
 
 def test_days_follow_from_operations_and_pace():
@@ -67,6 +67,6 @@ def test_days_follow_from_operations_and_pace():
         "pace-lsh": {"operations": 10**9, "seconds": [2.0, 1.0, 4.0]},  # median: half a billion a second
         "size-figure4": {"operations": 5 * 10**8 * 86400},  # a day for each step
     }
-    found = full_size.summarise(config, results)
-    assert found["pace"] == {"lsh": 5e8}
-    assert found["days"] == {"figure4": pytest.approx(config["sizes"]["figure4"]["steps"])}
+    summary = full_size.summarise(config, results)
+    assert summary["pace"] == {"lsh": 5e8}
+    assert summary["days"] == {"figure4": pytest.approx(config["sizes"]["figure4"]["steps"])}

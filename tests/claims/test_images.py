@@ -46,36 +46,36 @@ def model_of(pattern=("local", "lsh"), window="rank", levels=4, size=(6, 4), see
 
 
 def test_letters_of_a_run_are_a_function_of_the_step():
-    one, two = images.Data(small_settings()), images.Data(small_settings())
-    for a, b in zip(one.batch_at(5), two.batch_at(5), strict=True):
+    first, second = images.Data(small_settings()), images.Data(small_settings())
+    for a, b in zip(first.batch_at(5), second.batch_at(5), strict=True):
         assert a.shape == (2, 28 * 28)
         assert a.dtype == torch.int64
         assert torch.equal(a, b)
-    assert not torch.equal(one.batch_at(5)[0], one.batch_at(6)[0])
-    assert int(one.batch_at(0)[1].max()) <= 7
+    assert not torch.equal(first.batch_at(5)[0], first.batch_at(6)[0])
+    assert int(first.batch_at(0)[1].max()) <= 7
 
 
 def test_held_out_letters_are_the_same_for_every_seed():
-    one, other = images.Data(small_settings()), images.Data({**small_settings(), "seed": 1})
-    np.testing.assert_array_equal(one.held_out, other.held_out)
-    assert not np.array_equal(one.counted, other.counted)
-    assert not torch.equal(one.batch_at(0)[1], other.batch_at(0)[1])
+    first, other = images.Data(small_settings()), images.Data({**small_settings(), "seed": 1})
+    np.testing.assert_array_equal(first.held_out, other.held_out)
+    assert not np.array_equal(first.counted, other.counted)
+    assert not torch.equal(first.batch_at(0)[1], other.batch_at(0)[1])
 
 
 def test_a_folder_of_the_users_is_taken(folder):
-    found = images.Data(small_settings(), folder)
-    assert found.size == (6, 4)
-    assert found.held_out.shape == (3, 6, 4)
-    assert found.counted.shape == (20, 6, 4)
-    assert found.batch_at(0)[0].shape == (2, 24)
-    rows = {tuple(row) for row in data.grey_levels(found.train, 8).reshape(-1, 24).tolist()}
-    assert all(tuple(row) in rows for step in range(5) for row in found.batch_at(step)[1].tolist())
+    stored = images.Data(small_settings(), folder)
+    assert stored.size == (6, 4)
+    assert stored.held_out.shape == (3, 6, 4)
+    assert stored.counted.shape == (20, 6, 4)
+    assert stored.batch_at(0)[0].shape == (2, 24)
+    rows = {tuple(row) for row in data.grey_levels(stored.train, 8).reshape(-1, 24).tolist()}
+    assert all(tuple(row) in rows for step in range(5) for row in stored.batch_at(step)[1].tolist())
 
 
 def test_one_file_is_split(folder):
-    found = images.Data(small_settings(), folder / "train-images-idx3-ubyte.gz")
-    assert len(found.train) == 27
-    assert found.held_out.shape == (3, 6, 4)
+    stored = images.Data(small_settings(), folder / "train-images-idx3-ubyte.gz")
+    assert len(stored.train) == 27
+    assert stored.held_out.shape == (3, 6, 4)
 
 
 def test_missing_fashion_mnist_says_where_to_get_it(monkeypatch, tmp_path):

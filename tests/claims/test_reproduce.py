@@ -55,8 +55,8 @@ def test_smoke_version_runs_records_and_draws(name, tmp_path, monkeypatch):
     assert all(row.keys() == {"claim", "paper", "ours", "how"} and row["how"] in table.HOW for row in rows)
     pictures = plots.pictures(record)
     assert pictures
-    for what, draw in pictures.items():
-        assert what.startswith("claim_")
+    for name_of_picture, draw in pictures.items():
+        assert name_of_picture.startswith("claim_")
         assert drawn(draw())
     monkeypatch.setattr(module, "run", None)  # finished sub-runs are not run again
     assert smoke(name, tmp_path) == 0
@@ -91,9 +91,9 @@ def test_a_part_makes_a_record_of_what_is_there(tmp_path, capsys):
 def test_sub_runs_side_by_side_give_the_same(tmp_path):
     assert smoke("figure5_depth", tmp_path / "one") == 0
     assert smoke("figure5_depth", tmp_path / "two", "--jobs", "2") == 0
-    one, two = (record_of("figure5_depth", tmp_path / where) for where in ("one", "two"))
+    first, second = (record_of("figure5_depth", tmp_path / where) for where in ("one", "two"))
     timed = ("train_seconds", "seconds_per_step")
-    for a, b in zip(one["runs"], two["runs"], strict=True):
+    for a, b in zip(first["runs"], second["runs"], strict=True):
         assert a["settings"] == b["settings"]
         assert {k: v for k, v in a["result"].items() if k not in timed} == {
             k: v for k, v in b["result"].items() if k not in timed
@@ -116,12 +116,12 @@ def test_a_sub_run_goes_on_from_the_step_where_it_was_stopped(tmp_path):
     with pytest.raises(Interrupted, match="stopped after 2 steps"):
         run_here(module, "r", settings, Context(tmp_path / "a", should_stop=lambda: next(asked), report=str))
     assert finished(tmp_path / "a", settings) is None
-    told = []
-    resumed = run_here(module, "r", settings, Context(tmp_path / "a", report=told.append))
-    assert any("going on after step 2" in line for line in told)
+    messages = []
+    resumed = run_here(module, "r", settings, Context(tmp_path / "a", report=messages.append))
+    assert any("going on after step 2" in line for line in messages)
     straight = run_here(module, "r", settings, Context(tmp_path / "b", report=str))
-    for what in ("accuracy", "curve", "steps"):
-        assert resumed["result"][what] == straight["result"][what]
+    for key in ("accuracy", "curve", "steps"):
+        assert resumed["result"][key] == straight["result"][key]
     with pytest.raises(ValueError, match="other settings"):
         finished(tmp_path / "a", {**settings, "seed": 5})
 
@@ -131,14 +131,14 @@ def test_a_stopped_sub_run_does_not_go_on_with_other_data(tmp_path):
     texts = [tmp_path / "one.txt", tmp_path / "two.txt"]
     for number, path in enumerate(texts):
         path.write_bytes(b"a text %d of one's own, " % number * 99)
-    one, two = (planned(module, config, path)["layers1-seed0"] for path in texts)
+    first, second = (planned(module, config, path)["layers1-seed0"] for path in texts)
     asked = iter([False, False, True])
     stop = Context(tmp_path / "a", data=texts[0], should_stop=lambda: next(asked), report=str)
     with pytest.raises(Interrupted, match="stopped after 2 steps"):
-        run_here(module, "r", one, stop)
+        run_here(module, "r", first, stop)
     with pytest.raises(ValueError, match=r"of another run.*settings.data_given"):
-        run_here(module, "r", two, Context(tmp_path / "a", data=texts[1], report=str))
-    assert run_here(module, "r", one, Context(tmp_path / "a", data=texts[0], report=str))["result"]["steps"] == 3
+        run_here(module, "r", second, Context(tmp_path / "a", data=texts[1], report=str))
+    assert run_here(module, "r", first, Context(tmp_path / "a", data=texts[0], report=str))["result"]["steps"] == 3
 
 
 def test_a_record_keeps_the_date_and_machine_of_its_runs(tmp_path):
@@ -263,10 +263,10 @@ def test_the_page_is_written_from_the_records(tmp_path, monkeypatch):
 
 
 def test_numbers_are_written_with_their_spread():
-    assert table.spread([97.0]) == "97.0"
-    assert table.spread([96.0, 98.0]) == "97.0 (96.0 – 98.0)"
+    assert table.mean_and_range([97.0]) == "97.0"
+    assert table.mean_and_range([96.0, 98.0]) == "97.0 (96.0 – 98.0)"
     with pytest.raises(ValueError, match="at least one number"):
-        table.spread([])
+        table.mean_and_range([])
 
 
 def test_merging_goes_into_dicts_and_replaces_lists():
@@ -287,13 +287,13 @@ def recorded(name):
 
 def test_table2_is_the_papers_where_lsh_models_are_evaluated_with_as_many_rounds_or_more():
     record = recorded("table2")
-    paper, found = record["config"]["paper"], record["table"]
+    paper, ours = record["config"]["paper"], record["table"]
     rounds = ("lsh-8", "lsh-4", "lsh-2", "lsh-1")
     cells = [(line, column) for i, line in enumerate(rounds) if i for column in rounds[: i + 1]]
     for line, column in [("full", "full"), *cells]:
-        shares = found[line][column]
-        assert len(shares) >= 3
-        assert 100 * sum(shares) / len(shares) >= paper[line][column] - 3, (line, column, shares)
+        accuracies = ours[line][column]
+        assert len(accuracies) >= 3
+        assert 100 * sum(accuracies) / len(accuracies) >= paper[line][column] - 3, (line, column, accuracies)
 
 
 @pytest.mark.parametrize("name", ["images", "fashion"])
@@ -515,10 +515,12 @@ def test_killed_in_the_middle_and_started_again_is_the_same(tmp_path):
     assert b"going on after step 4" in done.stdout
     assert start("whole").returncode == 0
     timed = ("train_seconds", "seconds_per_step")
-    for one, two in zip(*(record_of("figure5_depth", tmp_path / f)["runs"] for f in ("killed", "whole")), strict=True):
-        assert one["settings"] == two["settings"]
-        assert {k: v for k, v in one["result"].items() if k not in timed} == {
-            k: v for k, v in two["result"].items() if k not in timed
+    for killed, whole in zip(
+        *(record_of("figure5_depth", tmp_path / f)["runs"] for f in ("killed", "whole")), strict=True
+    ):
+        assert killed["settings"] == whole["settings"]
+        assert {k: v for k, v in killed["result"].items() if k not in timed} == {
+            k: v for k, v in whole["result"].items() if k not in timed
         }
 
 

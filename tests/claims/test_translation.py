@@ -25,8 +25,8 @@ def test_both_models_begin_alike_and_are_not_the_same_function():
     assert models["ordinary"].decoder_config.streams == 1
     batch = tuple(map(torch.from_numpy, pairs.padded([("a cat", "eine Katze"), ("dogs", "Hunde")])))
     with torch.no_grad():
-        one, two = (model.double().loss(*batch).item() for model in models.values())
-    assert abs(one - two) > 1e-3
+        first, second = (model.double().loss(*batch).item() for model in models.values())
+    assert abs(first - second) > 1e-3
 
 
 def test_padding_changes_no_loss_and_weights_count_predictions():
@@ -36,10 +36,10 @@ def test_padding_changes_no_loss_and_weights_count_predictions():
     total = weight = 0.0
     with torch.no_grad():
         for text in texts:
-            one = tuple(map(torch.from_numpy, pairs.padded([text])))
-            n = translation.predicted(*one)
+            padded = tuple(map(torch.from_numpy, pairs.padded([text])))
+            n = translation.predicted(*padded)
             assert n == len(text[1].encode()) + 1  # its bytes and the end
-            total, weight = total + n * model.loss(*one).item(), weight + n
+            total, weight = total + n * model.loss(*padded).item(), weight + n
         assert weight == translation.predicted(*together)
         assert model.loss(*together).item() == pytest.approx(total / weight, rel=1e-10)
 
@@ -70,8 +70,8 @@ def test_translations_stand_in_the_order_of_their_sources():
     settings = {**settings, "data": {**settings["data"], "max_length": 12}}
     some = [("long enough", "x"), ("b", "x"), ("medium", "x"), ("a", "x"), ("longer still", "x")]
     got = translation.translate(model, some, settings, Context(None), beams=2, together=2)
-    alone = [translation.translate(model, [pair], settings, Context(None), 2)[0] for pair in some]
-    assert got == alone
+    separately = [translation.translate(model, [pair], settings, Context(None), 2)[0] for pair in some]
+    assert got == separately
     with pytest.raises(Interrupted):
         translation.translate(model, some, settings, Context(None, should_stop=lambda: True), 1)
 

@@ -9,18 +9,21 @@ from hypothesis import strategies as st
 from reformer_lab.data import duplication
 
 
-@given(half=st.integers(2, 40), vocab_size=st.integers(2, 200), batch=st.integers(1, 5), seed=st.integers(0, 2**40))
+@given(
+    half_length=st.integers(2, 40), vocab_size=st.integers(2, 200), batch=st.integers(1, 5), seed=st.integers(0, 2**40)
+)
 @settings(max_examples=40)
-def test_sequences_are_0w0w(half, vocab_size, batch, seed):
-    tokens, targets = duplication.batches(2 * half, vocab_size, batch, seed, 3)
-    assert tokens.shape == targets.shape == (batch, 2 * half)
+def test_sequences_are_0w0w(half_length, vocab_size, batch, seed):
+    tokens, targets = duplication.batches(2 * half_length, vocab_size, batch, seed, 3)
+    assert tokens.shape == targets.shape == (batch, 2 * half_length)
     assert tokens.dtype == targets.dtype == np.int64
-    np.testing.assert_array_equal(tokens[:, :half], tokens[:, half:])
+    np.testing.assert_array_equal(tokens[:, :half_length], tokens[:, half_length:])
     assert not tokens[:, 0].any()
-    assert tokens[:, 1:half].min() >= 1
+    assert tokens[:, 1:half_length].min() >= 1
     assert tokens.max() < vocab_size
-    np.testing.assert_array_equal(targets[:, half:-1], tokens[:, half + 1 :])  # the symbols of the second w, no more
-    assert (np.delete(targets, np.s_[half : 2 * half - 1], axis=1) == -100).all()
+    # the symbols of the second w, no more
+    np.testing.assert_array_equal(targets[:, half_length:-1], tokens[:, half_length + 1 :])
+    assert (np.delete(targets, np.s_[half_length : 2 * half_length - 1], axis=1) == -100).all()
 
 
 def test_the_paper_asks_for_511_symbols_of_127():
@@ -31,10 +34,10 @@ def test_the_paper_asks_for_511_symbols_of_127():
 
 
 def test_batches_are_a_function_of_seed_and_step_alone():
-    one, again = (duplication.batches(64, 9, 2, 5, 7) for _ in range(2))
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one[0], duplication.batches(64, 9, 2, 5, 8)[0])
-    assert not np.array_equal(one[0], duplication.batches(64, 9, 2, 6, 7)[0])
+    first, again = (duplication.batches(64, 9, 2, 5, 7) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[0], duplication.batches(64, 9, 2, 5, 8)[0])
+    assert not np.array_equal(first[0], duplication.batches(64, 9, 2, 6, 7)[0])
 
 
 def test_accuracy_counts_what_is_asked_for():

@@ -56,8 +56,8 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("what", DAMAGED)
-def test_damaged_idx_files_are_refused_in_words(tmp_path, what):
-    content, message = DAMAGED[what]
+def test_damaged_idx_files_are_refused_in_words(tmp_path, damage):
+    content, message = DAMAGED[damage]
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         images.read_idx(tmp_path / "f")
@@ -198,8 +198,8 @@ def test_letters_refuse(arguments, error):
 
 @pytest.mark.parametrize("levels", [2, 3, 8, 16, 255, 256])
 def test_grey_levels_are_equal_steps(levels):
-    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    got = images.grey_levels(every, levels)
+    greys = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    got = images.grey_levels(greys, levels)
     assert got.min() == 0
     assert got.max() == levels - 1
     assert np.ptp(np.bincount(got.ravel(), minlength=levels)) <= 1
@@ -328,12 +328,12 @@ def test_coverage_refuses(points, ends, error):
 
 
 def test_compressors_count_every_byte():
-    strip = some(3).reshape(-1, 4)
+    column = some(3).reshape(-1, 4)
     png = io.BytesIO()
-    Image.fromarray(strip).save(png, format="png", optimize=True)
+    Image.fromarray(column).save(png, format="png", optimize=True)
     want = {
-        "PNG": len(png.getvalue()), "zlib -9": len(zlib.compress(strip.tobytes(), 9)),
-        "xz -9": len(lzma.compress(strip.tobytes(), preset=9)),
+        "PNG": len(png.getvalue()), "zlib -9": len(zlib.compress(column.tobytes(), 9)),
+        "xz -9": len(lzma.compress(column.tobytes(), preset=9)),
     }  # fmt: skip
     assert images.compressed_bits(some(3)) == {name: 8 * size / 60 for name, size in want.items()}
 

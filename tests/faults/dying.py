@@ -20,12 +20,12 @@ def kill():
 class Dying:
     """The module os, except that one of its functions kills at a certain call."""
 
-    def __init__(self, what, number):
-        self.what, self.left = what, number
+    def __init__(self, fault, number):
+        self.fault, self.left = fault, number
 
     def __getattr__(self, name):
         value = getattr(os, name)
-        return self.counted(value) if name == self.what else value
+        return self.counted(value) if name == self.fault else value
 
     def counted(self, function):
         def call(*args, **kwargs):
@@ -38,7 +38,7 @@ class Dying:
 
     def fdopen(self, handle, mode):
         file = os.fdopen(handle, mode)
-        if self.what == "half-written" and mode == "wb":
+        if self.fault == "half-written" and mode == "wb":
             self.left -= 1
             if self.left == 0:
                 return HalfWritten(file)

@@ -32,8 +32,8 @@ def test_a_full_disk_leaves_the_checkpoint_that_was_there(small_disk, tmp_path):
     assert code == 1
     assert err.count("\n") == 1
     assert "could not be written (No space left on device)" in err
-    found, skipped = checkpoint.newest(small_disk / "run")
-    assert found.step == 10
+    newest, skipped = checkpoint.newest(small_disk / "run")
+    assert newest.step == 10
     assert not skipped
     assert not list((small_disk / "run/checkpoints").glob(".*.tmp"))
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)  # somebody makes room

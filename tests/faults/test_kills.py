@@ -43,9 +43,9 @@ def steps_in(run):
 def test_killed_at_a_random_moment(number, whole, tmp_path):
     chance, places = random.Random(number), []
     for _ in range(1 + number % 3):  # once, twice, three times in one run
-        found = checkpoint.paths(tmp_path / "run/checkpoints")
+        written = checkpoint.paths(tmp_path / "run/checkpoints")
         process = start(tmp_path, *arguments("run", resume=True))
-        wait_for(process, "going on" if found else "baselines")
+        wait_for(process, "going on" if written else "baselines")
         target = chance.randrange(STEPS - 30)
         while process.poll() is None and steps_in(tmp_path / "run") < target:
             time.sleep(0.001)
@@ -60,16 +60,16 @@ def test_killed_at_a_random_moment(number, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "call"), INSIDE if FULL else INSIDE[:4])
-def test_killed_inside_the_writing_of_a_checkpoint(what, call, whole, tmp_path):
-    process = start(tmp_path, what, call, *arguments("run"), program=("-m", "tests.faults.dying"))
+@pytest.mark.parametrize(("fault", "call"), INSIDE if FULL else INSIDE[:4])
+def test_killed_inside_the_writing_of_a_checkpoint(fault, call, whole, tmp_path):
+    process = start(tmp_path, fault, call, *arguments("run"), program=("-m", "tests.faults.dying"))
     assert killed(process)
     left = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("*"))
     assert f"step-{STEPS:09d}.safetensors" not in left
     printed = train(tmp_path, "run", resume=True)
     assert outcome(tmp_path / "run") == whole
     assert not list((tmp_path / "run/checkpoints").glob(".*.tmp"))
-    print(f"{what} {call}: {len(left)} files in the folder; {printed.splitlines()[4]}")
+    print(f"{fault} {call}: {len(left)} files in the folder; {printed.splitlines()[4]}")
 
 
 @pytest.mark.slow

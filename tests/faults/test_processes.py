@@ -36,8 +36,8 @@ def curve(run):
 
 def first_moments(run, step):
     """Adam's exp_avg after one step is 0.1 times the gradient."""
-    found = checkpoint.read(Path(run, f"checkpoints/step-{step:09d}.safetensors"))
-    return {name: t.double() for name, t in found.training.items() if name.endswith("exp_avg")}
+    stored = checkpoint.read(Path(run, f"checkpoints/step-{step:09d}.safetensors"))
+    return {name: t.double() for name, t in stored.training.items() if name.endswith("exp_avg")}
 
 
 @pytest.mark.slow
@@ -206,8 +206,8 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path):
     time.sleep(0.7)
     process.kill()
     finish(process)
-    for age, found in enumerate(sorted((tmp_path / "run/checkpoints").glob("*"))):
-        os.utime(found, (10**9 - age * 10**6,) * 2)  # the newest has the oldest date
+    for age, path in enumerate(sorted((tmp_path / "run/checkpoints").glob("*"))):
+        os.utime(path, (10**9 - age * 10**6,) * 2)  # the newest has the oldest date
     code, _, err = finish(start(tmp_path, *arguments("run", resume=True), PYTHONPATH=path))
     assert code == 0, err
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

@@ -70,8 +70,8 @@ def saved_storages(fn, tensors):
         lambda t: saved.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t, lambda t: t
     ):
         out = fn(*tensors)
-    own = {t.untyped_storage().data_ptr() for t in tensors}
-    return {p: n for p, n in saved.items() if p not in own}, out
+    parameters = {t.untyped_storage().data_ptr() for t in tensors}
+    return {p: n for p, n in saved.items() if p not in parameters}, out
 
 
 def nats(targets, chunk_length, hidden, weight, bias):

@@ -146,8 +146,8 @@ class Table(torch.nn.Module):
 
     def decode(self, target, memory, source_padding_mask=None):
         """Logits of the last position alone."""
-        found = [self.logits(int(m[0, 0]), tuple(t.tolist())) for t, m in zip(target, memory, strict=True)]
-        return torch.tensor(np.array(found))[:, None]
+        logits = [self.logits(int(m[0, 0]), tuple(t.tolist())) for t, m in zip(target, memory, strict=True)]
+        return torch.tensor(np.array(logits))[:, None]
 
     def logits(self, source, prefix):
         """float64 (vocab_size,)."""
@@ -215,11 +215,11 @@ def test_what_never_ends_is_returned_unfinished():
 def test_searching_changes_nothing_and_repeats_itself():
     model = model_of(dropout=0.5).train()
     state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    one, two = (
+    first, second = (
         api.beam_search(model, SOURCES, MASK, start=START, end=END, max_new_tokens=7, beams=3) for _ in range(2)
     )
     assert model.training
-    assert all(torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(one, two, strict=True))
+    assert all(torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(first, second, strict=True))
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
 
@@ -260,9 +260,9 @@ def test_a_mask_for_all_sources_is_one_for_each():
     model, how = model_of(), {"start": START, "end": END, "max_new_tokens": 6, "beams": 2}
     mask = torch.tensor([True, True, False, True, False])
     want = api.beam_search(model, SOURCES, mask.expand(SOURCES.shape), **how)
-    for one, two in zip(api.beam_search(model, SOURCES, mask, **how), want, strict=True):
-        assert torch.equal(one[0], two[0])
-        assert one[1] == two[1]
+    for got, expected in zip(api.beam_search(model, SOURCES, mask, **how), want, strict=True):
+        assert torch.equal(got[0], expected[0])
+        assert got[1] == expected[1]
 
 
 @pytest.mark.parametrize(

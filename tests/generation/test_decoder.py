@@ -161,8 +161,8 @@ def test_generate_leaves_modes_and_random_state_alone(training):
     model = model_of(dropout=0.5).train(training)
     model.backbone.dropout.eval()
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
-    one = generate(model, tokens_of(1, 4)[0], 6)
-    assert torch.equal(one, generate(model.eval(), tokens_of(1, 4)[0], 6))
+    first = generate(model, tokens_of(1, 4)[0], 6)
+    assert torch.equal(first, generate(model.eval(), tokens_of(1, 4)[0], 6))
     model.train(training)
     model.backbone.dropout.eval()
     generate(model, tokens_of(1, 4)[0], 6)
@@ -172,16 +172,16 @@ def test_generate_leaves_modes_and_random_state_alone(training):
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_ctrl_c_keeps_what_there_is(cache):
-    shown = []
+    printed = []
 
     def interrupt(token):
-        shown.append(token)
-        if len(shown) == 5:
+        printed.append(token)
+        if len(printed) == 5:
             raise KeyboardInterrupt
 
     out = generate(model_of(), tokens_of(1, 4)[0], 50, cache=cache, on_token=interrupt)
-    assert out[4:].tolist() == shown
-    assert len(shown) == 5
+    assert out[4:].tolist() == printed
+    assert len(printed) == 5
 
 
 def test_progress_goes_to_stderr(capsys):

@@ -59,13 +59,13 @@ def test_every_combination_of_options(neighbours):
         inputs = draw(length, length, lead)
         d_out = rng.standard_normal((*lead, length, 3))
         mask = None if rng.random() < 0.4 else rng.random((*lead, length)) < 0.7
-        what = f"L={length}, {o}, {'no' if mask is None else 'a'} mask"
+        case = f"L={length}, {o}, {'no' if mask is None else 'a'} mask"
         want = spec.local_attention(*inputs, o, mask)
         d_want = np.concatenate(spec.local_attention_vjp(*inputs, o, d_out, mask), axis=-1)
         for attention in (plain, streaming):
-            expect_close(what, as_numpy(attention)(*inputs, o, mask), want, 1e-12)
+            expect_close(case, as_numpy(attention)(*inputs, o, mask), want, 1e-12)
             got = np.concatenate(gradients(*inputs, o, d_out, mask, attention=attention), axis=-1)
-            expect_close(f"gradients, {what}", got, d_want, 1e-12)
+            expect_close(f"gradients, {case}", got, d_want, 1e-12)
 
 
 def test_block_size_and_layout_change_nothing():

@@ -57,15 +57,15 @@ def masks(rng, lead, length):
     return None, left, right, holes, whole_rows
 
 
-def expect_parity(what, qk, v, buckets, options, d_out, mask):
+def expect_parity(case, qk, v, buckets, options, d_out, mask):
     """Output ≤ 1e-12 and both gradients, side by side, ≤ 1e-12."""
     want = spec.lsh_attention(qk, v, buckets, options, mask)
     d_want = np.concatenate(spec.lsh_attention_vjp(qk, v, buckets, options, d_out, mask), axis=-1)
     for backend in BACKENDS:
         got = as_numpy(lsh_attention)(qk, v, buckets, options, mask, backend=backend)
-        expect_close(f"out, {backend}, {what}", got, want, 1e-12)
+        expect_close(f"out, {backend}, {case}", got, want, 1e-12)
         got = np.concatenate(gradients(qk, v, buckets, options, d_out, mask, backend=backend), axis=-1)
-        expect_close(f"(d_qk, d_v), {backend}, {what}", got, d_want, 1e-12)
+        expect_close(f"(d_qk, d_v), {backend}, {case}", got, d_want, 1e-12)
 
 
 def test_spec_passes_the_checks():
@@ -249,9 +249,9 @@ def test_block_size_and_layout_change_nothing(name):
         qk, v, buckets, d_out = draw(rng, o, 14, lead)
         mask = rng.random((*lead[:-1], 1, 14)) < 0.8  # one per sequence, for all heads
         fn = partial(lsh_attention, buckets=to_torch(buckets), options=o, padding_mask=to_torch(mask))
-        for what, got, want in blocks_and_layouts(fn, (qk, v), d_out):
+        for case, got, want in blocks_and_layouts(fn, (qk, v), d_out):
             for part, a, b in zip(("out", "d_qk", "d_v"), got, want, strict=True):
-                expect_close(f"{part}, {what}, leading axes {lead}", a, b, 1e-13)
+                expect_close(f"{part}, {case}, leading axes {lead}", a, b, 1e-13)
         heads = [to_torch(x).transpose(-3, -2).contiguous().transpose(-3, -2) for x in (qk, v)]
         record = fn(*heads, return_record=True)[1]
         expect_close("dense, heads interleaved", record.dense(), dense_of_spec(qk, v, buckets, o, mask)[1], 1e-12)

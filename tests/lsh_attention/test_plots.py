@@ -103,9 +103,9 @@ def test_reasons_agree_with_the_pattern(causal, within, once):
         counts = visible_counts(buckets, options)
         for query in range(LENGTH):
             seen, reasons = visibility_reasons(query, buckets, options)
-            alone = counts[query, query] > 0
-            assert alone or np.array_equal(seen.sum(0), counts[query])
-            assert not alone or np.flatnonzero(seen.any(0)).tolist() == [query]
+            only_self = counts[query, query] > 0
+            assert only_self or np.array_equal(seen.sum(0), counts[query])
+            assert not only_self or np.flatnonzero(seen.any(0)).tolist() == [query]
             given = np.array([[r.split()[0] in ("same", "chunk", "recent", "itself:") for r in row] for row in reasons])
             assert np.array_equal(given, seen)
 

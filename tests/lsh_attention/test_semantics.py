@@ -321,11 +321,11 @@ def test_lower_precision_is_as_good_as_the_plain_formula(attention, name, dtype,
     if autocast and dtype == torch.float32:
         return
     draws = [errors_against_spec(attention, dtype, name, seed, autocast) for seed in range(5)]
-    for what, errors in zip(("out", "d_qk", "d_v"), zip(*draws, strict=True), strict=True):
+    for name, errors in zip(("out", "d_qk", "d_v"), zip(*draws, strict=True), strict=True):
         errors = np.abs(errors)  # (draw, ours or the formula's, …)
         for kind, of in (("root mean square", lambda e: np.sqrt(np.mean(e**2))), ("largest", np.max)):
             ours, formula = (np.mean([of(e) for e in side]) for side in zip(*errors, strict=True))
-            assert ours <= 2 * formula, f"{what}: {kind} error {ours:.2e}, the plain formula's {formula:.2e}"
+            assert ours <= 2 * formula, f"{name}: {kind} error {ours:.2e}, the plain formula's {formula:.2e}"
         assert errors.max() <= 30 * torch.finfo(dtype).eps
 
 

@@ -39,9 +39,9 @@ def results(preset="paper", length=300, dtype=torch.float32):
 def test_one_and_several_threads_give_the_same_bits(preset, dtype):
     several = [results(preset, dtype=dtype) for _ in range(3)]
     torch.set_num_threads(1)
-    alone = results(preset, dtype=dtype)
+    single = results(preset, dtype=dtype)
     for again in several:
-        assert all(torch.equal(a, b) for a, b in zip(again, alone, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(again, single, strict=True))
 
 
 def test_work_is_spread_over_threads_and_settings_stay():
@@ -62,7 +62,7 @@ def test_work_is_spread_over_threads_and_settings_stay():
 
 
 def test_threads_that_are_not_asked_for_are_not_used():
-    here = threading.get_ident()
+    main_thread = threading.get_ident()
     seen = []
 
     def work(item):
@@ -74,7 +74,7 @@ def test_threads_that_are_not_asked_for_are_not_used():
         for_each(work, range(3), torch.zeros(1))
     torch.set_num_threads(1)
     for_each(work, range(3), torch.zeros(1))
-    assert seen == 10 * [here]
+    assert seen == 10 * [main_thread]
 
 
 def test_an_exception_reaches_the_caller_and_the_next_call_works():

@@ -143,7 +143,7 @@ def test_what_was_there_before_does_not_count_but_its_end_does():
     assert peak.above_start_bytes == (1 + 41 + 2 - 40) * K
     assert peak.start_bytes >= 40 * K
     assert peak.peak_bytes == peak.start_bytes + peak.above_start_bytes
-    assert dict(peak.parts)["there before, let go"] == -40 * K
+    assert dict(peak.breakdown)["there before, let go"] == -40 * K
 
 
 def test_what_only_a_graph_from_before_holds():
@@ -159,8 +159,8 @@ def test_what_only_a_graph_from_before_holds():
 
 def test_parts_add_up_and_name_the_operation():
     peak = count_peak(lambda: (torch.ones(256), torch.zeros(512), torch.ones(256)))
-    assert dict(peak.parts) == {"aten.ones.default": 2 * K, "aten.zeros.default": 2 * K}
-    assert sum(n for _, n in peak.parts) == peak.above_start_bytes
+    assert dict(peak.breakdown) == {"aten.ones.default": 2 * K, "aten.zeros.default": 2 * K}
+    assert sum(n for _, n in peak.breakdown) == peak.above_start_bytes
     assert [t.numel() for t in peak.result] == [256, 512, 256]
     assert peak.kind.startswith("counted")
 
@@ -228,9 +228,9 @@ def test_against_a_ledger_kept_by_hand(program):
 
 def profiled_peak(fn, path):
     """The peak of the CPU allocator's own figures, with what kernels take for themselves."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         fn()
-    found.export_chrome_trace(str(path))
+    profiled.export_chrome_trace(str(path))
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
     live = np.cumsum([e["args"]["Bytes"] for e in sorted(events, key=lambda e: (e["ts"], e["args"]["Ev Idx"]))])
     return live.max()

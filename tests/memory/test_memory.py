@@ -143,19 +143,19 @@ def test_predicted_is_what_is_counted(changes, run):
     counted = count_peak(lambda: steps(config, length, **run), on="cpu").above_start_bytes
     predicted = predict_peak(config, length, "cpu", **run)
     assert predicted.peak_bytes == pytest.approx(counted, rel=0.01)
-    assert predicted.peak_bytes == sum(n for _, n in predicted.parts)
+    assert predicted.peak_bytes == sum(n for _, n in predicted.breakdown)
 
 
 def test_parts_are_what_they_are_called():
     config = small()
-    parts = dict(predict_peak(config, 4096).parts)
+    parts = dict(predict_peak(config, 4096).breakdown)
     model = ReformerLM(config)
     weights, buffers = (sum(t.numel() for t in ts) * 4 for ts in (model.parameters(), model.buffers()))
     assert weights + buffers <= parts["parameters"] < 1.2 * (weights + buffers)  # 1.2: whole blocks
     assert 2 * weights <= parts["optimizer"] < 2.4 * weights
     assert 0 < parts["gradients"] < 1.2 * weights
     assert parts["streams"] >= 4 * 4096 * 64 * 4  # two streams and their gradients
-    assert not predict_peak(config, 4096, training=False).parts[2][1]
+    assert not predict_peak(config, 4096, training=False).breakdown[2][1]
 
 
 def test_remembering_shapes_changes_nothing(monkeypatch):
@@ -163,7 +163,7 @@ def test_remembering_shapes_changes_nothing(monkeypatch):
     fast = predict_peak(config, 2500)
     predict._predict.cache_clear()
     monkeypatch.setattr(predict, "MetaCounter", lambda: Counter("meta"))
-    assert predict_peak(config, 2500).parts == fast.parts
+    assert predict_peak(config, 2500).breakdown == fast.breakdown
     predict._predict.cache_clear()
 
 
@@ -178,10 +178,10 @@ def test_blocks_are_those_of_the_device_and_put_back():
 @pytest.mark.parametrize("pattern", [("lsh",), ("local", "lsh")], ids=",".join)
 def test_shortened_loops_change_nothing(pattern, reversible, monkeypatch):
     config = small(pattern=pattern, ff_chunk=256, loss_chunk=400, reversible=reversible)
-    fast = [predict_peak(config, n, "cpu").parts for n in (4096, 3001)]
+    fast = [predict_peak(config, n, "cpu").breakdown for n in (4096, 3001)]
     predict._predict.cache_clear()
     monkeypatch.setattr(predict, "predicting", lambda device: predicting(device, shorten=False))
-    assert [predict_peak(config, n, "cpu").parts for n in (4096, 3001)] == fast
+    assert [predict_peak(config, n, "cpu").breakdown for n in (4096, 3001)] == fast
     predict._predict.cache_clear()
 
 
@@ -248,11 +248,11 @@ def test_flat_in_the_depth(pattern):
     and nothing else.
     """
     length, depths = 8192, (2, 4, 8)
-    found = [predict_peak(small(pattern=pattern, n_layers=n, max_length=length), length, "cpu") for n in depths]
+    peaks = [predict_peak(small(pattern=pattern, n_layers=n, max_length=length), length, "cpu") for n in depths]
     buckets = length * 2 * 2 * 2  # heads, rounds, int16
     left = []
-    for peak, depth in zip(found, depths, strict=True):
-        parts = dict(peak.parts)
+    for peak, depth in zip(peaks, depths, strict=True):
+        parts = dict(peak.breakdown)
         layers = depth // len(pattern)
         left.append(parts["streams"] + parts["working set"] - layers * buckets)
     assert max(left) <= 1.01 * min(left)

@@ -15,7 +15,7 @@ from reformer_lab.planner import MemoryQuestion, changes, format_bytes, longest,
 from reformer_lab.plots.measured import PART_STYLES
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.memory.count import MetaCounter
-from reformer_ref.memory.predict import PARTS
+from reformer_ref.memory.predict import CATEGORIES
 from reformer_ref.model.config import ReformerConfig
 
 SMALL = ["--length", "4096", "--n-layers", "2", "--d-model", "32", "--n-heads", "2", "--d-ff", "64", "--device", "cpu"]
@@ -70,9 +70,9 @@ def test_sizes_are_written():
 @pytest.mark.parametrize("budget", ["20MB", "100MB"])
 def test_the_longest_sequence_fits_and_a_longer_one_does_not(budget):
     q = question(budget)
-    found = longest(q, q.predict().peak_bytes)
-    assert found["bytes"] == q.predict(found["length"]).peak_bytes <= q.budget
-    assert q.predict(found["length"] * 102 // 100 + 1).peak_bytes > q.budget
+    entry = longest(q, q.predict().peak_bytes)
+    assert entry["bytes"] == q.predict(entry["length"]).peak_bytes <= q.budget
+    assert q.predict(entry["length"] * 102 // 100 + 1).peak_bytes > q.budget
 
 
 def test_the_longest_sequence_at_the_ends(monkeypatch):
@@ -91,8 +91,8 @@ def test_what_is_tried_helps_and_says_what_it_is():
         ),
         17000, 10**9, "cpu", batch=2,
     )  # fmt: skip
-    found = dict(changes(q))
-    assert list(found) == [
+    options = dict(changes(q))
+    assert list(options) == [
         "reversible layers",
         "feed-forward and projections in chunks of 16384",
         "loss in chunks of 16384",
@@ -103,12 +103,12 @@ def test_what_is_tried_helps_and_says_what_it_is():
         "bfloat16 for everything",
         "all of these",
     ]
-    assert found["all of these"] == {
+    assert options["all of these"] == {
         "reversible": True, "ff_chunk": 16384, "loss_chunk": 16384, "pattern": ("lsh", "lsh"), "batch": 1,
         "n_hashes": 1, "dtype": "bfloat16",
     }  # fmt: skip
     as_asked = q.predict().peak_bytes
-    sizes = {name: q.predict(**change).peak_bytes for name, change in found.items()}
+    sizes = {name: q.predict(**change).peak_bytes for name, change in options.items()}
     assert sizes["LSH attention instead of dense"] < 0.5 * as_asked
     assert sizes["one sequence at a time"] < 0.6 * as_asked
     assert sizes["all of these"] == min(sizes.values())
@@ -116,7 +116,7 @@ def test_what_is_tried_helps_and_says_what_it_is():
 
 
 def test_every_part_has_a_style():
-    assert tuple(PART_STYLES) == PARTS
+    assert tuple(PART_STYLES) == CATEGORIES
 
 
 def test_a_million_tokens_take_few_operations(monkeypatch):
@@ -174,13 +174,13 @@ def test_the_picture_shows_every_number_and_the_budget():
     report["asked"] = {"length": q.length, "budget": q.budget, "config": json.loads(q.config.to_json())}
     bars, lines = planner.draw(report).axes
     labels = {text.get_text().strip() for text in bars.texts}
-    shown = [
+    entries = [
         report["peak"],
         *report["changes"],
         *(e for e in report["depth"] if (e["layers"], e["reversible"]) != (2, False)),
     ]
-    assert labels == {format_bytes(entry["bytes"]) for entry in shown}
-    assert len(bars.get_yticklabels()) == len(shown)
+    assert labels == {format_bytes(entry["bytes"]) for entry in entries}
+    assert len(bars.get_yticklabels()) == len(entries)
     names = [text.get_text() for text in lines.get_legend().get_texts()]
     assert names == ["reversible", "not reversible", "dense", "budget 1.00 MB"]
     assert [len(line.get_xdata()) for line in lines.get_lines()[:3]] == [3, 3, 3]

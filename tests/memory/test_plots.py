@@ -11,7 +11,7 @@ from reformer_lab.planner import format_bytes
 from reformer_lab.plots import measured as plots
 from reformer_lab.plots.drawing import Picture
 from reformer_lab.widgets import memory as explorer
-from reformer_ref.memory.predict import PARTS, predict_peak
+from reformer_ref.memory.predict import CATEGORIES, predict_peak
 from tests.pictures import ends
 
 MACHINE = {"cpu": "A processor", "cores": 2, "threads": 1, "memory_bytes": 8, "system": "Linux x86_64"}
@@ -43,7 +43,7 @@ def million(length, seconds):
     return {**HEAD, "text": {"used_bytes": length}, "steps": steps, "peak_rss_bytes": 3 * 2**30}
 
 
-def told(picture, **expected):
+def described(picture, **expected):
     """A picture that can be drawn, whose caption is a sentence and whose numbers hold what is
     expected.
     """
@@ -66,9 +66,9 @@ def test_a_record_says_where_it_comes_from():
 
 
 def test_who_did_not_finish_is_not_shown():
-    found = plots.medians([bench(lengths=(2048,)), bench(lengths=(1024,))], n_hashes=4)
-    assert [list(map(float, x)) for x in found["ours-trax"]] == [[1024, 2048], [8192, 16384]]
-    assert found["dense"][0].tolist() == [1024]
+    medians = plots.medians([bench(lengths=(2048,)), bench(lengths=(1024,))], n_hashes=4)
+    assert [list(map(float, x)) for x in medians["ours-trax"]] == [[1024, 2048], [8192, 16384]]
+    assert medians["dense"][0].tolist() == [1024]
     assert plots.medians([bench()], n_hashes=1) == {}
 
 
@@ -77,8 +77,8 @@ def test_attention_by_length_and_share():
         "reformer_ref, trax at 2,048 tokens": "16,400 s, 2,050 MiB",
         "dense at 1,024 tokens": "12,300 s, 1,020 MiB",
     }
-    told(plots.attention_by_length([bench()]), **numbers)
-    told(
+    described(plots.attention_by_length([bench()]), **numbers)
+    described(
         plots.matmul_rate([bench()]),
         **{"reformer_ref, trax at 2,048 tokens": "50 %", "matrix products alone": "1 GFLOP/s"},
     )
@@ -87,20 +87,20 @@ def test_attention_by_length_and_share():
 
 
 def test_rounds_and_crossover():
-    told(plots.attention_by_rounds(bench((1024,), (1, 2, 8))), **{"reformer_ref, trax, 8 rounds": "16,400 s"})
+    described(plots.attention_by_rounds(bench((1024,), (1, 2, 8))), **{"reformer_ref, trax, 8 rounds": "16,400 s"})
     record = bench((512, 1024), (1, 4), ("ours-trax", "dense"))
     first = "1 round: first length where LSH is faster"
-    told(plots.crossover(record), **{first: 512, "4 rounds: times as fast at 1,024 tokens": 1.5})
+    described(plots.crossover(record), **{first: 512, "4 rounds: times as fast at 1,024 tokens": 1.5})
     for point in record["points"]:
         point["results"][0]["median"] *= 10
-    told(plots.crossover(record), **{first: "none measured"})
+    described(plots.crossover(record), **{first: "none measured"})
 
 
 def test_steps():
     record = bench((4096,), (2,), ("ours", "huggingface"), n_layers=6)
-    told(plots.training_step([record]), **{"reformer_ref, 4,096 tokens": "24,600 s, 4 GiB"})
+    described(plots.training_step([record]), **{"reformer_ref, 4,096 tokens": "24,600 s, 4 GiB"})
     pair = [million(2000, 2.0), million(1000, 0.5)]
-    told(
+    described(
         plots.million_steps(pair),
         **{"1,000 tokens": "500 µs per token, 3 GiB", "2,000 tokens": "1,000 µs per token, 3 GiB"},
     )
@@ -114,13 +114,13 @@ def test_every_record_at_hand_can_be_drawn():
     }
     for name in draw:
         for picture in draw[name](plots.read(name)):
-            assert "reformer-ref bench" in told(picture).caption
+            assert "reformer-ref bench" in described(picture).caption
 
 
 @pytest.mark.parametrize("budget", [None, 10**9, 10**15])
 def test_memory_bars(budget):
-    rows = {"one": dict.fromkeys(PARTS, 10**8), "two": {**dict.fromkeys(PARTS, 0), "streams": 512}}
-    picture = told(plots.memory_bars(rows, budget), one="500 MB", two="512 B")
+    rows = {"one": dict.fromkeys(CATEGORIES, 10**8), "two": {**dict.fromkeys(CATEGORIES, 0), "streams": 512}}
+    picture = described(plots.memory_bars(rows, budget), one="500 MB", two="512 B")
     assert ("far to the right" in picture.axes[0].get_title(loc="left")) == (budget == 10**15)
     for bad in ({}, {"one": {"streams": 1}}):
         with pytest.raises(ValueError, match="rows must map names to bytes"):
@@ -129,13 +129,13 @@ def test_memory_bars(budget):
 
 def test_lines_and_exponents():
     x, ways = np.array([1, 2, 4]), {"square": 5e6 * np.array([1, 4, 16]), "flat": [7, 7, 7]}
-    told(plots.memory_lines(x, ways, "tokens", budget=10**9), **{"square, 4 tokens": "80.0 MB, exponent 2.00"})
-    told(plots.memory_lines(x, ways, "layers", log=False), **{"flat, 4 layers": "7 B"})
+    described(plots.memory_lines(x, ways, "tokens", budget=10**9), **{"square, 4 tokens": "80.0 MB, exponent 2.00"})
+    described(plots.memory_lines(x, ways, "layers", log=False), **{"flat, 4 layers": "7 B"})
     assert plots.exponent([3, 6, 12], [2, 16, 128]) == pytest.approx(3)
     for bad in (([1], [1]), ([1, 2], [1, 2, 3]), ([1, 2], [0, 1]), ([[1, 2]], [[1, 2]])):
         with pytest.raises(ValueError, match="x and y must be"):
             plots.exponent(*bad)
-    told(plots.memory_over_time({"a": [0, 3e6, 1e6], "b": [2e6]}), **{"peak, a": "3.00 MB", "peak, b": "2.00 MB"})
+    described(plots.memory_over_time({"a": [0, 3e6, 1e6], "b": [2e6]}), **{"peak, a": "3.00 MB", "peak, b": "2.00 MB"})
     with pytest.raises(ValueError, match="lines must map names to rows"):
         plots.memory_over_time({"a": []})
 
@@ -146,7 +146,7 @@ def test_lines_and_exponents():
 def test_both_ends_of_every_slider():
     for name in explorer.memory.controls:
         for end in ends(explorer.memory, name):
-            picture = told(explorer.memory(**{name: end}))
+            picture = described(explorer.memory(**{name: end}))
             assert "predicted" in picture.caption
     chosen = explorer.memory(length=4096, layers=2, heads=8, rounds=1, reversible=False)
     total = sum(explorer.peak_parts(4096, 2, 8, 1, False).values())
@@ -163,9 +163,9 @@ def test_both_ends_of_every_slider():
 )
 def test_the_explorer_shows_what_is_predicted(point):
     peak = predict_peak(explorer.config_of(*point), point[0])
-    shown = explorer.peak_parts(*point)
-    assert sum(shown.values()) == pytest.approx(peak.peak_bytes, rel=0.01)
-    assert shown["parameters"] == pytest.approx(dict(peak.parts)["parameters"], rel=0.01)
+    rows = explorer.peak_parts(*point)
+    assert sum(rows.values()) == pytest.approx(peak.peak_bytes, rel=0.01)
+    assert rows["parameters"] == pytest.approx(dict(peak.breakdown)["parameters"], rel=0.01)
 
 
 def test_lengths_beyond_the_predicted_lie_on_a_line():

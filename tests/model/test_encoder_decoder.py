@@ -144,16 +144,16 @@ def test_masked_cross_attention_still_depends_on_the_query():
     source.
     """
     model = model_of(pattern=("dense",), n_layers=1)
-    half = model.decoder.stack.blocks[0].layers[1]
+    layer = model.decoder.stack.blocks[0].layers[1]
     x = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     encoder_output = torch.randn(2, 7, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     mask = mask_of(7, (2, 7), (0, 3))
-    out = half(x, None, None, encoder_output, mask).detach()
+    out = layer(x, None, None, encoder_output, mask).detach()
     assert (out[:, 0] - out[:, 1]).abs().max() > 1e-2
     for row, (first, last) in enumerate([(2, 7), (0, 3)]):
-        alone = half(x[row, None], None, None, encoder_output[row, None, first:last]).detach()
-        expect_close("each row sees its own real keys", out[row], alone[0], 1e-13)
-    nothing = half(x, None, None, encoder_output, torch.zeros_like(mask))
+        separate = layer(x[row, None], None, None, encoder_output[row, None, first:last]).detach()
+        expect_close("each row sees its own real keys", out[row], separate[0], 1e-13)
+    nothing = layer(x, None, None, encoder_output, torch.zeros_like(mask))
     assert not nothing.any()
 
 

@@ -25,7 +25,7 @@ CONFIG = ReformerConfig(
 )  # fmt: skip
 
 
-def twins(change=lambda model: None, **fields):
+def both_models(change=lambda model: None, **fields):
     """The same model reversible and with ordinary autograd, both changed alike, in float64."""
     models = []
     for reversible in (True, False):
@@ -97,7 +97,7 @@ CHANGES = {
 def test_what_a_layer_computes_is_never_guessed(name):
     fields = {"loss_chunk": None, "ff_chunk": None} if "dropout" in name else {}  # else masks are drawn in other orders
     plain = name == "nothing"
-    models = twins(CHANGES[name], **fields)
+    models = both_models(CHANGES[name], **fields)
     assert all(works_in_place(layer) for n in (0, 1) for layer in layers(models[0], n)) == plain
     expect_same(models)
 
@@ -105,7 +105,7 @@ def test_what_a_layer_computes_is_never_guessed(name):
 @pytest.mark.parametrize("start", [True, False])
 def test_a_change_of_mode_before_backward_changes_nothing(start):
     """Dropout is what it was when the loss was computed."""
-    same, changed = (twins(dropout=0.4, ff_chunk=None) for _ in range(2))
+    same, changed = (both_models(dropout=0.4, ff_chunk=None) for _ in range(2))
     wanted = expect_same([m.train(start) for m in same])
     for name, got in expect_same([m.train(start) for m in changed], lambda model: model.train(not start)).items():
         expect_close(name, got, wanted[name], 1e-12)

@@ -91,11 +91,11 @@ def test_other_presets_are_causal_in_value_only(preset):
     changed = torch.cat([tokens[:, :30], tokens_of(15, 8, batch=8)], 1)
     with torch.no_grad():
         want = model(tokens)[:, :30]
-        for what, other in (("changed", model(changed)[:, :30]), ("cut", model(tokens[:, :30]))):
+        for change, other in (("changed", model(changed)[:, :30]), ("cut", model(tokens[:, :30]))):
             difference = (other - want).abs().amax(-1)  # (8, 30)
-            assert difference.max() > 0.5, f"later tokens {what}: at most {difference.max():.2g}"
-            share = (difference > 1e-3).double().mean()
-            assert share > 0.3, f"later tokens {what}: {share:.0%} of the positions"
+            assert difference.max() > 0.5, f"later tokens {change}: at most {difference.max():.2g}"
+            fraction = (difference > 1e-3).double().mean()
+            assert fraction > 0.3, f"later tokens {change}: {fraction:.0%} of the positions"
 
 
 def test_dense_and_local_layers_are_strictly_causal():
@@ -141,5 +141,5 @@ def test_rows_of_a_batch_do_not_meet():
     model = model_of("trax", pattern=("local", "lsh"))
     tokens = tokens_of(29, batch=5)
     with torch.no_grad():
-        together, alone = (model(tokens), np.concatenate([model(row[None]).numpy() for row in tokens]))
-    expect_close("rows", together, alone, TOLERANCE)
+        together, separate = (model(tokens), np.concatenate([model(row[None]).numpy() for row in tokens]))
+    expect_close("rows", together, separate, TOLERANCE)

@@ -118,8 +118,8 @@ def test_backward_in_the_opposite_order_and_accumulation(pair):
     models = pair()
     for model in models:
         losses = [loss(model, seed) for seed in (1, 2, 3)]
-        for one in reversed(losses):
-            one.backward()
+        for loss_value in reversed(losses):
+            loss_value.backward()
     expect_same_gradients(models)
 
 
@@ -134,9 +134,9 @@ def test_eval_mode(pair):
 def test_mode_switched_between_forward_and_backward(pair):
     models = pair()
     for model in models:
-        one = loss(model)
+        loss_value = loss(model)
         model.eval()
-        one.backward()
+        loss_value.backward()
     expect_same_gradients(models)
 
 
@@ -170,11 +170,11 @@ def test_nothing_of_a_forward_pass_stays_on_the_modules(pair):
     """A forward pass between forward and backward changes no gradient."""
     models = pair()
     for i, model in enumerate(models):
-        one = loss(model, 1)
+        loss_value = loss(model, 1)
         if i == 0:
             loss(model, 7, 11)
             model(batch(3, 29))
-        one.backward()
+        loss_value.backward()
     expect_same_gradients(models)
 
 
@@ -182,10 +182,10 @@ def test_backward_never_hashes(pair, monkeypatch):
     """Buckets of reconstructed activations could differ from those that made the output."""
     model, calls = pair()[0], []
     monkeypatch.setattr(SelfAttention, "hash", lambda *args, hash=SelfAttention.hash: calls.append(1) or hash(*args))
-    one = loss(model)
+    loss_value = loss(model)
     in_forward = len(calls)
     assert in_forward > 0
-    one.backward()
+    loss_value.backward()
     assert len(calls) == in_forward
 
 
@@ -209,9 +209,9 @@ def test_autocast_recomputes_in_the_same_dtype(pair):
     """
     model = pair()[0].float()
     with torch.autocast("cpu", torch.bfloat16), Products() as forward:
-        one = loss(model)
+        loss_value = loss(model)
     with Products() as backward:
-        one.backward()
+        loss_value.backward()
     assert {dtype for dtype, _ in forward.count} == {torch.bfloat16}
     for key, count in forward.count.items():
         assert backward.count[key] >= count, f"{key} is not recomputed in the same dtype"
@@ -229,9 +229,9 @@ def test_autocast_recomputes_modules_in_the_same_dtype(pair):
     for module in names:
         module.register_forward_hook(record)
     with torch.autocast("cpu", torch.bfloat16):
-        one = loss(model)
+        loss_value = loss(model)
     forward, _ = seen.copy(), seen.clear()
-    one.backward()
+    loss_value.backward()
     assert {name for name, _, _ in forward} == set(names.values())
     assert {dtype for _, dtype, _ in forward} == {torch.bfloat16}
     assert {(n, d) for n, d, _ in forward} == {(n, d) for n, d, _ in seen}
@@ -249,8 +249,8 @@ def test_autocast_gradients_are_as_good_as_those_of_ordinary_autograd(pair):
     for model in models:
         model.float().zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            one = loss(model)
-        one.backward()
+            loss_value = loss(model)
+        loss_value.backward()
         errors.append({name: float((g - exact[name]).norm()) for name, g in gradients(model).items()})
     for name, want in errors[1].items():
         assert errors[0][name] <= 2 * want, f"gradient of {name}: error {errors[0][name]:.1e}, ordinary {want:.1e}"

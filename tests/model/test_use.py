@@ -116,10 +116,10 @@ def test_a_generator_brings_fresh_rotations():
     expect_equal("same seed", fresh, same)
     assert (fresh - stored).abs().max() > 1e-3
     assert (fresh - other).abs().max() > 1e-3
-    one = generator(1)
+    same_generator = generator(1)
     with torch.no_grad():
-        expect_equal("first call", model(tokens, generator=one), fresh)
-        assert (model(tokens, generator=one) - fresh).abs().max() > 1e-3  # the next call draws anew
+        expect_equal("first call", model(tokens, generator=same_generator), fresh)
+        assert (model(tokens, generator=same_generator) - fresh).abs().max() > 1e-3  # the next call draws anew
 
 
 # State dict, head, repr

@@ -108,9 +108,9 @@ def test_chapters_break_something_sum_up_and_ask(path):
 
 def test_pictures_have_captions_and_descriptions(notebook):
     for cell in code(notebook):
-        for here, after in zip(cell.outputs, [*cell.outputs, {}][1:], strict=True):
-            if "image/png" in here.get("data", {}):
-                assert len(here.metadata.get("alt", "")) > 40, f"{cell.id}: the picture is not described"
+        for output, after in zip(cell.outputs, [*cell.outputs, {}][1:], strict=True):
+            if "image/png" in output.get("data", {}):
+                assert len(output.metadata.get("alt", "")) > 40, f"{cell.id}: the picture is not described"
                 assert "text/markdown" in after.get("data", {}), f"{cell.id}: the picture has no caption"
 
 
@@ -126,8 +126,8 @@ def test_widgets_are_tagged_stored_without_output_and_have_a_static_twin(noteboo
 
 
 def test_shows_no_trace_of_a_machine(notebook):
-    shown = [text for cell in code(notebook) for output in cell.outputs for text in texts(output)]
-    for text in [*shown, *(cell.source for cell in notebook.cells)]:
+    printed = [text for cell in code(notebook) for output in cell.outputs for text in texts(output)]
+    for text in [*printed, *(cell.source for cell in notebook.cells)]:
         assert not re.search(TRACES, text), re.search(TRACES, text)
 
 

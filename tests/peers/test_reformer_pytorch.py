@@ -57,11 +57,11 @@ def options_for(n_hashes, causal, across=True, duplicates=True):
     return LSHOptions.preset("lucidrains", n_hashes=n_hashes, chunk_length=C, causal=causal, **options)
 
 
-def expect_same(what, outs, inputs, d_out, tolerance):
+def expect_same(case, outs, inputs, d_out, tolerance):
     """Outputs and gradients of ours and theirs: the worst relative error."""
     grads = [torch.autograd.grad(out, inputs, d_out, retain_graph=True) for out in outs]
     pairs = zip(("out", "d_qk", "d_v"), *([out.detach(), *g] for out, g in zip(outs, grads, strict=True)), strict=True)
-    return max(expect_close(f"{what}: {name}", got, want, tolerance) for name, got, want in pairs)
+    return max(expect_close(f"{case}: {name}", got, want, tolerance) for name, got, want in pairs)
 
 
 # Both kinds of buckets, with and without duplicates; but test_their_count_of_duplicates for what is

@@ -215,8 +215,8 @@ def test_everything_wrong_with_the_weights_is_told_at_once():
     weights["reformer.embeddings.position_embeddings.weights.0"] = torch.zeros(8, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match="do not fit") as caught:
         ReformerLM.from_huggingface(weights, config)
-    told = str(caught.value).splitlines()[1:]
-    assert [line.strip() for line in told] == [
+    report = str(caught.value).splitlines()[1:]
+    assert [line.strip() for line in report] == [
         f"missing: {layer}.attention.self_attention.query_key.weight (12, 8)",
         f"unknown: {layer}.attention.self_attention.query.weight",
         "not a tensor: reformer.embeddings.word_embeddings.weight (list)",

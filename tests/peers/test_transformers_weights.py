@@ -77,13 +77,13 @@ def test_published_shapes_both_ways(name, tmp_path):
     assert not ours.training
     theirs, ours = theirs.double(), ours.double()
     for block in ours.backbone.stack.blocks:  # rotations as transformers draws them in float64
-        half = block.layers[0]
-        if half.kind == "lsh":
-            n_heads, n_hashes, d, width = half.rotations.shape
+        layer = block.layers[0]
+        if layer.kind == "lsh":
+            n_heads, n_hashes, d, width = layer.rotations.shape
             drawn = torch.randn(
                 n_heads, d, n_hashes, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64
             )
-            half.rotations.copy_(drawn.transpose(1, 2))
+            layer.rotations.copy_(drawn.transpose(1, 2))
     vocab_size = PUBLISHED[name]["vocab_size"]
     assert same_logits(theirs, ours, 600, vocab_size) <= 1e-10
     back = transformers.ReformerModelWithLMHead(theirs.config).double().eval()

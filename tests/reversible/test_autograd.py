@@ -22,7 +22,7 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-class Half(nn.Module):
+class Layer(nn.Module):
     """Layer norm, a matrix, tanh, dropout; with an extra it also reads that."""
 
     def __init__(self, p=0.0):
@@ -39,7 +39,7 @@ class Half(nn.Module):
 def pair(depth=3, p=0.0, seed=0, sizes=None):
     """Two equal stacks, reversible and not."""
     torch.manual_seed(seed)
-    stack = ReversibleStack([tuple(Half(p) for _ in range(n)) for n in sizes or [2] * depth])
+    stack = ReversibleStack([tuple(Layer(p) for _ in range(n)) for n in sizes or [2] * depth])
     other = copy.deepcopy(stack)
     other.reversible = False
     return stack, other
@@ -199,12 +199,12 @@ def test_nothing_needs_a_gradient():
 
 
 def test_autograd_grad_on_a_subset():
-    for pick in (lambda s: list(s.parameters())[3:5], lambda s: list(s.parameters())[-1:], lambda s: []):
+    for select in (lambda s: list(s.parameters())[3:5], lambda s: list(s.parameters())[-1:], lambda s: []):
         results = []
         for stack in pair(p=0.3):
             x = streams()
             torch.manual_seed(3)
-            results.append(torch.autograd.grad(scalar(stack(*x)), [*pick(stack), x[1]]))
+            results.append(torch.autograd.grad(scalar(stack(*x)), [*select(stack), x[1]]))
             assert all(g is None for g in grads_of(stack, x))  # nothing is written on the way
         expect_same(*results)
 
@@ -213,7 +213,7 @@ def test_a_block_used_twice_and_a_shared_weight():
     for_both = []
     for reversible in (True, False):
         torch.manual_seed(0)
-        f, g, h = Half(0.3), Half(0.3), Half()
+        f, g, h = Layer(0.3), Layer(0.3), Layer()
         h.linear.weight = f.linear.weight
         h.norm = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D), nn.Linear(D, D))
         h.norm[1].weight = h.norm[2].weight
@@ -344,14 +344,14 @@ def test_saved_is_handed_back_in_backward():
     results = []
     for reversible in (True, False):
         torch.manual_seed(0)
-        halves = [RandomBuckets() for _ in range(5)]
-        stack = ReversibleStack([halves[:2], halves[2:4], (halves[4], Half(0.2))], reversible)
+        layers = [RandomBuckets() for _ in range(5)]
+        stack = ReversibleStack([layers[:2], layers[2:4], (layers[4], Layer(0.2))], reversible)
         x = streams()
         loss = scalar(stack(*x)) + scalar(stack(*x))  # two forwards, two dicts
         loss.backward()
         results.append(grads_of(stack, x))
-        assert [h.draws for h in halves] == [2] * 5
-        kept = {name for h in halves for name, v in vars(h).items() if isinstance(v, (dict, torch.Tensor))}
+        assert [h.draws for h in layers] == [2] * 5
+        kept = {name for h in layers for name, v in vars(h).items() if isinstance(v, (dict, torch.Tensor))}
         assert kept == {name for name, v in vars(RandomBuckets()).items() if isinstance(v, (dict, torch.Tensor))}
     expect_same(*results)
 
@@ -368,7 +368,7 @@ def test_inverse():
 class Pair(nn.Module):
     def __init__(self):
         super().__init__()
-        self.f, self.g = Half(), Half()
+        self.f, self.g = Layer(), Layer()
 
 
 def test_every_way_to_write_a_block():
@@ -384,7 +384,7 @@ def test_every_way_to_write_a_block():
     ):
         expect_same(reversible_stack(*x, blocks), want, 0)
     expect_same(ReversibleBlock(block.f, block.g)(*x), want, 0)
-    names = dict(ReversibleStack([(Half(), Half())]).named_parameters())
+    names = dict(ReversibleStack([(Layer(), Layer())]).named_parameters())
     assert "blocks.0.layers.1.linear.weight" in names
     assert "reversible=True" in repr(ReversibleStack([block]))
 
@@ -392,8 +392,8 @@ def test_every_way_to_write_a_block():
 def saved_bytes(depth, reversible):
     """Distinct bytes that autograd keeps for backward, parameters aside."""
     torch.manual_seed(0)
-    stack = ReversibleStack([(Half(0.1), Half(0.1)) for _ in range(depth)], reversible)
-    own, kept = {p.untyped_storage().data_ptr() for p in stack.parameters()}, {}
+    stack = ReversibleStack([(Layer(0.1), Layer(0.1)) for _ in range(depth)], reversible)
+    parameters, kept = {p.untyped_storage().data_ptr() for p in stack.parameters()}, {}
 
     def pack(t):
         kept[t.untyped_storage().data_ptr()] = (t, t.untyped_storage().nbytes())
@@ -401,7 +401,7 @@ def saved_bytes(depth, reversible):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = stack(*streams())
-    return sum(size for pointer, (_, size) in kept.items() if pointer not in own), y
+    return sum(size for pointer, (_, size) in kept.items() if pointer not in parameters), y
 
 
 def test_saved_bytes_do_not_grow_with_depth():
@@ -431,11 +431,11 @@ class Watched(torch.autograd.Function):
 
 
 def most_graphs_alive(depth, reversible):
-    class Half(nn.Linear):
+    class Layer(nn.Linear):
         def forward(self, x):
             return Watched.apply(torch.tanh(super().forward(x)))
 
-    stack = ReversibleStack([(Half(D, D), Half(D, D)) for _ in range(depth)], reversible)
+    stack = ReversibleStack([(Layer(D, D), Layer(D, D)) for _ in range(depth)], reversible)
     gc.collect()
     Watched.most = 0
     backward(stack, streams())

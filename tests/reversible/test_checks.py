@@ -8,7 +8,7 @@ from reformer_ref.reversible import checks, spec
 
 
 def flat(blocks):
-    return [half for block in blocks for half in block]
+    return [layer for block in blocks for layer in block]
 
 
 # -- forward and inverse
@@ -17,11 +17,11 @@ def flat(blocks):
 
 def both_from_old(x1, x2, blocks):
     """G reads x1 instead of the new y1."""
-    for k, half in enumerate(flat(blocks)):
+    for k, layer in enumerate(flat(blocks)):
         if k % 2 == 0:
-            old, x1 = x1, x1 + half(x2)
+            old, x1 = x1, x1 + layer(x2)
         else:
-            x2 = x2 + half(old)
+            x2 = x2 + layer(old)
     return x1, x2
 
 
@@ -30,8 +30,8 @@ def streams_swapped(x1, x2, blocks):
 
 
 def no_residual(x1, x2, blocks):
-    for k, half in enumerate(flat(blocks)):
-        x1, x2 = (half(x2), x2) if k % 2 == 0 else (x1, half(x1))
+    for k, layer in enumerate(flat(blocks)):
+        x1, x2 = (layer(x2), x2) if k % 2 == 0 else (x1, layer(x1))
     return x1, x2
 
 
@@ -49,8 +49,8 @@ def test_wrong_forward(fn):
 
 
 def undone_in_forward_order(y1, y2, blocks):
-    for k, half in enumerate(flat(blocks)):
-        y1, y2 = (y1 - half(y2), y2) if k % 2 == 0 else (y1, y2 - half(y1))
+    for k, layer in enumerate(flat(blocks)):
+        y1, y2 = (y1 - layer(y2), y2) if k % 2 == 0 else (y1, y2 - layer(y1))
     return y1, y2
 
 
@@ -69,15 +69,15 @@ def make_vjp(differentiate_at="input", paths="all"):
 
     def vjp(y1, y2, blocks, d_y1, d_y2):
         streams, d_streams, d_params = [y1, y2], [d_y1, d_y2], []
-        for k, half in reversed(list(enumerate(flat(blocks)))):
+        for k, layer in reversed(list(enumerate(flat(blocks)))):
             target, source = k % 2, 1 - k % 2
             x = streams[source] if differentiate_at == "input" else (y1, y2)[source]
-            streams[target] = streams[target] - half(streams[source])
-            d_x, d_half = half.vjp(x, d_streams[target])
-            d_params.insert(0, d_half)
+            streams[target] = streams[target] - layer(streams[source])
+            d_x, d_layer = layer.vjp(x, d_streams[target])
+            d_params.insert(0, d_layer)
             if paths == "residual only" or (paths == "without F" and target == 0):
                 continue
-            d_streams[source] = d_x if paths == "half only" else d_streams[source] + d_x
+            d_streams[source] = d_x if paths == "layer only" else d_streams[source] + d_x
         remaining = iter(d_params)
         return *streams, *d_streams, [tuple(next(remaining) for _ in block) for block in blocks]
 
@@ -94,7 +94,7 @@ def test_the_variants_differ_only_in_what_is_left_out():
         make_vjp(differentiate_at="output"),  # nothing reconstructed
         make_vjp(paths="without F"),  # the gradient of x2 misses F'(x2)^T d_y1
         make_vjp(paths="residual only"),
-        make_vjp(paths="half only"),
+        make_vjp(paths="layer only"),
     ],
 )
 def test_wrong_backward(fn):
@@ -140,10 +140,10 @@ class NoDrop(Drop):
         return 1.0
 
 
-def dropout_stack(half=Drop, replay=True):
+def dropout_stack(layer_type=Drop, replay=True):
     def fn(x1, x2, weights, rate, d_y1, d_y2, seed):
         rng = np.random.default_rng(seed)
-        blocks = [tuple(half(w, rate, rng, replay) for w in weights)]
+        blocks = [tuple(layer_type(w, rate, rng, replay) for w in weights)]
         y1, y2 = spec.reversible_stack(x1, x2, blocks)
         _, _, d_x1, d_x2, [d_params] = spec.reversible_stack_vjp(y1, y2, blocks, d_y1, d_y2)
         return y1, y2, d_x1, d_x2, np.stack([d["w"] for d in d_params])

@@ -112,9 +112,9 @@ def test_counts_of_a_step():
 
 
 def test_wrong_replays_are_refused():
-    checks.check_dropout_replay(adapters.dropout_on_arrays(own_generator=True, uses_saved=True))
+    checks.check_dropout_replay(adapters.dropout_on_arrays(with_generator=True, uses_saved=True))
     for check, fn in (
-        (checks.check_dropout_replay, adapters.dropout_on_arrays(own_generator=True)),
+        (checks.check_dropout_replay, adapters.dropout_on_arrays(with_generator=True)),
         (checks.check_bucket_replay, adapters.buckets_on_arrays(uses_saved=False)),
     ):
         with pytest.raises(AssertionError, match=r"must use the buckets of forward|must see the dropout masks"):

@@ -9,7 +9,7 @@ from reformer_lab.classroom.exercises.reversible import branch
 
 
 class _Scaled:
-    """u -> after · h(before · u) as the spec wants a half, from functions h and h_vjp."""
+    """u -> after · h(before · u) as the spec wants a layer, from functions h and h_vjp."""
 
     def __init__(self, h, h_vjp, after, before):
         self.h, self.h_vjp, self.after, self.before = h, h_vjp, after, before

@@ -88,7 +88,8 @@ def _chunk_identities(fn, variant, rng):
 
 
 def _look_identities(fn, variant, rng):
-    chunks, names = rng.permutation(24).reshape(6, 4), rng.permutation(24)
+    chunks = rng.permutation(24).reshape(6, 4)
+    names = rng.permutation(24)
     windows = np.asarray(fn(chunks))
     holds(len(windows) == 6, "There must be one window per chunk.")
     holds(all(set(c) <= set(w) for c, w in zip(chunks, windows, strict=True)), "A window must contain its own chunk.")
@@ -99,7 +100,8 @@ def _look_identities(fn, variant, rng):
 
 
 def _visible_identities(fn, variant, rng):
-    buckets, names = rng.integers(0, 5, 21), rng.permutation(5)
+    buckets = rng.integers(0, 5, 21)
+    names = rng.permutation(5)
     chunks = np.append(rng.permutation(21), [-1] * 3).reshape(4, 6)
     windows = np.concatenate([chunks[::-1], chunks], axis=1)
     seen = np.asarray(fn(buckets, chunks, windows))
@@ -112,7 +114,8 @@ def _visible_identities(fn, variant, rng):
 
 
 def _undo_identities(fn, variant, rng):
-    v, flat = rng.standard_normal((22, 3)), np.full(25, -1)
+    v = rng.standard_normal((22, 3))
+    flat = np.full(25, -1)
     flat[np.sort(rng.permutation(25)[:22])] = rng.permutation(22)
     chunks = flat.reshape(5, 5)
     holds(np.array_equal(fn(v[chunks], chunks), v), "Sorting and undoing the sort must change nothing.")

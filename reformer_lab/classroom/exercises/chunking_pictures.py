@@ -88,7 +88,8 @@ PICTURES = dict(zip(EXERCISES, (_draw_sort, _draw_chunk, _draw_look, _draw_visib
 @styled
 def _rows_of_cells(rows, group=0):
     """Rows of cells of one width; ``group`` cells in a frame where a row is full."""
-    picture, width = (Picture(8.5, 0.15 + 0.34 * len(rows)), max(len(labels) for _, labels, _ in rows))
+    picture = Picture(8.5, 0.15 + 0.34 * len(rows))
+    width = max(len(labels) for _, labels, _ in rows)
     for ax, (title, labels, colours) in zip(picture.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         cell_row(ax, [str(label).replace("-", "−") for label in labels], colours, title)
         ax.set_xlim(-0.05, width + 0.05)

@@ -110,7 +110,8 @@ def angle_identities(fn, variant, rng):
 
 def measure_identities(fn, variant, rng):
     """The order of the rounds and which of two vectors comes first do not matter."""
-    theta, (bx, by) = rng.uniform(0.3, 2.8, 9), rng.integers(0, 2, (2, 50, 9))
+    theta = rng.uniform(0.3, 2.8, 9)
+    (bx, by) = rng.integers(0, 2, (2, 50, 9))
     results = fn(theta.copy(), bx.copy(), by.copy())
     swapped = fn(theta.copy(), by[::-1].copy(), bx[::-1].copy())
     for name, got, want in zip(("fraction", "distance"), results, swapped, strict=True):

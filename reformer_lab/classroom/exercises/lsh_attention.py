@@ -15,7 +15,8 @@ PORT = ("q", "k", "v", "order", "buckets", "chunk_length")
 
 def _logits_identities(fn, variant, rng):
     q = rng.standard_normal((9, 5))
-    logits, by_scale = np.asarray(fn(q)), rng.uniform(0.5, 3.0, 9)
+    logits = np.asarray(fn(q))
+    by_scale = rng.uniform(0.5, 3.0, 9)
     scaled = np.asarray(fn(q * by_scale[:, None]))
     holds(np.allclose(scaled, logits * by_scale[:, None]), "A key must not depend on the length of its vector.")
     holds(np.allclose(fn(q[:, ::-1]), logits), "All coordinates must count alike.")
@@ -23,7 +24,8 @@ def _logits_identities(fn, variant, rng):
 
 def _seen_identities(fn, variant, rng):
     order, buckets = draw_rounds(rng, (3, 29), 4, variant.sort_ties)
-    seen, i = np.asarray(fn(order, buckets, 29)), np.arange(29)
+    seen = np.asarray(fn(order, buckets, 29))
+    i = np.arange(29)
     side = i > i[:, None] if sees_later(variant) else i < i[:, None]
     want = (buckets[:, :, None] == buckets[:, None]) & side
     holds(np.array_equal(seen, want), "If one chunk holds all tokens, only buckets and positions may decide.")
@@ -34,7 +36,9 @@ def _seen_identities(fn, variant, rng):
 
 
 def _attend_identities(fn, variant, rng):
-    logits, v, seen = (rng.standard_normal((11, 11)), rng.standard_normal((11, 3)), rng.random((3, 11, 11)) < 0.2)
+    logits = rng.standard_normal((11, 11))
+    v = rng.standard_normal((11, 3))
+    seen = rng.random((3, 11, 11)) < 0.2
     seen &= ~np.eye(11, dtype=bool)
     out = np.asarray(fn(logits, seen, v))
     holds(np.allclose(fn(logits, seen, np.ones((11, 1))), 1), "The weights of every query must add up to 1.")

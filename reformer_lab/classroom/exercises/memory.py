@@ -107,7 +107,8 @@ def _same(got, want, sentence):
 
 def _peak_holds(fn, variant, rng):
     storage = rng.permutation(40)
-    n_bytes, born = rng.integers(1, 9999, 40), rng.permutation(np.arange(1, 41))
+    n_bytes = rng.integers(1, 9999, 40)
+    born = rng.permutation(np.arange(1, 41))
     died = np.where(rng.random(40) < 0.3, -1, born + rng.integers(1, 20, 40))
     peak, moment, mixed = *fn(storage, n_bytes, born, died), rng.permutation(40)
     _same(fn(*(x[mixed] for x in (storage, n_bytes, born, died))), (peak, moment), "the order of the rows is no matter")

@@ -63,7 +63,8 @@ def _call_backward(fn, args):
 def _call_dropout(fn, args):
     x, d_out, w, kind, rate, seed = args
     dropped, dropped_vjp = fn(*branch(w, kind), rate, seed)
-    once, (d_x, d_w) = dropped(x), dropped_vjp(x, d_out)
+    once = dropped(x)
+    (d_x, d_w) = dropped_vjp(x, d_out)
     return once, dropped(x), d_x, d_w
 
 
@@ -122,7 +123,9 @@ def _backward_identities(fn, variant, rng):
 
 
 def _dropout_identities(fn, variant, rng):
-    w, seed, rate = rng.standard_normal((16, 16)), int(rng.integers(1000)), 0.25
+    w = rng.standard_normal((16, 16))
+    seed = int(rng.integers(1000))
+    rate = 0.25
     dropped, dropped_vjp = fn(*branch(w, "linear"), rate, seed)
     for shape in ((40, 16), (3, 20, 16), (40, 16)):
         x, d_out = rng.standard_normal((2, *shape))

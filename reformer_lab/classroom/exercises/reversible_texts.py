@@ -78,7 +78,8 @@ from $y_1, y_2 = {y1}, {y2}$ follow $x_1, x_2 = 2, 3$ and $d_{{x_1}}, d_{{x_2}} 
 def _dropout(variant):
     from reformer_lab.classroom.answers import answer
 
-    u, out = np.random.default_rng(0).random(4), np.arange(1.0, 5.0)
+    u = np.random.default_rng(0).random(4)
+    out = np.arange(1.0, 5.0)
     dropped, _ = answer("A4.dropout").reference(variant)(lambda x: x, None, 0.5, 0)
     rule = r"u \ge p" if variant.keep == "high" else "u < 1 - p"
     return rf"""## Definition: dropout
@@ -97,7 +98,8 @@ DESCRIBE = {"A4.block": _block, "A4.backward": _backward, "A4.dropout": _dropout
 @styled
 def block_picture(variant):
     """The data flow of one block: two streams, and the branches in the order in which the variant adds them."""
-    picture, turns = Picture(8.0, 2.6), _turns(variant)
+    picture = Picture(8.0, 2.6)
+    turns = _turns(variant)
     ax = picture.add_subplot()
     box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#555555"}
     text = {"ha": "center", "va": "center", "zorder": 5}
@@ -107,7 +109,9 @@ def block_picture(variant):
         ax.text(0, y, f"$x_{stream}$", fontsize=14, **text)
         ax.text(10, y, f"$y_{stream}$", fontsize=14, **text)
     for turn, stream in enumerate(turns):
-        x, target, source = 3.3 + 3.6 * turn, float(stream == 1), float(stream == 2)
+        x = 3.3 + 3.6 * turn
+        target = float(stream == 1)
+        source = float(stream == 2)
         arrow = {"arrowstyle": "-|>", "color": OKABE_ITO[6 - stream], "shrinkB": 13}
         ax.annotate("", (x, target), (x, source), arrowprops=arrow)
         ax.text(x, 0.5, BRANCHES[stream], bbox=box, fontsize=12, **text)
@@ -129,7 +133,8 @@ def block_picture(variant):
 @styled
 def masks_picture(masks):
     """What dropout leaves of ones, one row for each call. masks: {name of the call: (n,) array}."""
-    picture, start = Picture(8.5, 0.5 * len(masks) + 0.3), next(iter(masks))
+    picture = Picture(8.5, 0.5 * len(masks) + 0.3)
+    start = next(iter(masks))
     others = {name: mask for name, mask in masks.items() if name != start}
     axes = picture.subplots(len(masks), 1, squeeze=False)[:, 0]
     for ax, (name, mask) in zip(axes, masks.items(), strict=True):
