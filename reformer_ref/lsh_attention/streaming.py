@@ -39,7 +39,7 @@ _block_size_override = None
 def lsh_attention(qk, v, buckets, options, padding_mask=None, *, block_size=None):
     """``pytorch.lsh_attention`` block by block.
 
-    block_size: scores computed at a time, by all threads together; None: ``block_size_for`` the device.
+    block_size: scores computed at a time, by all threads together; None: as suits the device.
     """
     (q, v), heads = as_rows(qk, v)
     length, d = qk.shape[-2:]
