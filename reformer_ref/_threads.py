@@ -11,14 +11,26 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from reformer_ref._tensors import has_values
 
 
+def workers_for(like, n_items):
+    """How many threads ``for_each`` uses: 1 on other devices, for tensors without values, and where
+    a mode, such as a counter of memory, watches the operations of this thread.
+    """
+    if (
+        like.device.type != "cpu"
+        or not has_values(like)
+        or _get_current_dispatch_mode() is not None
+    ):
+        return 1
+    return min(torch.get_num_threads(), n_items)
+
+
 def for_each(work, items, like):
     """Call ``work(item)`` for all items, on the threads that PyTorch may use for ``like``.
 
     Items must not depend on each other, nor ``work`` on the order; it records no gradients. The
     first exception is raised here, and what has not begun is dropped.
     """
-    n_threads = torch.get_num_threads() if _threads_help(like) else 1
-    workers = min(n_threads, len(items))
+    workers = workers_for(like, len(items))
     if workers == 1:
         for item in items:
             work(item)
@@ -29,13 +41,8 @@ def for_each(work, items, like):
         with torch.inference_mode(inference), torch.no_grad():
             work(item)
 
-    for _ in _pool(workers, n_threads // workers).map(work_in_mode, items):
+    for _ in _pool(workers, torch.get_num_threads() // workers).map(work_in_mode, items):
         pass
-
-
-def _threads_help(like):
-    """Not on other devices, without values, or where a mode watches the operations of a thread."""
-    return like.device.type == "cpu" and has_values(like) and _get_current_dispatch_mode() is None
 
 
 @lru_cache(maxsize=4)

@@ -50,6 +50,7 @@ class Block:
     query_rows: Tensor  # int64 (s, n, chunk_length)
     key_rows: Tensor  # int64 (s, n + width − 1, chunk_length): each key once
     key_rounds: Tensor  # int (n + width − 1)
+    readable: Tensor  # key_rows, with the last row for the padding row, which the mask hides
 
 
 def bucket_layout(
@@ -188,7 +189,11 @@ def blocks(layout, sequences, block_size):
             end = min(start + step, n_chunks) + options.width - 1
             key_rows = layout.key_rows[sequences, r, start:end].long()
             yield Block(
-                r, query_chunks(key_rows, options), key_rows, layout.key_rounds[r, start:end]
+                r,
+                query_chunks(key_rows, options),
+                key_rows,
+                layout.key_rounds[r, start:end],
+                key_rows.clamp(max=layout.position.numel() - 2),
             )
 
 
@@ -287,9 +292,8 @@ def compare(op, a, b, out=None):
 
 
 def gather_rows(table, rows):
-    """table[rows] for rows of any shape. The padding row reads the last row: it is masked later."""
-    flat = rows.flatten().clamp(max=len(table) - 1)
-    return table.index_select(0, flat).view(*rows.shape, *table.shape[1:])
+    """table[rows] for rows of any shape; several times faster so on a CPU."""
+    return table.index_select(0, rows.flatten()).view(*rows.shape, *table.shape[1:])
 
 
 def per_query(block, table):

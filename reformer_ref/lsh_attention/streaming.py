@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from reformer_ref._blocks import block_device, block_starts
 from reformer_ref._tensors import autocast_off
-from reformer_ref._threads import for_each
+from reformer_ref._threads import for_each, workers_for
 from reformer_ref.lsh_attention.layout import (
     blocks,
     bucket_layout,
@@ -33,14 +33,14 @@ LOG2E = math.log2(math.e)
 HIDE = 1e28  # subtracted from hidden scores: beyond any score, and finite, so that no NaN can arise
 LARGEST = 1e12  # entries of queries and keys must be smaller
 
-_BLOCK_SIZES = {"cpu": 1 << 18, "cuda": 1 << 25}  # a core's cache; a small part of a GPU's memory
+_BLOCK_SIZES = {"cpu": 1 << 18, "cuda": 1 << 25}  # a cache; a small part of a GPU's memory
 _block_size_override = None
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None, *, block_size=None):
     """``pytorch.lsh_attention`` block by block.
 
-    block_size: scores that a thread computes at a time; None: ``block_size_for`` the device.
+    block_size: scores computed at a time, by all threads together; None: as suits the device.
     """
     (q, v), heads = as_rows(qk, v)
     length, d = qk.shape[-2:]
@@ -92,7 +92,7 @@ def accumulation_dtype(dtype):
 
 
 def block_size_for(device_type):
-    """Scores that one thread computes at a time on this type of device."""
+    """Scores computed at a time on this type of device, by all threads together."""
     return _block_size_override or _BLOCK_SIZES.get(device_type, 1 << 22)
 
 
@@ -111,9 +111,10 @@ def attend_in_blocks(q, k, v, inverse, layout, scale, block_size=None):
     """Attention over the windows of ``layout``: (N, d_v), for rows q (N, d), k (N, d), v (N, d_v).
 
     With k = None queries and keys are shared: the keys are q · ``inverse``, and a token that sees
-    nothing else sees itself.
+    nothing else sees itself. block_size: see ``lsh_attention``.
     """
     block_size = block_size or block_size_for(block_device(q.device))
+    block_size = max(1, block_size // workers_for(q, len(layout.key_rows)))
     return _Attention.apply(q, k, v, inverse, layout, scale, block_size)
 
 
@@ -146,7 +147,7 @@ def _forward(q, k, v, inverse, layout, scale, block_size):
         for block in blocks(layout, sequences, block_size):
             # 1. Gather queries, keys and values.
             queries, keys = _queries_and_keys(q, k, inverse, layout, block)
-            values = unfold_windows(gather_rows(v, block.key_rows), layout.options.width)
+            values = unfold_windows(gather_rows(v, block.readable), layout.options.width)
 
             # 2. Scores of all pairs in the window.
             scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
@@ -186,7 +187,7 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
     d_k = None if k is None else torch.zeros_like(d_q)
     d_v = v.new_zeros(len(v) + 1, v.shape[1], dtype=wide)
     # Σ_j w_ij · d_w_ij, which is d_out_i · out_i; a block of rows at a time.
-    delta = out.new_empty(len(out), dtype=wide)
+    delta = out.new_zeros(len(out) + 1, dtype=wide)  # 0 for the padding row
     for start in block_starts(len(out), 1 << 13):
         rows = slice(start, min(start + (1 << 13), len(out)))
         torch.sum(d_out[rows] * out[rows], -1, dtype=wide, out=delta[rows])
@@ -198,8 +199,9 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
         for block in blocks(layout, sequences, block_size):
             # 1. Gather what the forward pass gathered, and the gradient of its output.
             queries, keys = _queries_and_keys(q, k, inverse, layout, block)
-            values = unfold_windows(gather_rows(v, block.key_rows), options.width)
-            d_block = gather_rows(d_out, block.query_rows).flatten(0, 1)  # (m, chunk, d_v)
+            values = unfold_windows(gather_rows(v, block.readable), options.width)
+            query_rows = query_chunks(block.readable, options)
+            d_block = gather_rows(d_out, query_rows).flatten(0, 1)  # (m, chunk, d_v)
 
             # 2. Recompute the weights.
             scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
@@ -227,7 +229,7 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
                 d_q.index_add_(0, block.query_rows.flatten(), d_queries.flatten(0, 1))
                 d_k.index_add_(0, key_rows, d_keys.flatten(0, 2))
             else:  # one table, and the queries are among the keys
-                inverses = gather_rows(inverse, block.key_rows)
+                inverses = gather_rows(inverse, block.readable)
                 d_shared = _through_normalization(d_keys, keys, inverses)
                 query_chunks(d_shared, options).add_(d_queries.view(*block.query_rows.shape, -1))
                 d_q.index_add_(0, key_rows, d_shared.flatten(0, 2))
@@ -250,10 +252,11 @@ def _sequence_blocks(layout, block_size):
 def _queries_and_keys(q, k, inverse, layout, block):
     """queries (m, chunk_length, d); keys (s, n + width − 1, chunk_length, d), each once."""
     if k is not None:
-        return gather_rows(q, block.query_rows).flatten(0, 1), gather_rows(k, block.key_rows)
-    rows = gather_rows(q, block.key_rows)
+        query_rows = query_chunks(block.readable, layout.options)
+        return gather_rows(q, query_rows).flatten(0, 1), gather_rows(k, block.readable)
+    rows = gather_rows(q, block.readable)
     queries = query_chunks(rows, layout.options).flatten(0, 1)
-    keys = (rows * gather_rows(inverse, block.key_rows)[..., None]).to(q.dtype)
+    keys = (rows * gather_rows(inverse, block.readable)[..., None]).to(q.dtype)
     return queries, keys
 
 
