@@ -197,7 +197,7 @@ def by_depth(question):
 
 @clear_errors
 def by_length(question):
-    """{"length", and bytes for each of VARIANTS} from a quarter of the length to twice the length.
+    """{"length", and bytes for each of VARIANTS} for half, once and twice the length.
 
     dense: all scores of some heads at once (one head if long), nearly as attention is usually
     written; reversible.
@@ -207,7 +207,7 @@ def by_length(question):
         "not reversible": {"reversible": False},
         "dense": {"reversible": True, "pattern": ("dense",), "dense_block": None},
     }
-    lengths = sorted({max(2, question.length * quarters // 4) for quarters in (1, 2, 4, 8)})
+    lengths = sorted({max(2, question.length // 2), question.length, 2 * question.length})
     return [{"length": n, **{v: question.predict(n, **c).peak_bytes for v, c in variants.items()}} for n in lengths]
 
 

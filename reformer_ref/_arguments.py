@@ -154,20 +154,6 @@ def as_integers(name: str, value: Any, must: str = "be integers") -> np.ndarray:
     return array.astype(np.int64)
 
 
-def as_mask(padding_mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """``padding_mask`` as booleans broadcast to ``shape`` = (…, L), True = real token."""
-    if padding_mask is None:
-        return None
-    mask = as_array("padding_mask", padding_mask)
-    if mask.dtype != bool:
-        raise TypeError(f"padding_mask must be boolean (True = real token), got {mask.dtype}")
-    try:
-        return np.broadcast_to(mask, shape)
-    except ValueError:
-        want = f"{tuple(shape)} = (…, L)"
-        raise ValueError(f"padding_mask must broadcast to {want}, got {mask.shape}") from None
-
-
 UNCLEAR = (
     ArithmeticError,
     AttributeError,

@@ -164,38 +164,6 @@ def evaluating(model: torch.nn.Module):
             module.training = True
 
 
-class Scratch:
-    """Tensors that one block after the other writes into, by name: fresh memory costs a page fault
-    for every 4 KiB.
-
-    What stands under a name lasts until the name is used again.
-    """
-
-    def __init__(self):
-        self._kept = {}
-
-    def empty(self, name, shape, like):
-        """A tensor of ``shape`` to write into, of the dtype and device of ``like``."""
-        n, kept = math.prod(shape), self._kept.get(name)
-        if kept is None or kept.numel() < n or kept.dtype != like.dtype:
-            self._kept[name] = kept = like.new_empty(n)
-        return kept[:n].view(shape)
-
-    def pairs(self, name, op, a, b):
-        """op(a, b), broadcast, in the dtype of a: of comparisons 1.0 and 0.0, on a CPU seven times
-        faster than bool.
-        """
-        if torch.compiler.is_compiling():  # which makes its own buffers
-            return op(a, b).to(a.dtype)
-        return op(a, b, out=self.empty(name, torch.broadcast_shapes(a.shape, b.shape), a))
-
-    def bmm(self, name, a, b):
-        """The batched matrix product a @ b."""
-        if torch.compiler.is_compiling():
-            return torch.bmm(a, b)
-        return torch.bmm(a, b, out=self.empty(name, (*a.shape[:2], b.shape[2]), a))
-
-
 def never_compiled(function):
     """Do what `torch.compiler.disable` does, but only where something is compiled.
 

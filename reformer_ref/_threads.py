@@ -1,4 +1,4 @@
-"""Whole pieces of work on each thread of a CPU, where one operation after the other scales badly."""
+"""Whole pieces of work on each thread of a CPU, because single operations scale badly."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from reformer_ref._tensors import has_values
 
 
 def for_each(work, items, like):
-    """``work(item)`` for all items, on as many threads as PyTorch may use on the device of ``like``.
+    """Call ``work(item)`` for all items, on the threads that PyTorch may use for ``like``.
 
     Items must not depend on each other, nor ``work`` on the order; it records no gradients. The
     first exception is raised here, and what has not begun is dropped.
@@ -34,7 +34,7 @@ def for_each(work, items, like):
 
 
 def _threads_help(like):
-    """Not on other devices, not for tensors without values, and not if a mode watches this thread."""
+    """Not on other devices, without values, or where a mode watches the operations of a thread."""
     return like.device.type == "cpu" and has_values(like) and _get_current_dispatch_mode() is None
 
 

@@ -14,7 +14,16 @@ from reformer_ref._arguments import as_array
 def relative_error(got: Any, want: Any) -> float:
     """Compute max |got − want| / max |want|, absolute where ``want`` is all zero.
 
-    Differences that are not finite count as infinite.
+    Args:
+        got: numbers, as an array or whatever NumPy makes one of.
+        want: as many.
+
+    Returns:
+        The error; infinite where a difference is not finite.
+
+    Raises:
+        AssertionError: the shapes differ.
+        TypeError: one of them holds anything but real numbers.
     """
     got, want = _numbers("got", got), _numbers("want", want)
     expect(got.shape == want.shape, f"shapes differ: got {got.shape}, expected {want.shape}")
@@ -74,7 +83,9 @@ def _expect_shape(label, got, want, hint):
 
 def compare_all(name: str, comparisons: Iterable[tuple], tolerance: float) -> None:
     """Expect every (label, got, want, hint) to be close, and print how many there were."""
-    errors = [expect_close(*c[:3], tolerance, c[3]) for c in comparisons]
+    errors = [
+        expect_close(label, got, want, tolerance, hint) for label, got, want, hint in comparisons
+    ]
     print(f"{name}: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
@@ -111,8 +122,16 @@ def central_difference(
 ) -> np.ndarray:
     """Differentiate ``fn`` at ``x`` by central differences: the gradient of Σ d_out · fn(x).
 
-    One pair of evaluations per entry of ``x``: for small arrays only. The error is about step² plus
-    rounding / step.
+    One pair of evaluations per entry of ``x``: for small arrays only.
+
+    Args:
+        fn: takes and returns an array.
+        x: where to differentiate.
+        d_out: the cotangent, of the shape of fn(x).
+        step: the error is about step² plus rounding / step.
+
+    Returns:
+        The gradient, of the shape of ``x``.
     """
     x = np.array(x, dtype=np.float64)
     grad = np.zeros_like(x)
@@ -182,7 +201,16 @@ def to_numpy(value: Any) -> Any:
 
 
 def as_numpy(fn: Callable, dtype: Any = None, device: Any = "cpu") -> Callable:
-    """Wrap a function on tensors as a function on arrays."""
+    """Wrap a function on tensors as a function on arrays.
+
+    Args:
+        fn: takes tensors (or lists of them) among its arguments, and returns any.
+        dtype: of the tensors that floating arrays become; None: float64.
+        device: of the tensors.
+
+    Returns:
+        The same function on arrays.
+    """
 
     def wrapped(*args, **kwargs):
         args = [to_torch(a, dtype, device) for a in args]
@@ -195,15 +223,23 @@ def as_numpy(fn: Callable, dtype: Any = None, device: Any = "cpu") -> Callable:
 def autograd_vjp(
     fn: Callable, inputs: Iterable, d_out: Any, dtype: Any = None, device: Any = "cpu"
 ) -> tuple:
-    """Run ``fn(*inputs)`` and autograd: (output, gradients of every input for d_out), as arrays.
+    """Run ``fn(*inputs)`` and differentiate it by autograd.
 
-    Inputs that ``fn`` does not depend on get a zero gradient.
+    Args:
+        fn: a function on tensors.
+        inputs: arrays.
+        d_out: the cotangent, of the shape of the output.
+        dtype: to compute in; None: float64.
+        device: to compute on.
+
+    Returns:
+        The output, and the gradients of every input: zero where ``fn`` does not depend on it.
     """
     import torch
 
     tensors = [to_torch(np.asarray(a), dtype, device).requires_grad_() for a in inputs]
     out = fn(*tensors)
     d_out = to_torch(np.asarray(d_out), dtype, device)
-    grads = torch.autograd.grad(out, tensors, d_out, allow_unused=True)
-    grads = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, tensors, strict=True)]
+    partial = torch.autograd.grad(out, tensors, d_out, allow_unused=True)
+    grads = [torch.zeros_like(t) if g is None else g for g, t in zip(partial, tensors, strict=True)]
     return to_numpy(out), to_numpy(grads)

@@ -135,7 +135,7 @@ WRONG = [
     ("train --text text.txt --length 64 --precision 8", "precision must be one of"),
     (
         "train --text text.txt --length 64 --accumulate 2 --steps 1 --out other",
-        "cannot be divided by 1 processes × 2 parts",
+        "cannot be divided by 1 processes × 2 micro-batches",
     ),
     ("train --text text.txt --length 64 --processes 0", "--processes must be at least 1"),
     ("train --text text.txt --length 64 --timeout 0", "--timeout must be at least 1 second"),

@@ -111,14 +111,13 @@ def train(model, tokens, command):
 class Clock:
     """Time by part, and a progress bar: one tick for each layer, forward and backward.
 
-    It observes the layers of the model; what is done elsewhere counts for the part that ``now`` has
-    named.
+    It observes the layers of the model; what is done elsewhere counts for the part that ``now`` has named.
     """
 
     def __init__(self, model, steps, quiet):
         self.backbone = model.backbone
         often = 0.5 if sys.stderr.isatty() else 20.0  # seconds; a log file needs fewer lines than a terminal
-        total = 2 * len(model.backbone.layers()) * steps
+        total = 2 * len(self.backbone.layers()) * steps
         self.bar = tqdm(total=total, unit="layer", disable=quiet, mininterval=often, dynamic_ncols=True)
         self.seconds, self.part, self.since = {}, None, None
 

@@ -163,11 +163,7 @@ def _tokens(settings):
 
 
 def _inputs_again(settings, depth, dtype):
-    """Relative error of both streams; dense attention, since LSH would hash again from what was
-    found.
-    """
-    import torch
-
+    """Relative error of both streams; dense attention, since LSH would hash again from what was found."""
     model = _model(settings, depth, dtype, ("dense",)).eval()
     with torch.no_grad():
         x = model.backbone.embed(_tokens(settings))

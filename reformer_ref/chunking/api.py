@@ -101,14 +101,14 @@ def look_adjacent(
     floating = require_tensor("chunks", chunks).is_floating_point()
     if floating:
         require_floating("chunks", chunks)
-        limits = torch.finfo(chunks.dtype)
-        fill = require_float("fill", fill, limits.min, limits.max)
+        largest = torch.finfo(chunks.dtype).max
+        fill = require_float("fill", fill, -largest, largest)
     else:
         require_integers("chunks", chunks, "hold integers or floats")
         if chunks.dtype in (torch.uint16, torch.uint32):  # PyTorch can fill neither
             raise TypeError(f"chunks must be signed integers, uint8 or floats, got {chunks.dtype}")
-        limits = torch.iinfo(chunks.dtype)
-        fill = require_int("fill", fill, limits.min, limits.max)
+        integers = torch.iinfo(chunks.dtype)
+        fill = require_int("fill", fill, integers.min, integers.max)
     if chunks.ndim < 3 or 0 in chunks.shape:
         shape = "(…, n_chunks, chunk_length, d), every size ≥ 1"
         raise ValueError(f"chunks must have shape {shape}, got {tuple(chunks.shape)}")

@@ -13,11 +13,10 @@ import numpy as np
 from reformer_ref.feed_forward import spec
 from reformer_ref.testing import central_difference, expect_close, in_a_sentence
 
-# (leading axes, L, slice lengths): slices that divide L, that do not, that are longer than L, and
-# no slices at all
+# (leading axes, L, chunk lengths): chunks that divide L, that do not, that are longer than L, none
 LENGTHS = (((), 1, (None, 1, 6)), ((2,), 7, (None, 1, 3, 5, 7, 12)), ((2, 3), 13, (None, 2, 4, 13)))
-SLICES = (
-    "Is every slice computed, the last and shorter one too, and are sums taken over all of them?"
+CHUNKS = (
+    "Is every chunk computed, the last and shorter one too, and are sums taken over all of them?"
 )
 
 
@@ -71,7 +70,7 @@ def check_feed_forward(fn, seed=0, tolerance=1e-12):
         for chunk_length in chunk_lengths:
             what = f"feed_forward of shape {want.shape}, {activation}, chunk_length={chunk_length}"
             errors.append(
-                expect_close(what, fn(*arrays, activation, chunk_length), want, tolerance, SLICES)
+                expect_close(what, fn(*arrays, activation, chunk_length), want, tolerance, CHUNKS)
             )
     print(f"check_feed_forward: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
@@ -93,7 +92,7 @@ def check_feed_forward_vjp(fn, seed=0, tolerance=1e-12):
                 lambda *a, activation=activation: _by_position_feed_forward(*a, activation),
                 arrays,
                 d_out,
-                SLICES,
+                CHUNKS,
             )
     report.print()
 
@@ -103,7 +102,7 @@ def check_cross_entropy(fn, seed=0, tolerance=1e-12):
     """fn(hidden, weight, bias, targets, chunk_length) against the formula; ignored targets and huge
     logits included.
     """
-    hint = f"Divide by the number of counted positions once, over all slices. {SLICES}"
+    hint = f"Divide by the number of counted positions once, over all chunks. {CHUNKS}"
     errors = []
     for arrays, targets, chunk_lengths in _cross_entropy_cases(seed):
         want = _by_position_cross_entropy(*arrays, targets)
@@ -133,7 +132,7 @@ def check_cross_entropy_vjp(fn, seed=0, tolerance=1e-12):
                 lambda *a, targets=targets: _by_position_cross_entropy(*a, targets),
                 arrays,
                 d_loss,
-                f"An ignored position has gradient zero. {SLICES}",
+                f"An ignored position has gradient zero. {CHUNKS}",
             )
     report.print()
 
@@ -237,7 +236,7 @@ def _cross_entropy_cases(seed, huge=True):
             if length > 1:
                 targets[..., [0, 2, 3, 6]] = (
                     spec.IGNORED
-                )  # counted and ignored positions unevenly spread over slices
+                )  # counted and ignored positions unevenly spread over chunks
             yield (hidden, weight, bias), targets, chunk_lengths
 
 

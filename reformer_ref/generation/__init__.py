@@ -6,8 +6,6 @@ from reformer_ref.generation.api import (
     beam_search,
     cache_unsupported_reason,
     generate,
-    local_decode,
-    lsh_decode,
     sample_token,
     token_probabilities,
 )
@@ -18,8 +16,6 @@ __all__ = [
     "beam_search",
     "cache_unsupported_reason",
     "generate",
-    "local_decode",
-    "lsh_decode",
     "sample_token",
     "token_probabilities",
 ]

@@ -15,42 +15,13 @@ from reformer_ref._arguments import (
     require_int,
     shown,
 )
-from reformer_ref._tensors import (
-    has_values,
-    require_finite,
-    require_floating,
-    require_integers,
-    require_padding_mask,
-    require_rows,
-    require_same_kind,
-)
+from reformer_ref._tensors import has_values, require_floating, require_padding_mask
 from reformer_ref.generation import beam
 from reformer_ref.generation import pytorch as plain
-from reformer_ref.generation.decoder import (
-    MOST_ROWS,
-    Decoder,
-    Recomputer,
-    cache_unsupported_reason,
-    depends_on_length,
-)
-from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.options import LSHOptions
+from reformer_ref.generation.decoder import MOST_ROWS, Decoder, Recomputer, cache_unsupported_reason
 from reformer_ref.model.arguments import check_tokens
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
-
-__all__ = [
-    "Decoder",
-    "Recomputer",
-    "beam_search",
-    "cache_unsupported_reason",
-    "check_sampling",
-    "generate",
-    "local_decode",
-    "lsh_decode",
-    "sample_token",
-    "token_probabilities",
-]
 
 Prompt = bytes | bytearray | Tensor
 
@@ -213,17 +184,8 @@ def beam_search(
     if hasattr(model, "encoder_config"):
         check_tokens(model.encoder_config, source, None, name="source")
     mask = require_padding_mask(source_padding_mask, source.shape, source.device)
-    return beam.beam_search(
-        model,
-        source,
-        mask,
-        start=start,
-        end=end,
-        max_new_tokens=max_new_tokens,
-        beams=beams,
-        length_penalty=length_penalty,
-        check_stop=check_stop,
-    )
+    limits = start, end, max_new_tokens
+    return beam.beam_search(model, source, mask, *limits, beams, length_penalty, check_stop)
 
 
 def token_probabilities(
@@ -232,7 +194,13 @@ def token_probabilities(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Float[Tensor, "*batch V"]:
-    """Compute the distribution that ``sample_token`` draws from: see ``spec.token_probabilities``.
+    """Compute the distribution that ``sample_token`` draws from.
+
+    Args:
+        logits: of the next token.
+        temperature: divides the logits; 0 puts everything on the likeliest token.
+        top_k: keep the k likeliest tokens only.
+        top_p: of these, keep the likeliest that together reach top_p only.
 
     Returns:
         Probabilities, float64.
@@ -257,10 +225,13 @@ def sample_token(
 
     Args:
         logits: of the next token.
-        temperature: see ``spec.token_probabilities``, as for top_k and top_p; 0 draws nothing.
+        temperature: as in ``token_probabilities``, like top_k and top_p; 0 draws nothing.
         top_k: draw from the k likeliest tokens only.
         top_p: draw from the likeliest tokens that together reach top_p only.
         generator: on the CPU; required if temperature > 0.
+
+    Returns:
+        The tokens.
 
     Raises:
         TypeError, ValueError: as ``token_probabilities``.
@@ -271,56 +242,6 @@ def sample_token(
     if logits.is_meta and temperature > 0:
         raise ValueError("logits must hold values to draw by, got a tensor on the meta device")
     return plain.sample_token(logits, temperature, top_k, top_p, generator)
-
-
-def lsh_decode(
-    qk: Float[Tensor, "*batch L d"],
-    v: Float[Tensor, "*batch L d_v"],
-    buckets: Int[Tensor, "*batch n_hashes L"],
-    options: LSHOptions,
-) -> Float[Tensor, "*batch L d_v"]:
-    """Compute ``lsh_attention`` in the strict window one token after the other.
-
-    Raises:
-        TypeError, ValueError: as ``lsh_attention``, and unless ``options.window`` is "rank".
-    """
-    if not isinstance(options, LSHOptions):
-        raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
-    if options.window != "rank":
-        raise ValueError(
-            f'options.window must be "rank", the strict window, got {options.window!r}'
-        )
-    _require_numbers(qk=qk, v=v)
-    require_integers("buckets", buckets)
-    want = (*qk.shape[:-2], options.n_hashes, qk.shape[-2])
-    if buckets.shape != want:
-        given = tuple(buckets.shape)
-        raise ValueError(f"buckets must have shape {want} = (…, n_hashes, L), got {given}")
-    return plain.lsh_decode(qk, v, buckets, options)
-
-
-def local_decode(
-    q: Float[Tensor, "*batch L d"],
-    k: Float[Tensor, "*batch L d"],
-    v: Float[Tensor, "*batch L d_v"],
-    options: LocalOptions,
-) -> Float[Tensor, "*batch L d_v"]:
-    """Compute causal ``local_attention`` one token after the other.
-
-    Raises:
-        TypeError, ValueError: as ``local_attention``, and for options under which a prefix does not
-            determine what a query sees.
-    """
-    if not isinstance(options, LocalOptions):
-        raise TypeError(f"options must be LocalOptions, got {type(options).__name__}")
-    if depends_on_length(options) or not options.causal:
-        raise ValueError(
-            "options must be causal, and without wrap if chunks_before > 1 or chunks_after > 0"
-        )
-    _require_numbers(q=q, k=k, v=v)
-    if k.shape != q.shape:
-        raise ValueError(f"k must have the shape of q {tuple(q.shape)}, got {tuple(k.shape)}")
-    return plain.local_decode(q, k, v, options)
 
 
 def check_sampling(
@@ -376,16 +297,3 @@ def _require_logits(logits):
         raise ValueError(
             "logits must be numbers below infinity, with a finite one among those of each token"
         )
-
-
-def _require_numbers(**tensors):
-    """Rows (…, L, their last size) of one dtype and device; the first of them sets (…, L)."""
-    (first_name, first), *others = tensors.items()
-    for name, x in tensors.items():
-        require_rows(name, x)
-        require_finite(name, x)
-    for name, x in others:
-        if x.shape[:-1] != first.shape[:-1]:
-            want = f"{tuple(first.shape[:-1])} + (its size,) to go with {first_name}"
-            raise ValueError(f"{name} must have shape {want}, got {tuple(x.shape)}")
-    require_same_kind(first_name, first, **tensors)

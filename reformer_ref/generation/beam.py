@@ -11,7 +11,7 @@ from reformer_ref._tensors import evaluating
 
 
 def beam_search(
-    model, source, source_mask, *, start, end, max_new_tokens, beams, length_penalty, check_stop
+    model, source, source_mask, start, end, max_new_tokens, beams, length_penalty, check_stop
 ):
     """For each source the best output that is found: a list of (tokens, score)."""
     with evaluating(model):

@@ -43,7 +43,7 @@ def _argmax_of_both_signs(scores: Tensor, factors: tuple[int, ...]) -> Tensor:
         best = torch.where(mirrored, low, high)
         # The lowest index whose score is the best: every other one gets ``half`` added to it.
         number = torch.arange(half, dtype=s.dtype, device=s.device)[:, None]
-        differs = torch.ne(s, best, out=torch.empty_like(s))  # 0.0 and 1.0: faster than bool
+        differs = torch.ne(s, best, out=s.new_empty(s.shape))  # 0.0 and 1.0: faster than bool
         index = differs.mul_(half).add_(number).amin(-2, keepdim=True)
         buckets = buckets + stride * (index + half * mirrored).squeeze(-2).long()
         stride *= factor

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ def carry_over(
     config: ReformerConfig | None = None,
     *,
     add_head_bias: bool = False,
-) -> torch.nn.Module:
+) -> Any:
     """Build a ReformerLM with the weights of a Reformer of transformers, and equal logits.
 
     Users call ``ReformerLM.from_huggingface(model_or_state_dict, config)``. The model has the dtype,
@@ -175,6 +176,12 @@ def to_huggingface(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     ``ReformerModelWithLMHead.load_state_dict(…, strict=True)`` takes it. ``lm_head.bias`` and
     ``lm_head.decoder.bias`` are both our head's bias; transformers 5 adds neither to its logits.
+
+    Args:
+        model: a ReformerLM.
+
+    Returns:
+        Tensors by the names of transformers.
 
     Raises:
         TypeError: for anything but a ReformerLM.

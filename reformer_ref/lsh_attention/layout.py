@@ -124,12 +124,10 @@ def _with_neighbours(rows, options, padding_row):
     chunks hold the padding row or, on a ring, belong to the neighbouring rounds.
     """
     n_hashes, n_chunks = rows.shape[1:3]
-    chunk = torch.arange(
-        -options.chunks_before, n_chunks + options.chunks_after, device=rows.device
-    )
-    number = (
-        chunk + n_chunks * torch.arange(n_hashes, device=rows.device)[:, None]
-    )  # over all rounds
+    device = rows.device
+    chunk = torch.arange(-options.chunks_before, n_chunks + options.chunks_after, device=device)
+    # The number of each chunk, counted through all rounds.
+    number = chunk + n_chunks * torch.arange(n_hashes, device=device)[:, None]
     if options.wrap:
         number = number % (n_hashes * n_chunks)
     else:
@@ -303,7 +301,7 @@ def per_key(block, table, options):
 
 
 def query_chunks(x, options, dim=1):
-    """Those chunks of the keys that are chunks of queries, too: (s, n + width − 1, …) -> (s, n, …)."""
+    """The chunks of the queries among those of the keys: (s, n + width − 1, …) -> (s, n, …)."""
     return x.narrow(dim, options.chunks_before, x.shape[dim] - options.width + 1)
 
 
@@ -321,7 +319,7 @@ def unfold_windows(x, width):
 
 
 def fold_windows(x, block):
-    """The adjoint of ``unfold_windows``: sums (s·n, window, d) -> (s, n + width − 1, chunk_length, d)."""
+    """The adjoint of ``unfold_windows``: (m, window, d) -> (s, n + width − 1, chunk_length, d)."""
     s, n, chunk_length = block.query_rows.shape
     x = x.view(s, n, -1, chunk_length, x.shape[-1])
     if x.shape[2] == 1:

@@ -3,6 +3,7 @@ people use.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from reformer_ref._arguments import (
     bucket_factors,
@@ -16,7 +17,7 @@ from reformer_ref._arguments import (
 
 # Only what differs from the defaults, which are the paper's.
 AUTHORS = {"within_bucket": False, "count_once": False, "wrap": True}
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "trax": AUTHORS,
     "huggingface": AUTHORS,
@@ -96,7 +97,7 @@ class LSHOptions:
                 raise ValueError(f'window="rank" needs {FIXED_BY_RANK}, got {wrong}')
 
     @classmethod
-    def preset(cls, name: str, **overrides) -> "LSHOptions":
+    def preset(cls, name: str, **overrides: Any) -> "LSHOptions":
         """The options of "paper", "trax", "huggingface", "lucidrains" or "strict", with changes."""
         require_choice("preset", name, tuple(PRESETS))
         return cls(**{**PRESETS[name], **overrides})
@@ -108,7 +109,7 @@ class LSHOptions:
 
     def scale_for(self, d: int) -> float:
         """The factor of q·k̂ for vectors of size d."""
-        return d**-0.5 if self.scale == "rsqrt_d" else self.scale
+        return d**-0.5 if isinstance(self.scale, str) else self.scale  # "rsqrt_d"
 
     def to_dict(self) -> dict:
         """Plain values for JSON; ``LSHOptions(**d)`` reads them back."""

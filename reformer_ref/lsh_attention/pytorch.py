@@ -108,7 +108,7 @@ def lsh_attention(
     if not return_record:
         return out
     weights = weights * at(round_weights, queries)[..., None]
-    return out, AttentionRecord.make(buckets, order, queries, keys, weights, only_self, before)
+    return out, AttentionRecord._make(buckets, order, queries, keys, weights, only_self, before)
 
 
 def at(table: Tensor, positions: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class AttentionRecord:
 
     @classmethod
     @torch.no_grad()
-    def make(cls, buckets, order, queries, keys, weights, only_self, chunks_before):
+    def _make(cls, buckets, order, queries, keys, weights, only_self, chunks_before):
         """The record of merged weights, to which the self rule and empty slots are applied."""
         weights = weights.masked_fill(queries[..., None] < 0, 0.0)
         # A token that sees only itself does so in the first round.

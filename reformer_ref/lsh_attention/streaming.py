@@ -1,4 +1,4 @@
-"""LSH attention block by block: the same function as ``pytorch.py``, and nothing of size O(L · chunk).
+"""LSH attention block by block: ``pytorch.py`` without tensors of size O(L · chunk_length).
 
 All rounds form one softmax. The forward pass merges blocks into it with a running log-sum-exp (lse)
 for each query. The backward pass recomputes the weights of a block, exp(score − lse), from the
@@ -23,6 +23,7 @@ from reformer_ref.lsh_attention.layout import (
     fold_windows,
     gather_rows,
     hidden_pairs,
+    per_query,
     query_chunks,
     sequences_per_block,
     unfold_windows,
@@ -37,7 +38,10 @@ _block_size_override = None
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None, *, block_size=None):
-    """``pytorch.lsh_attention`` block by block; block_size: scores that a thread computes at a time."""
+    """``pytorch.lsh_attention`` block by block.
+
+    block_size: scores that a thread computes at a time; None: ``block_size_for`` the device.
+    """
     (q, v), heads = as_rows(qk, v)
     length, d = qk.shape[-2:]
     layout = bucket_layout(
@@ -199,33 +203,34 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
 
             # 2. Recompute the weights.
             scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
-            weights = scores.sub_(_per_query(shift, block)).exp2_()
+            weights = scores.sub_(per_query(block, shift)).exp2_()
 
-            # 3. Gradients of values and scores.
+            # 3. The gradient of the values, which stand in several windows.
+            key_rows = block.key_rows.flatten()
             d_values = torch.bmm(weights.to(v.dtype).mT, d_block).to(wide)  # (m, window, d_v)
-            d_scores = torch.bmm(d_block, values.mT).to(wide)
-            d_scores.sub_(_per_query(delta, block)).mul_(weights)
+            d_values = fold_windows(d_values, block)  # (s, n + width − 1, chunk, d_v)
+            d_v.index_add_(0, key_rows, d_values.flatten(0, 2))
+            del d_values
+
+            # 4. The gradient of the scores.
+            d_scores = torch.bmm(d_block, values.mT).to(wide)  # (m, chunk, window)
+            d_scores.sub_(per_query(block, delta)).mul_(weights)
             if scale != 1:
                 d_scores.mul_(scale)
             d_scores = d_scores.to(q.dtype)
+            del scores, weights
 
-            # 4. Gradients of queries and keys; keys stand in several windows.
+            # 5. The gradients of queries and keys.
             d_queries = torch.bmm(d_scores, unfold_windows(keys, options.width)).to(wide)
             d_keys = fold_windows(torch.bmm(d_scores.mT, queries).to(wide), block)
-            d_values = fold_windows(d_values, block)  # (s, n + width − 1, chunk, d_v)
-
-            # 5. Add them to the rows that they belong to.
-            key_rows, query_rows = block.key_rows.flatten(), block.query_rows.flatten()
-            d_v.index_add_(0, key_rows, d_values.flatten(0, 2))
-            if k is None:  # one table: queries are among the keys
-                d_shared = _through_normalization(
-                    d_keys, keys, gather_rows(inverse, block.key_rows)
-                )
+            if k is not None:
+                d_q.index_add_(0, block.query_rows.flatten(), d_queries.flatten(0, 1))
+                d_k.index_add_(0, key_rows, d_keys.flatten(0, 2))
+            else:  # one table, and the queries are among the keys
+                inverses = gather_rows(inverse, block.key_rows)
+                d_shared = _through_normalization(d_keys, keys, inverses)
                 query_chunks(d_shared, options).add_(d_queries.view(*block.query_rows.shape, -1))
                 d_q.index_add_(0, key_rows, d_shared.flatten(0, 2))
-            else:
-                d_q.index_add_(0, query_rows, d_queries.flatten(0, 1))
-                d_k.index_add_(0, key_rows, d_keys.flatten(0, 2))
 
     for_each(attend, _slices_of_sequences(layout, block_size), v)
     d_q, d_v = d_q[:-1], d_v[:-1]
@@ -253,7 +258,7 @@ def _queries_and_keys(q, k, inverse, layout, block):
 
 
 def _masked_scores(queries, keys, layout, block, scale):
-    """log2(e) · scale · q·k for all pairs of the window, far below where hidden; float32 at least."""
+    """log2(e) · scale · q·k for all pairs of a window, far below where hidden; float32 at least."""
     hidden = hidden_pairs(layout, block)  # (m, chunk_length, window)
     keys = unfold_windows(keys, layout.options.width).mT  # (m, d, window)
     if (
@@ -270,11 +275,6 @@ def _through_normalization(d_keys, keys, inverse):
     """The gradient of q from that of k̂ = q · inverse, in the memory of d_keys."""
     along = (d_keys * keys).sum(-1, keepdim=True)
     return d_keys.addcmul_(keys, along, value=-1).mul_(inverse[..., None])
-
-
-def _per_query(table, block):
-    """The entries of the queries: (m, chunk_length, 1)."""
-    return gather_rows(table, block.query_rows).flatten(0, 1)[..., None]
 
 
 def _only_self(lse, layout):

@@ -48,7 +48,7 @@ def count_peak(fn: Callable[[], object], *, on: str | torch.device | None = None
     require_callable(fn)
     with Counter(on) as counter:
         result = fn()
-    sizes = {}
+    sizes: dict[str, int] = {}
     for storage in counter.at_peak():
         sizes[str(storage.label)] = sizes.get(str(storage.label), 0) + storage.bytes
     parts = sorted(sizes.items(), key=lambda part: -part[1])
@@ -86,6 +86,10 @@ class Counter(TorchDispatchMode):
         self.on = None if on is None else as_device("on", on)
         self.alive, self.seen = {}, []  # address -> Storage; all that came after the start
         self.start = self.live = self.peak = self.clock = self.peak_at = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # else PyTorch would pass every operation through its compiler
 
     def __enter__(self):
         gc.collect()
@@ -217,7 +221,9 @@ class MetaCounter(Counter):
     operations in every layer, head and block.
     """
 
-    _remembered: ClassVar = {}  # (operation, shapes and values of its arguments) -> what it returns
+    _remembered: ClassVar[
+        dict
+    ] = {}  # (operation, shapes and values of its arguments) -> what it returns
     _MOST_REMEMBERED = 1 << 18
 
     def __init__(self):
@@ -225,10 +231,6 @@ class MetaCounter(Counter):
 
     def __enter__(self):
         return TorchDispatchMode.__enter__(self)  # nothing was there before: no search for it
-
-    @classmethod
-    def _should_skip_dynamo(cls):
-        return False  # else PyTorch would load its compiler and pass every operation through it
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -56,15 +56,18 @@ def measure_peak(fn: Callable[[], object], device: str | torch.device | None = N
         device: "cuda" asks PyTorch's CUDA allocator, "cpu" the operating system for the RSS of this
             process; None: "cuda" where there is one.
 
+    Returns:
+        A peak whose ``kind`` is "measured".
+
     Raises:
         TypeError: ``fn`` cannot be called.
         ValueError: for other devices.
         RuntimeError: there is no CUDA device, or the system does not report memory.
     """
     require_callable(fn)
-    device = as_device(
-        "device", ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-    )
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = as_device("device", device)
     require_choice("device", device.type, ("cpu", "cuda"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError('device="cuda": there is no CUDA device here; predict_peak needs none')
@@ -143,7 +146,7 @@ def require_callable(fn):
         )
 
 
-def as_device(name, device):
+def as_device(name: str, device: object) -> torch.device:
     """Return ``device`` as a torch.device, or raise a TypeError or ValueError."""
     if not isinstance(device, (str, torch.device)):
         raise TypeError(f'{name} must be a device such as "cpu" or "cuda:1", got {shown(device)}')

@@ -11,22 +11,15 @@ from reformer_ref.model import spec
 from reformer_ref.model.config import ReformerConfig, rotation_width
 from reformer_ref.testing import expect_close, expect_equal, in_a_sentence
 
+LEARNED = {"pattern": ("lsh",), "positions": "learned", "tie_head": True}
+DENSE = {"pattern": ("dense", "regular"), "positions": "sinusoidal", "activation": "gelu"}
+AXES = {"pattern": ("lsh", "dense"), "axial_shape": (2, 5, 3), "n_heads": 1}
 # (fields of the configuration, preset of LSH attention and its overrides, length, padding)
 CASES = (
     ({"pattern": ("local", "lsh"), "n_layers": 3}, ("paper", {"n_hashes": 2}), 23, "none"),
-    (
-        {"pattern": ("lsh",), "positions": "learned", "tie_head": True},
-        ("paper", {"n_buckets": (2, 4)}),
-        17,
-        "left",
-    ),
+    (LEARNED, ("paper", {"n_buckets": (2, 4)}), 17, "left"),
     ({"pattern": ("lsh", "local"), "positions": "none"}, ("strict", {"n_hashes": 3}), 19, "right"),
-    (
-        {"pattern": ("dense", "regular"), "positions": "sinusoidal", "activation": "gelu"},
-        ("paper", {}),
-        13,
-        "both",
-    ),
+    (DENSE, ("paper", {}), 13, "both"),
     (
         {"pattern": ("lsh",), "causal": False, "d_v": 3},
         ("huggingface", {"n_hashes": 2, "chunks_after": 1}),
@@ -34,13 +27,13 @@ CASES = (
         "left",
     ),
     ({"pattern": ("local", "lsh"), "length_multiple": 8}, ("trax", {"n_hashes": 2}), 18, "none"),
-    (
-        {"pattern": ("lsh", "dense"), "axial_shape": (2, 5, 3), "n_heads": 1},
-        ("lucidrains", {}),
-        1,
-        "none",
-    ),
+    (AXES, ("lucidrains", {}), 1, "none"),
 )
+LOGITS = (
+    "Attention changes the first stream, feed-forward the second; positions count real tokens "
+    "only; the last norm spans both streams."
+)
+TARGETS = "Padding is neither asked nor an answer: the target of a token is the next real one."
 
 
 @in_a_sentence
@@ -53,31 +46,19 @@ def check_reformer_lm(fn, seed=0, tolerance=1e-12):
     for case, (fields, (preset, options), length, side) in enumerate(CASES):
         config = small_config(preset, options, **fields)
         rng = np.random.default_rng([seed, case])
-        params, tokens, mask = (
-            random_params(rng, config),
-            rng.integers(0, config.vocab_size, (2, length)),
-            None,
-        )
-        if side != "none":
-            mask = _mask(length, side)
-        errors.append(
-            expect_close(
-                f"logits of {config.layers} layers, preset {preset!r}, positions {config.positions!r}, padding {side}",
-                fn(params, config, tokens, mask),
-                spec.reformer_lm(params, config, tokens, mask),
-                tolerance,
-                "Attention changes the first stream, feed-forward the second; positions count real tokens only; "
-                "the last norm spans both streams.",
-            )
-        )
+        params = random_params(rng, config)
+        tokens = rng.integers(0, config.vocab_size, (2, length))
+        mask = None if side == "none" else _mask(length, side)
+        got = fn(params, config, tokens, mask)
+        want = spec.reformer_lm(params, config, tokens, mask)
+        name = f"logits of {config.layers} layers, {preset}, {config.positions}, padding {side}"
+        errors.append(expect_close(name, got, want, tolerance, LOGITS))
     print(f"check_reformer_lm: {len(errors)} cases, worst relative error {max(errors):.1e}")
 
 
 @in_a_sentence
 def check_next_tokens(fn, seed=0):
-    """fn(tokens, padding_mask) -> targets: the next real token wherever one follows, −100
-    elsewhere.
-    """
+    """fn(tokens, padding_mask) -> targets: the next real token where one follows, else −100."""
     rng = np.random.default_rng(seed)
     n = 0
     for length in (1, 2, 7):
@@ -88,8 +69,7 @@ def check_next_tokens(fn, seed=0):
                 later = [j for j in range(i + 1, length) if mask is None or mask[b, j]]
                 if later and (mask is None or mask[b, i]):
                     want[b, i] = tokens[b, later[0]]
-            hint = "Padding is neither asked nor an answer: the target of a token is the next real one."
-            expect_equal(f"targets of {length} tokens", fn(tokens, mask), want, hint)
+            expect_equal(f"targets of {length} tokens", fn(tokens, mask), want, TARGETS)
             n += 1
     print(f"check_next_tokens: {n} cases, equal")
 
@@ -108,48 +88,37 @@ def small_config(preset="paper", options=None, **fields):
 
 @clear_errors
 def random_params(rng, config):
-    """Weights of a language model by name, as ``model.spec`` reads them: normal, none of them zero,
-    norms near 1.
-    """
-    d, h = config.d_model, config.n_heads
-    shapes = {"backbone.embedding.weight": (config.vocab_size, d)}
+    """Weights of a language model by name: normal, none of them zero, norms near 1."""
+    d, heads = config.d_model, config.n_heads
+    norm = {"norm.weight": (d,), "norm.bias": (d,)}
+    shapes = {"embedding.weight": (config.vocab_size, d)}
     if config.positions == "axial":
-        tables = zip(config.axial_shape, config.axial_dims, strict=True)
-        shapes |= {f"backbone.positions.tables.{i}": shape for i, shape in enumerate(tables)}
+        for i, shape in enumerate(zip(config.axial_shape, config.axial_dims, strict=True)):
+            shapes[f"positions.tables.{i}"] = shape
     if config.positions == "learned":
-        shapes["backbone.positions.table"] = (config.max_length, d)
+        shapes["positions.table"] = (config.max_length, d)
     for i, kind in enumerate(config.layers):
-        first, second = (f"backbone.stack.blocks.{i}.layers.{k}." for k in (0, 1))
-        shapes |= {f"{first}{name}.weight": (h * config.d_head, d) for name in ("q", "k")}
-        if kind in ("lsh", "dense"):  # the key is the query
-            del shapes[f"{first}k.weight"]
+        attention = {**norm, "q.weight": (heads * config.d_head, d)}
+        if kind in ("local", "regular"):  # else the key is the query
+            attention["k.weight"] = (heads * config.d_head, d)
+        attention["v.weight"] = (heads * config.d_v, d)
+        attention["out.weight"] = (d, heads * config.d_v)
         if kind == "lsh":
-            shapes[f"{first}rotations"] = (
-                h,
-                config.lsh.n_hashes,
-                config.d_head,
-                rotation_width(config),
-            )
-        shapes |= {
-            f"{first}v.weight": (h * config.d_v, d),
-            f"{first}out.weight": (d, h * config.d_v),
-        }
-        shapes |= {f"{second}inner.w1": (d, config.d_ff), f"{second}inner.b1": (config.d_ff,)}
-        shapes |= {f"{second}inner.w2": (config.d_ff, d), f"{second}inner.b2": (d,)}
-        shapes |= {
-            f"{half}norm.{name}": (d,) for half in (first, second) for name in ("weight", "bias")
-        }
-    shapes |= {f"backbone.norm.{name}": (2 * d,) for name in ("weight", "bias")}
+            width = rotation_width(config)
+            attention["rotations"] = (heads, config.lsh.n_hashes, config.d_head, width)
+        inner = {"inner.w1": (d, config.d_ff), "inner.b1": (config.d_ff,)}
+        inner |= {"inner.w2": (config.d_ff, d), "inner.b2": (d,)}
+        for k, layer in enumerate((attention, {**norm, **inner})):
+            shapes |= {f"stack.blocks.{i}.layers.{k}.{name}": s for name, s in layer.items()}
+    shapes |= {"norm.weight": (2 * d,), "norm.bias": (2 * d,)}
+    shapes = {f"backbone.{name}": shape for name, shape in shapes.items()}
     if not config.tie_head:
         shapes |= {"head.weight": (config.vocab_size, 2 * d), "head.bias": (config.vocab_size,)}
-    plain = (
-        "embedding",
-        "positions",
-        "rotations",
-    )  # not the matrix of a linear map, whose size is scaled
     params = {}
     for name, shape in shapes.items():
-        scale = 1.0 if any(p in name for p in plain) else 0.3 if len(shape) == 1 else d**-0.5
+        scale = 0.3 if len(shape) == 1 else d**-0.5  # of a linear map
+        if any(table in name for table in ("embedding", "positions", "rotations")):
+            scale = 1.0
         params[name] = float("norm.weight" in name) + scale * rng.standard_normal(shape)
     return params
 

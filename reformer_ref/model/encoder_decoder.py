@@ -127,7 +127,8 @@ class ReformerEncoderDecoder(nn.Module):
         meaning = "(batch of target, L_s, 2·d_model)"
         require_shape("encoder_output", encoder_output, shape, meaning)
         weight = self.decoder.embedding.weight
-        autocast = torch.is_autocast_enabled(weight.device.type)
+        kind = weight.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         if encoder_output.dtype != weight.dtype and not autocast:
             what = f"the dtype of the decoder ({weight.dtype})"
             raise TypeError(f"encoder_output must have {what}, got {encoder_output.dtype}")

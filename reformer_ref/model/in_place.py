@@ -55,7 +55,7 @@ def computed_by_its_weights(layer, names):
             return False
         if isinstance(module, FeedForward) and module.dropout and module.training:
             return False
-    return list(dict(layer.named_parameters())) == names
+    return tuple(dict(layer.named_parameters())) == names
 
 
 class InPlaceFeedForward:
@@ -106,7 +106,7 @@ class InPlaceAttention:
         self.module, self.config = module, module.config
         self.inputs = ["q", "v"] if module.k is None else ["q", "k", "v"]
         projections = [f"{name}.weight" for name in (*self.inputs, "out")]
-        self.weights = ["norm.weight", "norm.bias", *projections]
+        self.weights = ("norm.weight", "norm.bias", *projections)
 
     def add_(self, y, x, context, saved):
         params = dict(self.module.named_parameters())

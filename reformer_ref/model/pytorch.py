@@ -6,6 +6,7 @@ joined and normalised (paper section 3).
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -211,7 +212,7 @@ class ReformerLM(nn.Module):
         if hidden.shape[-1:] != (2 * self.config.d_model,):
             shape = tuple(hidden.shape)
             raise ValueError(f"hidden must have shape (…, {2 * self.config.d_model}), got {shape}")
-        if not torch.is_autocast_enabled(hidden.device.type):
+        if hidden.is_meta or not torch.is_autocast_enabled(hidden.device.type):  # which casts
             require_same_kind("the weights", self.backbone.embedding.weight, hidden=hidden)
         return logits_of(hidden, *self.backbone.head_weights(self.head))
 
@@ -255,7 +256,11 @@ class ReformerLM(nn.Module):
 
     @classmethod
     def from_huggingface(
-        cls, model_or_state_dict, config=None, *, add_head_bias: bool = False
+        cls,
+        model_or_state_dict: Any,
+        config: ReformerConfig | None = None,
+        *,
+        add_head_bias: bool = False,
     ) -> "ReformerLM":
         """Take over the weights of a Reformer of transformers: see ``huggingface.carry_over``."""
         from reformer_ref.huggingface.weights import carry_over

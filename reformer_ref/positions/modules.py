@@ -71,6 +71,7 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, d_model: int):
         super().__init__()
         self.d_model = require_even(d_model)
+        self.like: Tensor
         self.register_buffer("like", torch.empty(0), persistent=False)  # knows the dtype
 
     def forward(self, positions: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:

@@ -38,12 +38,13 @@ class ReversibleBlock(nn.Module):
 
 
 Block = ReversibleBlock | Sequence[nn.Module] | nn.Module
+Blocks = Sequence[Block] | nn.ModuleList
 
 
 def reversible_stack(
     x1: Float[Tensor, "*batch d"],
     x2: Float[Tensor, "*batch d"],
-    blocks: Sequence[Block],
+    blocks: Blocks,
     *context: Tensor | None,
     reversible: bool = True,
 ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
@@ -88,7 +89,7 @@ def reversible_stack(
 def reversible_stack_inverse(
     y1: Float[Tensor, "*batch d"],
     y2: Float[Tensor, "*batch d"],
-    blocks: Sequence[Block],
+    blocks: Blocks,
     *context: Tensor | None,
 ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
     """Compute the inputs of the stack that gave (y1, y2), up to rounding.
@@ -120,7 +121,7 @@ class ReversibleStack(nn.Module):
         reversible: may be switched at any time.
     """
 
-    def __init__(self, blocks: Sequence[Block], reversible: bool = True):
+    def __init__(self, blocks: Blocks, reversible: bool = True):
         super().__init__()
         _checked_blocks(blocks)
         modules = [b if isinstance(b, nn.Module) else ReversibleBlock(*b) for b in blocks]

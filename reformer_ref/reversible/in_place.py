@@ -1,8 +1,8 @@
 """Reversible stack whose layers work in the streams themselves, and the loss on top of them.
 
 Beyond two streams and, in backward, their two gradients, a training step needs what one layer
-needs: each layer is added to a stream, and taken away from it, in place and piece by piece as it
-likes (`InPlaceLayer`). The functions equal those of ``reversible.pytorch``.
+needs: each layer is added to a stream, and taken away from it, in place (`InPlaceLayer`). The
+functions equal those of ``reversible.pytorch``.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from reformer_ref.reversible.pytorch import (
     Step,
     add_gradients,
     detached_leaves,
+    named,
     parameters_of,
     records_gradients,
     refuse_second_derivative,
@@ -115,9 +116,7 @@ class _InPlaceStack(torch.autograd.Function):
         for k, layer in enumerate(layers):
             target, source = k % 2, 1 - k % 2
             module = layer.module
-            step = Step(
-                layer, dict(module.named_parameters()), Replay(x1, *context, module=module), {}
-            )
+            step = Step(layer, named(module), Replay(x1, *context, module=module), {})
             with observe("forward", module), step.replay.uncached_autocast():
                 layer.add_(streams[target], streams[source], context, step.saved)
             ctx.steps.append(step)

@@ -5,6 +5,7 @@ of every layer from the two outputs, runs the layer again and differentiates it,
 previous one. The gradients of the parameters are returned to autograd, not written into ``.grad``.
 """
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -47,9 +48,7 @@ class _ReversibleStack(torch.autograd.Function):
         streams, ctx.steps = [x1, x2], []
         for k, layer in enumerate(layers):
             target, source = k % 2, 1 - k % 2
-            step = Step(
-                layer, dict(layer.named_parameters()), Replay(x1, *context, module=layer), {}
-            )
+            step = Step(layer, named(layer), Replay(x1, *context, module=layer), {})
             # y = x + F(other stream)
             with step.replay.uncached_autocast():
                 out = run_layer(layer, streams[source], context, step.saved)
@@ -172,8 +171,13 @@ def records_gradients(layers, *tensors):
     traced = torch.compiler.is_compiling() and not any(layer.training for layer in layers)
     if traced or not torch.is_grad_enabled():
         return False
-    candidates = (*tensors, *parameters_of(layers))
-    return any(tensor is not None and tensor.requires_grad for tensor in candidates)
+    given = [t for t in (*tensors, *parameters_of(layers)) if t is not None]
+    return any(map(operator.attrgetter("requires_grad"), given))
+
+
+def named(layer):
+    """The parameters of a layer by name."""
+    return dict(layer.named_parameters())
 
 
 def parameters_of(layers):

@@ -1,4 +1,4 @@
-"""Reversible residual stack (paper section 3, "Reversible Transformer"), in NumPy.
+"""Reversible residual stack (paper section 3, "Reversible Transformer"), in NumPy float64.
 
 A block is a pair (F, G) and works on two streams of equal shape:
 
@@ -14,13 +14,15 @@ A layer is a callable ``layer(x) -> array like x`` with a method ``layer.vjp(x, 
 d_params)``, where ``d_params`` is a dict from parameter name to gradient.
 """
 
+import numpy as np
+
 
 def reversible_stack(x1, x2, blocks):
     """The output streams (y1, y2) of streams x1, x2 (..., d_model).
 
     blocks: a sequence of blocks, each a sequence of layers (usually the pair (F, G)).
     """
-    streams = [x1, x2]
+    streams = [np.asarray(x1, np.float64), np.asarray(x2, np.float64)]
     for k, layer in enumerate(flat(blocks)):
         target, source = k % 2, 1 - k % 2
         streams[target] = streams[target] + layer(streams[source])
@@ -32,7 +34,7 @@ def reversible_stack_inverse(y1, y2, blocks):
 
     Exact up to rounding, which grows with depth where the layers amplify it.
     """
-    streams = [y1, y2]
+    streams = [np.asarray(y1, np.float64), np.asarray(y2, np.float64)]
     for k, layer in reversed(list(enumerate(flat(blocks)))):
         target, source = k % 2, 1 - k % 2
         streams[target] = streams[target] - layer(streams[source])
@@ -48,7 +50,8 @@ def reversible_stack_vjp(y1, y2, blocks, d_y1, d_y2):
     Returns (x1, x2, d_x1, d_x2, d_params); d_params is a list with one tuple per block, holding one
     dict per layer, (dict_f, dict_g) for a pair.
     """
-    streams, d_streams = [y1, y2], [d_y1, d_y2]
+    streams = [np.asarray(y1, np.float64), np.asarray(y2, np.float64)]
+    d_streams = [np.asarray(d_y1, np.float64), np.asarray(d_y2, np.float64)]
     d_layers = []
     for k, layer in reversed(list(enumerate(flat(blocks)))):
         target, source = k % 2, 1 - k % 2

@@ -52,7 +52,7 @@ def test_pytorch_passes_the_checks(device, backend):
     checks.check_cross_entropy_vjp(partial(cross_entropy_gradients, device=device, backend=backend))
 
 
-def _drops_the_last_slice(x, w1, b1, w2, b2, activation, chunk_length):
+def _drops_the_last_chunk(x, w1, b1, w2, b2, activation, chunk_length):
     out = spec.feed_forward(x, w1, b1, w2, b2, activation)
     remainder = x.shape[-2] % chunk_length if chunk_length else 0
     out[..., x.shape[-2] - remainder :, :] = 0
@@ -65,7 +65,7 @@ def _overwrites_sums(x, w1, b1, w2, b2, d_out, activation, chunk_length):
     return all_of_it[0], *spec.feed_forward_vjp(x[..., tail, :], w1, b1, w2, b2, d_out[..., tail, :], activation)[1:]
 
 
-def _averages_the_slices(hidden, weight, bias, targets, chunk_length):
+def _averages_the_chunks(hidden, weight, bias, targets, chunk_length):
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     step = chunk_length or len(targets)
     cuts = [slice(i, i + step) for i in range(0, len(targets), step)]
@@ -79,11 +79,11 @@ def _averages_the_slices(hidden, weight, bias, targets, chunk_length):
         ("layer_norm", lambda x, s, b, eps: spec.layer_norm(x, s, b, 0.0) if x.shape[-1] > 1 else b + 0 * x),
         ("layer_norm", lambda x, s, b, eps: s * (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + eps) + b),
         ("layer_norm_vjp", lambda x, s, b, d, eps: (d * s, *spec.layer_norm_vjp(x, s, b, d, eps)[1:])),
-        ("feed_forward", _drops_the_last_slice),
+        ("feed_forward", _drops_the_last_chunk),
         ("feed_forward", lambda *a: spec.feed_forward(*a[:5], "relu")),
         ("feed_forward_vjp", _overwrites_sums),
         ("feed_forward_vjp", lambda *a: spec.feed_forward_vjp(*a)[:4]),
-        ("cross_entropy", _averages_the_slices),
+        ("cross_entropy", _averages_the_chunks),
         ("cross_entropy", lambda h, w, b, t, n: spec.cross_entropy(h, w, b, np.maximum(t, 0), n)),
         ("cross_entropy_vjp", lambda h, w, b, t, d, n: spec.cross_entropy_vjp(h, w, b, t, 1.0, n)),
     ],
@@ -139,7 +139,7 @@ def test_a_chunk_length_changes_nothing(length, chunk_length, seed, gelu):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_as_good_as_the_plain_formula(dtype):
-    """Error against the float64 spec at most twice that of the un-sliced formula in the same
+    """Error against the float64 spec at most twice that of the unchunked formula in the same
     precision.
     """
     rng = np.random.default_rng(5)

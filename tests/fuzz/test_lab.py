@@ -10,10 +10,10 @@ import pytest
 import reformer_lab
 import torch
 from reformer_lab import claims, planner
-from reformer_lab.benchmarks import cases, million
-from reformer_lab.claims import experiment, language, table
+from reformer_lab.benchmarks import million
+from reformer_lab.claims import experiment, table
 from reformer_lab.data import duplication, images, text, translation
-from reformer_lab.training import checkpoint, processes, schedule
+from reformer_lab.training import checkpoint, processes
 from reformer_lab.training import loop as training
 from reformer_lab.training.schedule import TrainingOptions
 from reformer_lab.widgets import axial, buckets, causality, chunks, circle, feed_forward, pattern, reconstruction, rings
@@ -58,7 +58,7 @@ written("pairs.tsv", "".join(f"{a}\t{b}\n" for a, b in PAIRS).encode())
 written("text.txt", b"some text " * 20)
 DONE = {"name": "a", "seconds": 1.0, "settings": {"seed": 0}, "result": {"a": 1}, "about": {}}
 written("done/result.json", json.dumps(DONE).encode())
-checkpoint.save(FOLDER / "good", ReformerLM(CONFIG))
+GOOD = checkpoint.save(FOLDER / "good", ReformerLM(CONFIG))
 
 # Training
 OPTIONS = {
@@ -68,17 +68,16 @@ OPTIONS = {
 }  # fmt: skip
 add(TrainingOptions, words=("steps and minutes",), **OPTIONS)
 add(TrainingOptions.preset, words=("preset", *OPTIONS), name="enwik8", steps=3)
-add(schedule.learning_rate_at, step=3, total=9, options=TrainingOptions(steps=9))
 add(training.step_generator, seed=1, step=2)
 add(training.held_out_bits, words=("tokens",), model=lambda: ReformerLM(CONFIG), windows=TOKENS)
 add(training.train, constant=("batch_at", "report"), words=("tokens", "batch"), model=lambda: ReformerLM(CONFIG),
     batch_at=lambda: lambda step: TOKENS, held_out=TOKENS, options=TrainingOptions(steps=1, evaluate_every=0),
     progress=False, about={"a": 1}, report=lambda: str)  # fmt: skip
 add(checkpoint.save, also=(OSError,), folder=FOLDER / "saved", model=lambda: ReformerLM(CONFIG), step=3,
-    training=lambda: {"x": torch.ones(2)}, state={"a": 1}, extra=[1], keep=2)  # fmt: skip
+    training=lambda: {"x": torch.ones(2)}, state={"a": 1})  # fmt: skip
 add(checkpoint.load, words=("checkpoint",), folder=FOLDER / "good", report=None)
 add(checkpoint.newest, words=("checkpoint",), folder=FOLDER / "good")
-add(checkpoint.read, words=("cannot be read", "holds step"), path=FOLDER / "good/step-000000000.json")
+add(checkpoint.read, words=("cannot be read", "holds step"), path=GOOD)
 add(processes.make_fabric, device="cpu", processes=1, precision="32", timeout=9.0)
 # Data
 add(text.read_text, words=FILE, path=FOLDER / "text.txt")
@@ -88,27 +87,22 @@ add(text.held_out_windows, data=BYTES, length=8, count=2)
 add(duplication.batches, length=8, vocab_size=5, batch=2, seed=0, step=1)
 add(images.read_idx, words=FILE, path=FOLDER / "idx" / images.IDX_NAMES["train"])
 add(images.read_folder, words=FILE, folder=FOLDER / "idx")
-add(images.letters, count=1, seed=0, step=0, part="train")
+add(images.letters, count=1, seed=0, step=0, subset="train")
 add(translation.read_pairs, words=FILE, path=FOLDER / "pairs.tsv")
 add(translation.split, pairs=PAIRS, held_out=1, seed=0)
 add(translation.padded, pairs=PAIRS)
 add(translation.Batches, pairs=PAIRS, batch=2, seed=0)
 # The memory planner, the benchmarks
-QUESTION = planner.Question(config=CONFIG, length=20, budget=10**6)
+QUESTION = planner.MemoryQuestion(config=CONFIG, length=20, budget=10**6)
 add(planner.parse_bytes, words=("a size",), text="16GB")
 add(planner.format_bytes, n=16384)
-add(planner.Question, config=CONFIG, length=20, budget=10**6, device="cuda", batch=1, optimizer="adam",
+add(planner.MemoryQuestion, config=CONFIG, length=20, budget=10**6, device="cuda", batch=1, optimizer="adam",
     dtype="float32")  # fmt: skip
 add(planner.answer, call=lambda question: next(planner.answer(question)), question=QUESTION)
 add(million.read_tokens, path=FOLDER / "text.txt", length=16, repeat=True)
-add(cases.points, name="attention", lengths=[128], rounds=[1], depths=[1], quick=True)
-add(cases.chosen, name="attention", only=["ours"])
 # Claims
-CLAIM = experiment.read_config("figure5_depth", smoke=True)
 add(claims.claim, name="table2")
-add(language.with_attention, words=("attention",), config=CONFIG, name="lsh-2")
 add(experiment.Context, folder=FOLDER / "run", threads=1, data=None, progress=False)
-add(experiment.read_config, name="figure5_depth", smoke=True, seeds=[0, 1])
 add(experiment.checksum, words=("--data",), path=FOLDER / "pairs.tsv")
 add(experiment.finished, folder=FOLDER / "done", settings={"seed": 0})
 add(experiment.read_object, words=FILE, constant=("keys", "equal"), path=FOLDER / "done/result.json",

@@ -561,7 +561,6 @@ def _(draw):
 
 
 EXCEPTIONS = {
-    "AttentionRecord.make": "called inside the attention",
     "InPlaceLayer": "a protocol",
     "InPlaceLayer.add_": "a protocol",
     "InPlaceLayer.subtract_": "a protocol",

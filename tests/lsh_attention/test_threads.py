@@ -103,16 +103,27 @@ def test_inference_mode_reaches_the_threads():
 
 
 def _in_child(pipe):
-    pipe.send([t.detach().numpy() for t in results()])
-    pipe.close()
+    threads = set()
+    together = threading.Barrier(2, timeout=60)
+
+    def work(item):
+        together.wait()
+        threads.add(threading.get_ident())
+
+    for_each(work, range(4), torch.zeros(1))
+    torch.set_num_threads(1)  # as DataLoader does: PyTorch's own operations hang with more, after a fork
+    pipe.send((len(threads), [t.detach().numpy() for t in results()]))
 
 
 def test_a_forked_process_makes_threads_of_its_own():
     want = results()
-    ours, theirs = multiprocessing.Pipe()
-    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(theirs,))
+    receiver, sender = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(sender,))
     child.start()
-    assert ours.poll(120), "the forked process hangs"
-    got = ours.recv()
+    arrived = receiver.poll(100)
+    threads, got = receiver.recv() if arrived else (0, [])
+    child.kill()
     child.join()
-    assert all(torch.equal(torch.from_numpy(a), b) for a, b in zip(got, want, strict=True))
+    assert arrived, "the forked process hangs"
+    assert threads == 2
+    assert all(torch.equal(torch.from_numpy(a), b.detach()) for a, b in zip(got, want, strict=True))

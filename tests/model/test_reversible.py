@@ -83,6 +83,18 @@ def test_presets_with_fresh_rotations(pair, preset, fields):
     expect_same_gradients(models)
 
 
+def test_the_plain_listing_and_the_engine_in_place_are_one_function(pair):
+    models = pair()
+    models[1].backbone.stack.reversible = True
+    models[1].backbone.in_place = False
+    for model in models:
+        loss(model, 1).backward()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            model(batch()).sin().sum().backward()
+    expect_same_gradients(models)
+
+
 def test_gradients_through_the_logits(pair):
     """Any function of the logits, not the loss alone."""
     models = pair()
