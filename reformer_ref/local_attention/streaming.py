@@ -21,7 +21,7 @@ def local_attention(q, k, v, options, padding_mask=None, *, block_size=None):
     layout = bucket_layout(
         q.new_zeros(len(q_rows) // length, 1, length, dtype=torch.int32),
         options,
-        None if padding_mask is None else padding_mask.reshape(-1, length),
+        None if padding_mask is None else padding_mask.expand(q.shape[:-1]).reshape(-1, length),
         heads=heads,
         see_self=True,
         dtype=accumulation_dtype(q.dtype),

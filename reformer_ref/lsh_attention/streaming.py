@@ -47,7 +47,7 @@ def lsh_attention(qk, v, buckets, options, padding_mask=None, *, block_size=None
     layout = bucket_layout(
         buckets.reshape(-1, *buckets.shape[-2:]),
         options,
-        None if padding_mask is None else padding_mask.reshape(-1, length),
+        None if padding_mask is None else padding_mask.expand(qk.shape[:-1]).reshape(-1, length),
         heads=heads,
         dtype=accumulation_dtype(qk.dtype),
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from reformer_ref.attention.spec import attend, normalize_keys
 from reformer_ref.lsh_attention import checks, spec
-from reformer_ref.lsh_attention.api import lsh_attention
+from reformer_ref.lsh_attention.api import lsh_attention, unchecked_lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.testing import as_numpy, autograd_vjp, expect_close, expect_equal, to_numpy, to_torch
 
@@ -256,3 +256,18 @@ def test_block_size_and_layout_change_nothing(name):
         record = fn(*heads, return_record=True)[1]
         expect_close("dense, heads interleaved", record.dense(), dense_of_spec(qk, v, buckets, o, mask)[1], 1e-12)
         expect_equal("buckets", record.buckets, buckets)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_of_sequences_holds_for_all_heads(backend):
+    """As models pass it on: unchecked, (B, 1, L) for rows (B, heads, L)."""
+    rng = np.random.default_rng(11)
+    options = LSHOptions.preset("paper", n_hashes=2, chunk_length=4)
+    for n_sequences in (1, 3):
+        qk, v, buckets, _ = (torch.from_numpy(x) for x in draw(rng, options, 20, (n_sequences, 2)))
+        mask = torch.from_numpy(rng.random((n_sequences, 1, 20)) < 0.7)
+        for_all_heads = mask.expand(-1, 2, -1)
+        want = spec.lsh_attention(*to_numpy((qk, v, buckets)), options, to_numpy(for_all_heads))
+        for given in (mask, for_all_heads):
+            got = unchecked_lsh_attention(qk, v, buckets, options, given, backend=backend)
+            expect_close(f"mask of shape {tuple(given.shape)}", got, want, 1e-12)
