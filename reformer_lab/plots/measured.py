@@ -304,7 +304,7 @@ def draw_parts(ax, rows):
 
 @styled
 def memory_bars(rows, budget=None, kind="predicted"):
-    """Stacked bars of bytes: rows {name: {category: bytes}}, the categories of ``CATEGORIES`` of ``memory.predict``; budget: bytes.
+    """Stacked bars of bytes: rows {name: {category: bytes}}, categories of ``memory.predict``; budget: bytes.
 
     kind: "predicted", "counted" or "measured". A budget far beyond all bars is named, not drawn.
     """
