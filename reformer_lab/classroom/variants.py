@@ -70,15 +70,21 @@ class Variant:
 
     A1. hash_order: the list whose largest entry gives the bucket: [xR ; −xR], [−xR ; xR], or (x·r₁, −x·r₁,
     x·r₂, −x·r₂, …). hash_ties: the index that wins when several are largest. factor_order: which factor of a factorised
-    bucket number counts in ones. A2. sort_ties: the order inside a bucket, by rising or falling position. look, n_look:
-    a chunk sees itself and ``n_look`` chunks before it, or after it. look_order: the chunks of a window by their place,
-    or the chunk itself first and then its neighbours from near to far. pad: where the free places are, in the last
-    chunk or in the first. A3. n_hashes: rounds. key_norm: a key is q/‖q‖₂, q/Σ|q| or q/√(mean q²). count: a pair that
-    meets in m rounds counts once, or m times. A4. coupling: y₁ = c·x₁ ± F(x₂), y₂ = c·x₂ ± G(y₁), or y₂ = c·x₂ ± G(x₁),
-    y₁ = c·x₁ ± F(y₂); sign: that ±; carry: that c. keep: dropout keeps what drew a high number, or a low one. A5.
-    length, d_model, n_layers: sizes. number_bytes, block_bytes: bytes of a number, and of the blocks in which memory is
-    given out. scores_at_a_time, ff_chunk: what is worked on at once. optimizer_states, tied: weights. dense_pairs,
-    operations, margin: what is compared at the crossover.
+    bucket number counts in ones.
+
+    A2. sort_ties: the order inside a bucket, by rising or falling position. look, n_look: a chunk sees itself and
+    ``n_look`` chunks before it, or after it. look_order: the chunks of a window by their place, or the chunk itself
+    first and then its neighbours from near to far. pad: where the free places are, in the last chunk or in the first.
+
+    A3. n_hashes: rounds. key_norm: a key is q/‖q‖₂, q/Σ|q| or q/√(mean q²). count: a pair that meets in m rounds counts
+    once, or m times.
+
+    A4. coupling: y₁ = c·x₁ ± F(x₂), y₂ = c·x₂ ± G(y₁), or y₂ = c·x₂ ± G(x₁), y₁ = c·x₁ ± F(y₂); sign: that ±;
+    carry: that c. keep: dropout keeps what drew a high number, or a low one.
+
+    A5. length, d_model, n_layers: sizes. number_bytes, block_bytes: bytes of a number, and of the blocks in which
+    memory is given out. scores_at_a_time, ff_chunk: what is worked on at once. optimizer_states, tied: weights.
+    dense_pairs, operations, margin: what is compared at the crossover.
     """
 
     hash_order: str = "positive_first"

@@ -163,9 +163,8 @@ def test_coverage_of_a_rectangle_is_its_area(left, top, width, height):
     right, bottom = min(left + width, 28.0), min(top + height, 28.0)
     corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     got = images.coverage(corners, (4,))
-    assert got.sum() == pytest.approx(
-        (right - left) * (bottom - top), abs=(right - left) * 0.25 + 1e-9
-    )  # lines: a quarter
+    tolerance = (right - left) * 0.25 + 1e-9  # lines: a quarter
+    assert got.sum() == pytest.approx((right - left) * (bottom - top), abs=tolerance)
     np.testing.assert_allclose(got, images.coverage(corners[::-1], (4,)), atol=1e-12)  # either way round
     along = np.clip(np.arange(1, 29) - left, 0, 1) - np.clip(np.arange(1, 29) - right, 0, 1)
     rows = got.max(1) > 0

@@ -123,7 +123,7 @@ def _backward_cases(variant, rng, hidden):
 
 def _dropout_cases(variant, rng, hidden):
     sizes = (((1, 1), 0.0), ((5, 4), 0.75), ((2, 3, 4), 0.4), ((2, 1, 3, 5), 0.1))
-    if not hidden:  # a half that returns its input shows the mask
+    if not hidden:  # a layer that returns its input shows the mask
         yield (np.arange(1.0, 9.0).reshape(2, 4), np.ones((2, 4)), np.eye(4), "linear", 0.5, int(rng.integers(1, 100)))
         sizes = (((3, 4), 0.4),)
     for shape, rate in sizes:
