@@ -405,8 +405,8 @@ def test_damaged_checkpoints_and_results_of_another_form_are_told(tmp_path, caps
     assert smoke("figure5_depth", tmp_path, "--only", "layers1") == 2
     assert "a result.json of figure5_depth is damaged" in capsys.readouterr().err
     (folder / "result.json").unlink()
-    (manifest,) = (folder / "checkpoints").glob("*.json")
-    manifest.write_bytes(manifest.read_bytes()[:-9])
+    (checkpoint,) = (folder / "checkpoints").glob("*.safetensors")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
     assert smoke("figure5_depth", tmp_path, "--only", "layers1") == 2
     assert f"remove {folder} to begin this sub-run again" in capsys.readouterr().err
 
