@@ -78,15 +78,15 @@ def test_growth_refuses(lengths, panels, named):
 def test_weight_of_keys():
     numbers = expect_picture(plots.weight_of_keys({"even": np.arange(1, 101) / 100, "one": np.ones(100)}))
     assert numbers == {"keys for 90%, even": 90, "keys for 90%, one": 1}
-    assert plots.weight_of_keys({"x": [1.0]}, share=0.5).numbers == {"keys for 50%, x": 1}
+    assert plots.weight_of_keys({"x": [1.0]}, fraction=0.5).numbers == {"keys for 50%, x": 1}
 
 
 @pytest.mark.parametrize("curve", [[], [0.5, 0.4, 1.0], [0.1, 0.2], [1.1], [[1.0]], [np.nan, 1.0]])
 def test_weight_of_keys_refuses(curve):
     with pytest.raises(ValueError, match="cumulative"):
         plots.weight_of_keys({"x": curve})
-    with pytest.raises(ValueError, match="share"):
-        plots.weight_of_keys({"x": [1.0]}, share=1.0)
+    with pytest.raises(ValueError, match="fraction"):
+        plots.weight_of_keys({"x": [1.0]}, fraction=1.0)
 
 
 def test_the_explorer_of_six_words():
