@@ -160,7 +160,7 @@ def write_course_package(folder, names=None):
     needs = sorted({n.partition(";")[0].strip() for n in project.requires if re.match(r"[\w.-]+", n)[0] in wanted})
     text = PYPROJECT.format(reformer_ref.__version__, project.metadata["Requires-Python"], needs)
     (Path(folder) / "pyproject.toml").write_text(text, encoding="utf-8")
-    (Path(folder) / "LICENSE").write_text(project.read_text("licenses/LICENSE"), encoding="utf-8")
+    (Path(folder) / "LICENSE").write_text(_license(), encoding="utf-8")
 
 
 def course_modules(names=None):
@@ -218,6 +218,12 @@ def _path_of(module):
         return None
     path = _folder_of(package).joinpath(*inner)
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+def _license():
+    """The text of the licence; what a build leaves in a checkout describes the package, too, but without it."""
+    installed = metadata.distributions(name="reformer_ref")
+    return next(filter(None, (distribution.read_text("licenses/LICENSE") for distribution in installed)))
 
 
 def _folder_of(package):
