@@ -78,7 +78,7 @@ grade-demo: $(GRADING)  ## a round of a course with made-up students: releases, 
 nightly: $(CORE)  ## what takes long: 10,000 fuzz cases, 40 killed runs, the slowest tests
 	REFORMER_FUZZ=nightly $(PYTEST) tests/fuzz $(PYTEST_ARGS)
 	REFORMER_FAULTS=full $(PYTEST) -rA tests/faults/test_kills.py $(PYTEST_ARGS)
-	$(PYTEST) -m "nightly and not peers and not browser and not grading" $(PYTEST_ARGS)
+	$(PYTEST) -m "nightly and not peers and not browser and not grading" --ignore tests/faults/test_kills.py $(PYTEST_ARGS)
 
 lint: $(CORE)  ## ruff over code and notebooks, mypy over the public interface, the direction of imports
 	$(BIN)/ruff check .

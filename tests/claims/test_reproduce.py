@@ -63,6 +63,7 @@ def test_smoke_version_runs_records_and_draws(name, tmp_path, monkeypatch):
     assert record_of(name, tmp_path)["runs"] == record["runs"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("translation", "images", "fashion")])
 def test_each_sub_run_alone_makes_a_record_with_rows_and_pictures(name, tmp_path):
     """Of a claim that was stopped early there is a table and what can be drawn already, whatever

@@ -55,7 +55,7 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("what", DAMAGED)
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_damaged_idx_files_are_refused_in_words(tmp_path, damage):
     content, message = DAMAGED[damage]
     (tmp_path / "f").write_bytes(content)

@@ -10,6 +10,8 @@ import pytest
 from reformer_lab.training import checkpoint
 from tests.faults.runs import arguments, finish, outcome, start, train
 
+pytestmark = pytest.mark.nightly  # real processes, minutes of them
+
 
 @pytest.fixture
 def small_disk(tmp_path):

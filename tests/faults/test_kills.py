@@ -10,6 +10,8 @@ import pytest
 from reformer_lab.training import checkpoint
 from tests.faults.runs import FULL, STEPS, arguments, finish, outcome, start, train, wait_for
 
+pytestmark = pytest.mark.nightly  # real processes, minutes of them
+
 KILLS = range(30 if FULL else 3)
 # A file takes an fsync of it, a rename, and an fsync of its folder. Before the first checkpoint two folders are synced
 # and two journals written, so checkpoint n is file n + 2, with the fsyncs 2n + 5 and 2n + 6.

@@ -16,6 +16,8 @@ import pytest
 from reformer_lab.training import checkpoint
 from tests.faults.runs import arguments, finish, outcome, start, train, wait_for
 
+pytestmark = pytest.mark.nightly  # real processes, minutes of them
+
 TORCHRUN = ("-m", "torch.distributed.run")
 
 
