@@ -548,7 +548,14 @@ def _():
 
 @fixed("Peak")
 def _():
-    return {"kind": "counted", "start_bytes": 1, "above_start_bytes": 2, "result": None, "parts": (), "excludes": ""}
+    return {
+        "kind": "counted",
+        "start_bytes": 1,
+        "above_start_bytes": 2,
+        "result": None,
+        "breakdown": (),
+        "excludes": "",
+    }
 
 
 # Helpers for comparisons
