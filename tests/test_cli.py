@@ -149,7 +149,7 @@ WRONG = [
         "train --text text.txt --length 64 --steps 3 --resume",
         "of another run, which cannot go on as this one: batch is 2",
     ),
-    ("train --text missing.txt", "missing.txt does not exist"),
+    ("train --text missing.txt", "missing.txt' does not exist"),
     ("train --text .", "is a directory"),
     ("train --text empty.txt", "is empty"),
     ("train --text text.txt --length 100000 --steps 1", "fewer than one window"),
@@ -212,7 +212,7 @@ def test_a_configuration_in_a_file_replaces_the_options_of_the_model(trained, tm
 def test_a_mistake_gives_no_traceback_in_a_real_process(trained):
     code, out, err = call("train", "--text", "missing.txt", cwd=trained)
     assert (code, out) == (2, "")
-    assert err == "reformer-ref: text file missing.txt does not exist\n"
+    assert err == "reformer-ref: path: the text file 'missing.txt' does not exist\n"
 
 
 def test_a_run_that_diverges_exits_with_1(trained, monkeypatch, capfd):

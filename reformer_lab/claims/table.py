@@ -37,6 +37,8 @@ def stored(name, folder=DATA):
 
 def table_rows(folder=DATA, names=NAMES):
     """All rows of the table: dicts with the keys of HEAD. A claim without a record has one, which says so."""
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"names must be a list of claims, got {type(names).__name__}")
     rows = []
     for name in names:
         config = read_config(name)

@@ -29,19 +29,21 @@ def read_text(path):
         raise TypeError(f"path must be that of a text file, got {type(path).__name__}")
     path = Path(path)
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise ValueError(f"text file {path} is a pipe or a device; give a file")
+        raise ValueError(f"path: the text file {short_repr(str(path))} is a pipe or a device; give a file")
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except FileNotFoundError:
-        raise ValueError(f"text file {path} does not exist") from None
+        raise ValueError(f"path: the text file {short_repr(str(path))} does not exist") from None
     except IsADirectoryError:
-        raise ValueError(f"text file {path} is a directory; give one file") from None
+        raise ValueError(f"path: the text file {short_repr(str(path))} is a directory; give one file") from None
     except OSError as error:
-        raise ValueError(f"text file {path} cannot be read: {error.strerror or error}") from None
+        raise ValueError(
+            f"path: the text file {short_repr(str(path))} cannot be read: {error.strerror or error}"
+        ) from None
     except ValueError:  # a zero byte, or what this system cannot encode
         raise ValueError(f"path must be a name that this system can have, got {short_repr(str(path))}") from None
     if data.size == 0:
-        raise ValueError(f"text file {path} is empty; training needs some bytes")
+        raise ValueError(f"path: the text file {short_repr(str(path))} is empty; training needs some bytes")
     return data
 
 

@@ -94,7 +94,9 @@ def generate(
     decoder = (Recomputer if reason or cache is False else Decoder)(model, capacity=longest)
 
     def draw(logits):
-        return plain.sample_token(logits, temperature, top_k, top_p, generator)
+        return plain.sample_token(
+            logits, float(temperature), top_k, None if top_p is None else float(top_p), generator
+        )
 
     new = _new_tokens(decoder, prompts, copies, max_new_tokens, draw, on_token, progress)
     rows = [row for row in prompts for _ in range(copies)]
@@ -211,7 +213,9 @@ def token_probabilities(
     """
     check_sampling(temperature, top_k, top_p)
     _require_logits(logits)
-    return plain.token_probabilities(logits, temperature, top_k, top_p)
+    return plain.token_probabilities(
+        logits, float(temperature), top_k, None if top_p is None else float(top_p)
+    )
 
 
 def sample_token(
@@ -241,7 +245,9 @@ def sample_token(
     _require_sampling_generator(generator, temperature)
     if logits.is_meta and temperature > 0:
         raise ValueError("logits must hold values to draw by, got a tensor on the meta device")
-    return plain.sample_token(logits, temperature, top_k, top_p, generator)
+    return plain.sample_token(
+        logits, float(temperature), top_k, None if top_p is None else float(top_p), generator
+    )
 
 
 def check_sampling(
@@ -250,7 +256,7 @@ def check_sampling(
     """Raise a TypeError or ValueError unless temperature ≥ 0, top_k ≥ 1 or None and 0 < top_p ≤ 1
     or None.
     """
-    require_float("temperature", temperature, minimum=0.0)
+    require_float("temperature", temperature, minimum=0.0, below=1e30)
     if top_k is not None:
         require_int("top_k", top_k)
     if top_p is not None and not 0.0 < require_float("top_p", top_p) <= 1.0:

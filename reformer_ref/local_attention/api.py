@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reformer_ref._arguments import require_choice, require_int
+from reformer_ref._arguments import require_choice, require_fits, require_int
 from reformer_ref._tensors import (
     require_finite,
     require_padding_mask,
@@ -66,6 +66,7 @@ def local_attention(
     require_finite("k", k, LARGEST)
     require_finite("v", v)
     padding_mask = require_padding_mask(padding_mask, q.shape[:-1], q.device)
+    require_fits(queries=q[..., 0].numel(), chunks_before_and_after=options.width)
     require_choice("backend", backend, BACKENDS)
     if block_size is not None:
         require_int("block_size", block_size)

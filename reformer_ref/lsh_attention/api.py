@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reformer_ref._arguments import require_bool, require_choice, require_int
+from reformer_ref._arguments import require_bool, require_choice, require_fits, require_int
 from reformer_ref._tensors import (
     has_values,
     require_finite,
@@ -74,6 +74,8 @@ def lsh_attention(
     require_finite("qk", qk, LARGEST)
     require_finite("v", v)
     padding_mask = require_padding_mask(padding_mask, qk.shape[:-1], qk.device)
+    rows = qk[..., 0].numel() * options.n_hashes
+    require_fits(queries_of_all_rounds=rows, chunks_before_and_after=options.width)
     require_choice("backend", backend, BACKENDS)
     if block_size is not None:
         require_int("block_size", block_size)
