@@ -14,7 +14,7 @@ from reformer_ref.lsh_attention.streaming import (
 def local_attention(q, k, v, options, padding_mask=None, *, block_size=None):
     """``pytorch.local_attention`` block by block.
 
-    block_size: scores computed at a time, by all threads together; None: as suits the device.
+    block_size: scores computed at a time; None: as suits the device.
     """
     length, d = q.shape[-2:]
     (q_rows, k_rows, v_rows), heads = as_rows(q, k, v)

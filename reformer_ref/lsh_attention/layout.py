@@ -168,33 +168,30 @@ def _visible_slots(slot, order, buckets, options, chunk_length):
     return first, last
 
 
-def sequences_per_block(layout, block_size):
-    """How many whole sequences fit into a block of ``block_size`` scores; at least 1."""
-    n_queries = query_chunks(layout.key_rows[0, 0], layout.options, dim=0).numel()
-    return max(1, block_size // (n_queries * layout.chunk_length * layout.options.width))
+def blocks(layout, block_size):
+    """Every ``Block``: as many chunks as make up ``block_size`` scores, at least one.
 
-
-def blocks(layout, sequences, block_size):
-    """Every ``Block`` of a slice of sequences, round by round."""
+    Sequences are outermost, so that what one sequence needs can stay in a cache.
+    """
     options = layout.options
-    n_hashes, n_key_chunks, chunk_length = layout.key_rows.shape[1:]
+    n_sequences, n_hashes, n_key_chunks, chunk_length = layout.key_rows.shape
     n_chunks = n_key_chunks - options.width + 1
-    n_sequences = len(layout.key_rows[sequences])
-    scores_per_chunk = n_sequences * chunk_length**2 * options.width
-    most = min(n_chunks, max(1, block_size // scores_per_chunk))
-    n_blocks = -(-n_chunks // most)
+    chunks_at_once = max(1, block_size // (chunk_length**2 * options.width))
+    sequences_at_once = max(1, chunks_at_once // n_chunks)
+    n_blocks = -(-n_chunks // min(chunks_at_once, n_chunks))  # of one round of a sequence
     step = -(-n_chunks // n_blocks)  # blocks of about equal length
-    for r in range(n_hashes):
-        for start in block_starts(n_chunks, step):
-            end = min(start + step, n_chunks) + options.width - 1
-            key_rows = layout.key_rows[sequences, r, start:end].long()
-            yield Block(
-                r,
-                query_chunks(key_rows, options),
-                key_rows,
-                layout.key_rounds[r, start:end],
-                key_rows.clamp(max=layout.position.numel() - 2),
-            )
+    for first in block_starts(n_sequences, sequences_at_once):
+        for r in range(n_hashes):
+            for start in block_starts(n_chunks, step):
+                end = min(start + step, n_chunks) + options.width - 1
+                key_rows = layout.key_rows[first : first + sequences_at_once, r, start:end].long()
+                yield Block(
+                    r,
+                    query_chunks(key_rows, options),
+                    key_rows,
+                    layout.key_rounds[r, start:end],
+                    key_rows.clamp(max=layout.position.numel() - 2),
+                )
 
 
 def hidden_pairs(layout, block):

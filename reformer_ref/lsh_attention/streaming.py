@@ -4,8 +4,8 @@ All rounds form one softmax. The forward pass merges blocks into it with a runni
 for each query. The backward pass recomputes the weights of a block, exp(score − lse), from the
 inputs, the output and the lse, as flash attention does (Dao et al. 2022, section 3.1).
 
-On a CPU several threads work on different sequences. Exponentials and logarithms are taken to the
-base 2: exp2 is ten times as fast as exp there, and as exact.
+Exponentials and logarithms are taken to the base 2: on a CPU exp2 is ten times as fast as exp, and
+as exact.
 """
 
 import math
@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 
 from reformer_ref._blocks import block_device, block_starts
 from reformer_ref._tensors import autocast_off
-from reformer_ref._threads import for_each, workers_for
 from reformer_ref.lsh_attention.layout import (
     blocks,
     bucket_layout,
@@ -25,7 +24,6 @@ from reformer_ref.lsh_attention.layout import (
     hidden_pairs,
     per_query,
     query_chunks,
-    sequences_per_block,
     unfold_windows,
 )
 
@@ -33,14 +31,14 @@ LOG2E = math.log2(math.e)
 HIDE = 1e28  # subtracted from hidden scores: beyond any score, and finite, so that no NaN can arise
 LARGEST = 1e12  # entries of queries and keys must be smaller
 
-_BLOCK_SIZES = {"cpu": 1 << 18, "cuda": 1 << 25}  # a cache; a small part of a GPU's memory
+_BLOCK_SIZES = {"cpu": 1 << 19, "cuda": 1 << 25}  # a cache; a small part of a GPU's memory
 _block_size_override = None
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None, *, block_size=None):
     """``pytorch.lsh_attention`` block by block.
 
-    block_size: scores computed at a time, by all threads together; None: as suits the device.
+    block_size: scores computed at a time; None: as suits the device.
     """
     (q, v), heads = as_rows(qk, v)
     length, d = qk.shape[-2:]
@@ -92,7 +90,7 @@ def accumulation_dtype(dtype):
 
 
 def block_size_for(device_type):
-    """Scores computed at a time on this type of device, by all threads together."""
+    """Scores computed at a time on this type of device."""
     return _block_size_override or _BLOCK_SIZES.get(device_type, 1 << 22)
 
 
@@ -114,7 +112,6 @@ def attend_in_blocks(q, k, v, inverse, layout, scale, block_size=None):
     nothing else sees itself. block_size: see ``lsh_attention``.
     """
     block_size = block_size or block_size_for(block_device(q.device))
-    block_size = max(1, block_size // workers_for(q, len(layout.key_rows)))
     return _Attention.apply(q, k, v, inverse, layout, scale, block_size)
 
 
@@ -143,37 +140,35 @@ def _forward(q, k, v, inverse, layout, scale, block_size):
     out = v.new_empty(len(v) + 1, v.shape[1], dtype=wide)  # the last row is the padding row
     lse = v.new_empty(len(v) + 1, dtype=wide)
 
-    def attend(sequences):
-        for block in blocks(layout, sequences, block_size):
-            # 1. Gather queries, keys and values.
-            queries, keys = _queries_and_keys(q, k, inverse, layout, block)
-            values = unfold_windows(gather_rows(v, block.readable), layout.options.width)
+    for block in blocks(layout, block_size):
+        # 1. Gather queries, keys and values.
+        queries, keys = _queries_and_keys(q, k, inverse, layout, block)
+        values = unfold_windows(gather_rows(v, block.readable), layout.options.width)
 
-            # 2. Scores of all pairs in the window.
-            scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
+        # 2. Scores of all pairs in the window.
+        scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
 
-            # 3. Softmax of this block.
-            row_max = scores.amax(-1, keepdim=True)
-            weights = scores.sub_(row_max).exp2_()
-            row_sum = weights.sum(-1, keepdim=True)
-            nothing_visible = row_max < -HIDE / 2
-            block_lse = row_sum.log2().add_(row_max).masked_fill_(nothing_visible, -math.inf)
-            block_out = torch.bmm(weights.to(v.dtype), values).to(wide)  # (m, chunk, d_v)
-            block_out.div_(row_sum.masked_fill_(nothing_visible, math.inf))
+        # 3. Softmax of this block.
+        row_max = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(row_max).exp2_()
+        row_sum = weights.sum(-1, keepdim=True)
+        nothing_visible = row_max < -HIDE / 2
+        block_lse = row_sum.log2().add_(row_max).masked_fill_(nothing_visible, -math.inf)
+        block_out = torch.bmm(weights.to(v.dtype), values).to(wide)  # (m, chunk, d_v)
+        block_out.div_(row_sum.masked_fill_(nothing_visible, math.inf))
 
-            # 4. Merge it with the softmax of the rounds before.
-            rows = block.query_rows.flatten()
-            block_out, block_lse = block_out.flatten(0, 1), block_lse.flatten()
-            if block.round > 0:
-                lse_before = lse.index_select(0, rows)
-                block_weight = torch.sigmoid((block_lse - lse_before) * math.log(2))
-                block_weight.nan_to_num_()  # NaN: nothing visible, neither here nor before
-                block_out = out.index_select(0, rows).lerp_(block_out, block_weight[:, None])
-                block_lse = torch.logaddexp2(lse_before, block_lse)
-            out.index_copy_(0, rows, block_out)
-            lse.index_copy_(0, rows, block_lse)
+        # 4. Merge it with the softmax of the rounds before.
+        rows = block.query_rows.flatten()
+        block_out, block_lse = block_out.flatten(0, 1), block_lse.flatten()
+        if block.round > 0:
+            lse_before = lse.index_select(0, rows)
+            block_weight = torch.sigmoid((block_lse - lse_before) * math.log(2))
+            block_weight.nan_to_num_()  # NaN: nothing visible, neither here nor before
+            block_out = out.index_select(0, rows).lerp_(block_out, block_weight[:, None])
+            block_lse = torch.logaddexp2(lse_before, block_lse)
+        out.index_copy_(0, rows, block_out)
+        lse.index_copy_(0, rows, block_lse)
 
-    for_each(attend, _sequence_blocks(layout, block_size), v)
     out, lse = out[:-1].to(v.dtype), lse[:-1]
     if k is None:
         out.addcmul_(v, _only_self(lse, layout).to(v.dtype))
@@ -195,58 +190,50 @@ def _backward(q, k, v, inverse, out, lse, d_out, layout, scale, block_size):
     shift = lse.masked_fill(lse == -math.inf, math.inf)
     shift = torch.nn.functional.pad(shift, (0, 1), value=math.inf)
 
-    def attend(sequences):
-        for block in blocks(layout, sequences, block_size):
-            # 1. Gather what the forward pass gathered, and the gradient of its output.
-            queries, keys = _queries_and_keys(q, k, inverse, layout, block)
-            values = unfold_windows(gather_rows(v, block.readable), options.width)
-            query_rows = query_chunks(block.readable, options)
-            d_block = gather_rows(d_out, query_rows).flatten(0, 1)  # (m, chunk, d_v)
+    for block in blocks(layout, block_size):
+        # 1. Gather what the forward pass gathered, and the gradient of its output.
+        queries, keys = _queries_and_keys(q, k, inverse, layout, block)
+        values = unfold_windows(gather_rows(v, block.readable), options.width)
+        query_rows = query_chunks(block.readable, options)
+        d_block = gather_rows(d_out, query_rows).flatten(0, 1)  # (m, chunk, d_v)
 
-            # 2. Recompute the weights.
-            scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
-            weights = scores.sub_(per_query(block, shift)).exp2_()
+        # 2. Recompute the weights.
+        scores = _masked_scores(queries, keys, layout, block, scale)  # (m, chunk, window)
+        weights = scores.sub_(per_query(block, shift)).exp2_()
 
-            # 3. The gradient of the values, which stand in several windows.
-            key_rows = block.key_rows.flatten()
-            d_values = torch.bmm(weights.to(v.dtype).mT, d_block).to(wide)  # (m, window, d_v)
-            d_values = fold_windows(d_values, block)  # (s, n + width − 1, chunk, d_v)
-            d_v.index_add_(0, key_rows, d_values.flatten(0, 2))
-            del d_values
+        # 3. The gradient of the values, which stand in several windows.
+        key_rows = block.key_rows.flatten()
+        d_values = torch.bmm(weights.to(v.dtype).mT, d_block).to(wide)  # (m, window, d_v)
+        d_values = fold_windows(d_values, block)  # (s, n + width − 1, chunk, d_v)
+        d_v.index_add_(0, key_rows, d_values.flatten(0, 2))
+        del d_values
 
-            # 4. The gradient of the scores.
-            d_scores = torch.bmm(d_block, values.mT).to(wide)  # (m, chunk, window)
-            d_scores.sub_(per_query(block, delta)).mul_(weights)
-            if scale != 1:
-                d_scores.mul_(scale)
-            d_scores = d_scores.to(q.dtype)
-            del scores, weights
+        # 4. The gradient of the scores.
+        d_scores = torch.bmm(d_block, values.mT).to(wide)  # (m, chunk, window)
+        d_scores.sub_(per_query(block, delta)).mul_(weights)
+        if scale != 1:
+            d_scores.mul_(scale)
+        d_scores = d_scores.to(q.dtype)
+        del scores, weights
 
-            # 5. The gradients of queries and keys.
-            d_queries = torch.bmm(d_scores, unfold_windows(keys, options.width)).to(wide)
-            d_keys = fold_windows(torch.bmm(d_scores.mT, queries).to(wide), block)
-            if k is not None:
-                d_q.index_add_(0, block.query_rows.flatten(), d_queries.flatten(0, 1))
-                d_k.index_add_(0, key_rows, d_keys.flatten(0, 2))
-            else:  # one table, and the queries are among the keys
-                inverses = gather_rows(inverse, block.readable)
-                d_shared = _through_normalization(d_keys, keys, inverses)
-                query_chunks(d_shared, options).add_(d_queries.view(*block.query_rows.shape, -1))
-                d_q.index_add_(0, key_rows, d_shared.flatten(0, 2))
+        # 5. The gradients of queries and keys.
+        d_queries = torch.bmm(d_scores, unfold_windows(keys, options.width)).to(wide)
+        d_keys = fold_windows(torch.bmm(d_scores.mT, queries).to(wide), block)
+        if k is not None:
+            d_q.index_add_(0, block.query_rows.flatten(), d_queries.flatten(0, 1))
+            d_k.index_add_(0, key_rows, d_keys.flatten(0, 2))
+        else:  # one table, and the queries are among the keys
+            inverses = gather_rows(inverse, block.readable)
+            d_shared = _through_normalization(d_keys, keys, inverses)
+            query_chunks(d_shared, options).add_(d_queries.view(*block.query_rows.shape, -1))
+            d_q.index_add_(0, key_rows, d_shared.flatten(0, 2))
 
-    for_each(attend, _sequence_blocks(layout, block_size), v)
     d_q, d_v = d_q[:-1], d_v[:-1]
     if k is None:
         d_v.addcmul_(d_out, _only_self(lse, layout).to(d_out.dtype))
     else:
         d_k = d_k[:-1].to(k.dtype)
     return d_q.to(q.dtype), d_k, d_v.to(v.dtype)
-
-
-def _sequence_blocks(layout, block_size):
-    """The sequences, as many in a slice as fit into one block, at least one."""
-    step = sequences_per_block(layout, block_size)
-    return [slice(start, start + step) for start in block_starts(len(layout.key_rows), step)]
 
 
 def _queries_and_keys(q, k, inverse, layout, block):

@@ -1,17 +1,14 @@
-"""Attention on several threads: the same results, and nothing left changed behind it."""
+"""Attention with several threads, from several threads and after a fork: the same results."""
 
 import multiprocessing
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from reformer_ref._threads import for_each
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.local_attention.streaming import local_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.lsh_attention.streaming import lsh_attention
-from reformer_ref.memory.count import Counter
 from reformer_ref.testing import expect_close
 
 
@@ -37,7 +34,7 @@ def results(preset="paper", length=300, dtype=torch.float32):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_number_of_threads_changes_nothing(preset):
-    """Runs agree to the bit; another number of threads has other blocks, hence another rounding."""
+    """Runs agree to the bit; another number of threads may sum in another order."""
     several = [results(preset, dtype=torch.float64) for _ in range(3)]
     torch.set_num_threads(1)
     single = results(preset, dtype=torch.float64)
@@ -47,50 +44,6 @@ def test_the_number_of_threads_changes_nothing(preset):
         expect_close(name, a.detach(), b.detach(), 1e-13)
 
 
-def test_work_is_spread_over_threads_and_settings_stay():
-    seen = set()
-    together = threading.Barrier(2, timeout=60)
-
-    def work(item):
-        together.wait()  # only passed if two items are at work at once
-        seen.add((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
-
-    for_each(work, range(4), torch.zeros(1))
-    assert len({thread for thread, _, _ in seen}) == 2
-    assert {(threads, grad) for _, threads, grad in seen} == {(1, False)}
-    assert torch.get_num_threads() == 2
-    assert torch.is_grad_enabled()
-    with ThreadPoolExecutor(1) as new:
-        assert new.submit(torch.get_num_threads).result() == 2
-
-
-def test_threads_that_are_not_asked_for_are_not_used():
-    main_thread = threading.get_ident()
-    seen = []
-
-    def work(item):
-        seen.append(threading.get_ident())
-
-    for_each(work, range(1), torch.zeros(1))
-    for_each(work, range(3), torch.zeros(1, device="meta"))
-    with Counter("cpu"):  # which sees the operations of its own thread only
-        for_each(work, range(3), torch.zeros(1))
-    torch.set_num_threads(1)
-    for_each(work, range(3), torch.zeros(1))
-    assert seen == 10 * [main_thread]
-
-
-def test_an_exception_reaches_the_caller_and_the_next_call_works():
-    def work(item):
-        if item == 1:
-            raise KeyError(item)
-
-    with pytest.raises(KeyError):
-        for_each(work, range(50), torch.zeros(1))
-    want = results()
-    assert all(torch.equal(a, b) for a, b in zip(results(), want, strict=True))
-
-
 def test_calls_from_several_threads_at_once():
     want = results()
     with ThreadPoolExecutor(4) as callers:
@@ -98,7 +51,7 @@ def test_calls_from_several_threads_at_once():
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_inference_mode_reaches_the_threads():
+def test_inference_mode():
     with torch.inference_mode():
         qk = torch.randn(4, 100, 8)
         out = lsh_attention(qk, qk, torch.zeros(4, 1, 100, dtype=torch.int64), LSHOptions(chunk_length=16))
@@ -106,28 +59,19 @@ def test_inference_mode_reaches_the_threads():
 
 
 def _in_child(pipe):
-    threads = set()
-    together = threading.Barrier(2, timeout=60)
-
-    def work(item):
-        together.wait()
-        threads.add(threading.get_ident())
-
-    for_each(work, range(4), torch.zeros(1))
     torch.set_num_threads(1)  # as DataLoader does: PyTorch's own operations hang with more, after a fork
-    pipe.send((len(threads), [t.detach().numpy() for t in results(dtype=torch.float64)]))
+    pipe.send([t.detach().numpy() for t in results(dtype=torch.float64)])
 
 
-def test_a_forked_process_makes_threads_of_its_own():
+def test_a_forked_process_computes_the_same():
     want = results(dtype=torch.float64)
     receiver, sender = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_in_child, args=(sender,))
     child.start()
     arrived = receiver.poll(100)
-    threads, got = receiver.recv() if arrived else (0, [])
+    got = receiver.recv() if arrived else []
     child.kill()
     child.join()
     assert arrived, "the forked process hangs"
-    assert threads == 2
     for a, b in zip(got, want, strict=True):
         expect_close("result of the forked process", a, b.detach(), 1e-13)
