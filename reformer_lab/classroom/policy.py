@@ -2,7 +2,7 @@
 
 A cell that breaks a rule is not run; whoever wrote it reads which line and why. The rules stop the known ways to marks
 without work: reading expected values, patching what compares them, importing a solution. They are no sandbox against an
-attacker: strangers' code belongs in a container as well.
+attacker: code of unknown origin belongs in a container as well.
 """
 
 import ast

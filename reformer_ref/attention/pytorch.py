@@ -53,10 +53,12 @@ def self_as_last_resort(counts: Tensor, first: int = 0) -> Tensor:
 
     counts: (…, L_q, L), bool or int; row i belongs to the query at position ``first`` + i.
     """
+    # 1. Find each query itself among the keys, and hide it.
     query = torch.arange(first, first + counts.shape[-2], device=counts.device)
     is_self = query[:, None] == torch.arange(counts.shape[-1], device=counts.device)
     others = counts.masked_fill(is_self, 0)
-    only_self = (others == 0).all(-1, keepdim=True)
+    # 2. Show it to queries that see nothing else.
+    only_self = (others == 0).all(-1, keepdim=True)  # (…, L_q, 1)
     return torch.where(is_self & only_self, counts, others)
 
 

@@ -75,13 +75,13 @@ class InPlaceFeedForward:
         params = {name: p.detach().requires_grad_() for name, p in params.items()}
         d_params = {name: torch.zeros_like(p) for name, p in params.items()}
         for chunk in self._chunks(x):
-            # 1. the chunk again
+            # 1. Compute the chunk again.
             x_chunk = x[:, chunk].detach().requires_grad_()
             with torch.enable_grad():
                 out = self._compute(x_chunk, params)
-            # 2. undo it
+            # 2. Undo it.
             y[:, chunk] -= out.detach()
-            # 3. differentiate it
+            # 3. Differentiate it.
             d_out = d_y[:, chunk].to(out.dtype)
             d_x_chunk, *d_chunk = torch.autograd.grad(out, (x_chunk, *params.values()), d_out)
             d_x[:, chunk] += d_x_chunk
@@ -111,8 +111,10 @@ class InPlaceAttention:
     def add_(self, y, x, context, saved):
         params = dict(self.module.named_parameters())
         for heads in self._head_groups(x):
+            # 1. Attention of these heads.
             projected = self._project(x, heads, params)
             out = self._attend(projected, heads, context, saved)  # (B, L, heads·d_v)
+            # 2. Their part of the output projection, added chunk by chunk.
             weight = params["out.weight"][:, self._columns("v", heads)]
             for chunk in self._chunks(x):
                 y[:, chunk] += F.linear(out[:, chunk], weight)
@@ -120,13 +122,13 @@ class InPlaceAttention:
     def subtract_(self, y, d_y, x, d_x, params, context, saved):
         d_params = {name: torch.zeros_like(p) for name, p in params.items()}
         for heads in self._head_groups(x):
-            # 1. attention again, from its projections on
+            # 1. Compute attention again, as a function of its projections.
             projected = self._project(x, heads, params)
             for t in projected.values():
                 t.requires_grad_()
             with torch.enable_grad():
                 out = self._attend(projected, heads, context, saved)
-            # 2. undo it, and differentiate the output projection
+            # 2. Undo it, and differentiate the output projection.
             columns = self._columns("v", heads)
             weight = params["out.weight"][:, columns].detach()
             d_out = torch.empty_like(out)
@@ -135,7 +137,7 @@ class InPlaceAttention:
                 y[:, chunk] -= F.linear(out_chunk, weight)
                 d_out[:, chunk] = d_y_chunk @ weight
                 d_params["out.weight"][:, columns] += rows(d_y_chunk).t() @ rows(out_chunk)
-            # 3. differentiate attention, then the projections
+            # 3. Differentiate attention, then the projections.
             d_inputs = torch.autograd.grad(out, tuple(projected.values()), d_out)
             d_projected = dict(zip(projected, d_inputs, strict=True))
             del out, d_out, projected, d_inputs
@@ -169,14 +171,17 @@ class InPlaceAttention:
             name: params[name].detach().requires_grad_() for name in ("norm.weight", "norm.bias")
         }
         for chunk in self._chunks(x):
+            # 1. Normalise the chunk again.
             x_chunk = x[:, chunk].detach().requires_grad_()
             with torch.enable_grad():
                 normal = layer_norm(x_chunk, norm, self.config)
+            # 2. Differentiate the projections.
             d_normal = torch.zeros_like(normal)
             for name, d in d_projected.items():
                 columns, d = self._columns(name, heads), d[:, chunk]
                 d_normal += d @ params[f"{name}.weight"][columns].detach()
                 d_params[f"{name}.weight"][columns] += rows(d).t() @ rows(normal.detach())
+            # 3. Differentiate the norm.
             inputs = (x_chunk, *norm.values())
             d_x_chunk, d_weight, d_bias = torch.autograd.grad(normal, inputs, d_normal)
             d_x[:, chunk] += d_x_chunk

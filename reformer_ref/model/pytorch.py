@@ -41,6 +41,7 @@ class ReformerBackbone(nn.Module):
     def __init__(self, config, cross_attention=False):
         super().__init__()
         self.config = config
+        # 1. Embeddings of tokens and of positions.
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = None
         if config.positions == "axial":
@@ -49,6 +50,8 @@ class ReformerBackbone(nn.Module):
             self.positions = LearnedPositions(config.max_length, config.d_model)
         elif config.positions == "sinusoidal":
             self.positions = SinusoidalPositions(config.d_model)
+        # 2. Blocks of an attention layer F and a feed-forward layer G. A decoder has cross-attention
+        #    between them.
         blocks = []
         for index, kind in enumerate(config.layers):
             layers = [SelfAttention(config, kind, index), FeedForwardLayer(config)]
@@ -56,6 +59,7 @@ class ReformerBackbone(nn.Module):
                 layers.insert(1, CrossAttention(config))
             blocks.append(ReversibleBlock(*layers))
         self.stack = ReversibleStack(blocks, config.reversible)
+        # 3. The norm of both streams together.
         self.norm = nn.LayerNorm(2 * config.d_model, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -64,9 +68,10 @@ class ReformerBackbone(nn.Module):
     ):
         length = tokens.shape[1]
         tokens, padding_mask = self._pad(tokens, padding_mask)
+        # Both residual streams start from the embedded tokens.
         x = self.embed(tokens, padding_mask)  # (B, L, d_model)
         context = self._context(padding_mask, generator, encoder_output, encoder_mask)
-        y1, y2 = self._streams(x, context)
+        y1, y2 = self._streams(x, context)  # (B, L, d_model) each
         return self.final_norm(y1, y2)[:, :length]  # (B, L, 2·d_model)
 
     def loss(
@@ -84,6 +89,7 @@ class ReformerBackbone(nn.Module):
         targets = F.pad(targets, (0, tokens.shape[1] - targets.shape[1]), value=IGNORED)
         x = self.embed(tokens, padding_mask)  # (B, L, d_model)
         context = self._context(padding_mask, generator, encoder_output, encoder_mask)
+        # The last norm, the head and the cross-entropy, in chunks of positions.
         loss_tensors = (targets, self.norm.weight, self.norm.bias, *self.head_weights(head))
         loss = partial(
             chunked_cross_entropy,
@@ -91,6 +97,7 @@ class ReformerBackbone(nn.Module):
             dropout=self._dropout(),  # as it is now, also when backward computes it again
             chunk_length=self.config.loss_chunk,
         )
+        # In place, the loss is part of the reversible stack, which then never outputs its streams.
         if self._works_in_place():
             layers = [in_place_layer(layer) for layer in self.layers()]
             return reversible_loss(loss, loss_tensors, x, x, layers, *context, observe=self.observe)
@@ -288,8 +295,9 @@ def next_tokens(tokens, padding_mask=None):
     if padding_mask is None:
         targets[:, :-1] = tokens[:, 1:]
         return targets
-    order = torch.sort((~padding_mask).int(), dim=1, stable=True).indices  # real tokens first
-    follows = padding_mask.gather(1, order)[:, 1:]
+    # Move the real tokens of each row to its front; shift; move the targets back.
+    order = torch.sort((~padding_mask).int(), dim=1, stable=True).indices  # (B, L)
+    follows = padding_mask.gather(1, order)[:, 1:]  # (B, L − 1)
     following = tokens.gather(1, order)[:, 1:].long().masked_fill(~follows, IGNORED)
     return targets.scatter(1, order[:, :-1], following).masked_fill(~padding_mask, IGNORED)
 
@@ -306,9 +314,11 @@ def initialize(model, seed):
     for name, p in model.named_parameters():
         if p.is_meta:  # shapes only: there is nothing to draw
             continue
+        # Biases and norms.
         if id(p) in norms or p.ndim == 1:
             p.fill_(1.0 if id(p) in norms and name.endswith("weight") else 0.0)
             continue
+        # Matrices. Those of nn.Linear are stored as (outputs, inputs), all others the other way.
         inputs = p.shape[1] if id(p) in linear else p.shape[0]
         scale = 1.0 if "embedding" in name or "positions" in name else inputs**-0.5
         p.copy_(torch.randn(p.shape, generator=generator, device="cpu") * scale)

@@ -112,6 +112,7 @@ class _InPlaceStack(torch.autograd.Function):
         context, loss_tensors = tensors[:n_context], tensors[n_context : n_context + n_loss]
         ctx.params = tensors[n_context + n_loss :]
         ctx.loss, ctx.observe, ctx.n_context = loss, observe, n_context
+        # 1. Add every layer to its stream, in copies of the inputs.
         streams, ctx.steps = [x1.clone(), x2.clone()], []
         for k, layer in enumerate(layers):
             target, source = k % 2, 1 - k % 2
@@ -120,9 +121,11 @@ class _InPlaceStack(torch.autograd.Function):
             with observe("forward", module), step.replay.uncached_autocast():
                 layer.add_(streams[target], streams[source], context, step.saved)
             ctx.steps.append(step)
+        # 2. Without a loss the streams are the output.
         if loss is None:
             ctx.save_for_backward(*tensors, *streams)
             return tuple(streams)
+        # 3. With one they stay inside, and backward may overwrite them.
         ctx.save_for_backward(*tensors)
         ctx.streams = streams
         ctx.loss_replay = Replay(x1)
@@ -137,14 +140,14 @@ class _InPlaceStack(torch.autograd.Function):
         tensors = ctx.saved_tensors[: len(needs)]
         leaves, leaf = detached_leaves(tensors, ctx.params, needs)
         context, loss_leaves = leaves[: ctx.n_context], leaves[ctx.n_context :]
-        # 1. the streams and their gradients, to be changed in place
+        # 1. The streams and their gradients, which are changed in place from here on.
         d_loss_tensors = []
         if ctx.loss is None:
             streams = [y.clone() for y in ctx.saved_tensors[len(needs) :]]
             d_streams = [d.clone() for d in d_out]
         else:
             streams, d_streams, d_loss_tensors = _differentiate_loss(ctx, loss_leaves, *d_out)
-        # 2. layer by layer, the last one first
+        # 2. Undo and differentiate layer by layer, the last one first.
         d_context, d_params = [None] * len(context), {}
         for k, step in reversed(list(enumerate(ctx.steps))):
             target, source = k % 2, 1 - k % 2
@@ -162,6 +165,7 @@ class _InPlaceStack(torch.autograd.Function):
             trained = {p: d_named[n] for n, p in step.named.items() if leaf[p].requires_grad}
             add_gradients(d_context, d_params, d_context_of_layer, trained)
             del d_named, trained
+        # 3. What is left in d_streams are the gradients of x1 and x2.
         d_params = [d_params.get(p) for p in ctx.params]
         return None, None, None, None, None, *d_streams, *d_context, *d_loss_tensors, *d_params
 
@@ -176,9 +180,11 @@ def _differentiate_loss(ctx, leaves, d_loss):
         reason = "backward of the loss runs once"
         raise RuntimeError(f"{reason}: compute the loss again instead of retain_graph=True")
     streams, ctx.streams = ctx.streams, None
+    # 1. Compute the loss again, from leaves.
     ends = [s.detach().requires_grad_() for s in streams]
     with torch.enable_grad(), ctx.loss_replay.context():
         value = ctx.loss(*ends, *leaves)
+    # 2. Differentiate it. A loss may ignore a stream.
     used = [t for t in leaves if t is not None and t.requires_grad]
     d1, d2, *d_used = torch.autograd.grad(value, [*ends, *used], d_loss, allow_unused=True)
     d_streams = [

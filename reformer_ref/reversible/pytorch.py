@@ -1,8 +1,14 @@
 """Reversible residual stack in PyTorch: the memory of activations does not grow with depth.
 
-The functions of ``spec`` on tensors and ``nn.Module`` layers. The backward pass rebuilds the input
-of every layer from the two outputs, runs the layer again and differentiates it, then goes on to the
-previous one. The gradients of the parameters are returned to autograd, not written into ``.grad``.
+The functions of ``spec`` on tensors and ``nn.Module`` layers. The layers of all blocks form one
+list F, G, F, G, …: even ones read stream 2 and are added to stream 1, odd ones the other way round.
+
+    target, source = k % 2, 1 - k % 2
+    streams[target] += layer(streams[source])
+
+The backward pass starts from the two outputs. For every layer, last one first, it runs the layer
+again, differentiates it, and subtracts it from its stream, which gives the input of the layer. The
+gradients of the parameters are returned to autograd, not written into ``.grad``.
 """
 
 import operator
@@ -54,7 +60,8 @@ class _ReversibleStack(torch.autograd.Function):
                 out = call_layer(layer, streams[source], context, step.saved)
             streams[target] = (streams[target] + out).to(x1.dtype)
             ctx.steps.append(step)
-        # no activations but the outputs; the parameters too, so that a change in place is noticed
+        # Save the outputs, but no other activation. Context and parameters are saved so that autograd
+        # notices if they are changed in place before backward.
         ctx.save_for_backward(*streams, *tensors)
         return tuple(streams)
 
@@ -68,16 +75,17 @@ class _ReversibleStack(torch.autograd.Function):
         d_context, d_params = [None] * len(context), {}
         for k, step in reversed(list(enumerate(ctx.steps))):
             target, source = k % 2, 1 - k % 2
-            # 1. run the layer again at its input, and differentiate it
+            # 1. Run the layer again at its input, and differentiate it.
             x = streams[source].detach().requires_grad_()
             with step.replay.context():
                 out, d_x, *d_used = rerun_layer(step, x, context, leaf, d_streams[target])
-            # 2. undo it: x = y - F(other stream)
+            # 2. Undo it: x = y − F(other stream).
             streams[target] = (streams[target] - out).to(y1.dtype)
-            # 3. the stream that it reads collects two gradients: one passed on, one through F
+            # 3. Two gradients flow into the stream that the layer reads: the one that the stream has
+            #    already, and the one through F.
             d_streams[source] = add(d_streams[source], d_x)
             add_gradients(d_context, d_params, *d_used)
-            del out, d_x, d_used  # not alive while the next layer is run again
+            del out, d_x, d_used  # free them before the next layer runs
         return None, None, *d_streams, *d_context, *(d_params.get(p) for p in ctx.params)
 
 
@@ -90,8 +98,8 @@ class Step(NamedTuple):
 
     layer: nn.Module
     named: dict  # its parameters in forward, by name
-    replay: Replay
-    saved: dict  # what it chose in forward, such as bucket numbers
+    replay: Replay  # the state of random numbers and autocast before it ran
+    saved: dict  # decisions to reuse in backward, such as bucket numbers
 
 
 def call_layer(layer, x, context, saved, params=None):
@@ -116,17 +124,20 @@ def rerun_layer(step, x, context, leaf, d_out):
     ``leaf`` maps each parameter to a detached stand-in: hooks of the parameters themselves run
     once, in the outer backward, not here as well.
     """
+    # 1. Run the layer with the stand-ins in place of its parameters.
     with torch.enable_grad():
         params = {name: leaf[p] for name, p in step.named.items()}
         out = call_layer(step.layer, x, context, step.saved, params)
     if not out.requires_grad:
         return out, None, [None] * len(context), {}
+    # 2. Differentiate its output by x, by the context and by the parameters.
     trained = [p for p in step.named.values() if leaf[p].requires_grad]
     inputs = [x, *(t for t in context if t is not None and t.requires_grad)]
     inputs += [leaf[p] for p in trained]
-    # a module may also reach a parameter past its name, say through a list
+    # A module may also use a parameter without its name, say from a list of its own.
     inputs += [p for p in trained if p.requires_grad]
     grads = torch.autograd.grad(out, inputs, d_out.to(out.dtype), allow_unused=True)
+    # 3. Sort the gradients by what they belong to.
     d = dict(zip(inputs, grads, strict=True))
     d_params = {p: add(d.get(leaf[p]), d.get(p)) for p in trained}
     return out.detach(), d[x], [d.get(t) for t in context], d_params
