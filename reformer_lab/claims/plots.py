@@ -463,7 +463,7 @@ def translation(record):
         right.barh(y, value, 0.7, color=colour, hatch=hatch, edgecolor="white")
         right.text(value, y, f" {value:.1f}", va="center", fontsize=9)
         numbers[f"BLEU, {who}"] = value
-    most = 1.25 * max(numbers[f"BLEU, {who}"] for who in record["bleu"]) or 1.0  # leaves space for the figure after a bar
+    most = 1.25 * max(numbers[f"BLEU, {who}"] for who in record["bleu"]) or 1.0  # space for the number
     right.set(yticks=range(len(record["bleu"])), yticklabels=list(record["bleu"]), xlabel="BLEU", xlim=(0, most))
     right.set_title("Translating")
     right.invert_yaxis()
