@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 LARGEST_ARRAY = 2**40  # numbers in one array: more than any machine has memory for
+LARGEST_INT = 2**63 - 1  # what an int64 holds
 LARGEST_NUMBER = 1e50  # in an array of floats: the product of six of them is still a float64
 
 
@@ -24,7 +25,7 @@ def short_repr(value: Any, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[:longest]} …"
 
 
-def require_int(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> int:
+def require_int(name: str, value: Any, minimum: int = 1, maximum: int = LARGEST_INT) -> int:
     """``value`` as an int: TypeError unless an integer, ValueError if out of range."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
@@ -32,7 +33,7 @@ def require_int(name: str, value: Any, minimum: int = 1, maximum: int | None = N
         )
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {short_repr(value)}")
-    if maximum is not None and value > maximum:
+    if value > maximum:
         raise ValueError(f"{name} must be at most {maximum}, got {short_repr(value)}")
     return int(value)
 

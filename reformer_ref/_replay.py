@@ -11,7 +11,7 @@ class Replay:
         replay = Replay(x)                  # forward, before anything random happens
         with replay.uncached_autocast():
             y = f(x)
-        with replay.context():              # backward
+        with replay.restored():             # backward
             y_again = f(x)                  # same dropout mask, same dtypes
 
     Recorded are the state of the default CPU generator and of the default generators of the CUDA
@@ -42,7 +42,7 @@ class Replay:
             self._training = [(m, m.training) for m in module.modules()]
 
     @contextmanager
-    def context(self):
+    def restored(self):
         """Enter the recorded state; the state outside is back on leaving, also after an error."""
         with ExitStack() as stack:
             if self._cpu_state is not None:

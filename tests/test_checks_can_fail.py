@@ -72,7 +72,7 @@ LSH_FAULTS = {  # the line, what it becomes, and what the check must say
         "chunks_before",
     ),
     "rounds averaged": (
-        "round_weights = lse.masked_fill(only_self[..., None, :], 0.0).softmax(-2)",
+        "round_weights = lse.masked_fill(sees_nothing[..., None, :], 0.0).softmax(-2)",
         "round_weights = (lse > -torch.inf) / (lse > -torch.inf).sum(-2, keepdim=True).clamp(min=1)",
         "Rounds form one softmax.*log-sum-exp",
     ),
@@ -111,8 +111,8 @@ def test_causal_by_slots():
 def test_self_by_a_penalty_in_float32():
     """−1e5 on self: exact in float64, but in float32 a token that sees only itself is wrong by up to a per cent."""
     by_lse = (
-        "round_weights = lse.masked_fill(only_self[..., None, :], 0.0).softmax(-2)",
-        "round_weights = (lse - lse.masked_fill(only_self[..., None, :], 0.0).logsumexp(-2, keepdim=True)).exp()",
+        "round_weights = lse.masked_fill(sees_nothing[..., None, :], 0.0).softmax(-2)",
+        "round_weights = (lse - lse.masked_fill(sees_nothing[..., None, :], 0.0).logsumexp(-2, keepdim=True)).exp()",
     )
     penalty = (
         "visible = key_is_real[..., None, :] & (j != i)",

@@ -122,7 +122,7 @@ class _Chunked(torch.autograd.Function):
         # gradients are computed in the autocast state that backward was called in
         outside = Replay(d_out, rng=False)
         # all chunks draw from one stream of random numbers: replayed in order from its start
-        with ctx.replay.context(), torch.enable_grad():
+        with ctx.replay.restored(), torch.enable_grad():
             for chunk in ctx.chunks:
                 # 1. compute the chunk again
                 inputs = tensors.copy()

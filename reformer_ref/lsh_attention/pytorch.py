@@ -1,8 +1,13 @@
 """LSH attention, the version to read: all chunks of all rounds at once, by ordinary autograd.
 
-Sizes in the comments: L tokens, d = d_head, R rounds, n chunks of m tokens in a round, w·m keys in
-the window of a chunk (w = before + 1 + after). Memory grows with R·L·w·m; ``streaming`` computes
-the same function block by block.
+Sizes in the comments: L tokens (``length``), d = d_head, R rounds (``n_hashes``), n chunks of m
+tokens (``chunk_length``) in a round, w·m keys in the window of a chunk (w = before + 1 + after).
+
+A *position* is the place of a token in the sequence, a *slot* its place in the sorted order of a
+round. Position −1 marks free places in chunks and windows. Looking up −1 gives the entry of position
+0: such keys are hidden in step 5, and the results of such queries are dropped in step 8.
+
+Memory grows with R·L·w·m; ``streaming`` computes the same function block by block.
 """
 
 import torch
@@ -32,8 +37,8 @@ def lsh_attention(
 ) -> Float[Tensor, "*batch L d_v"] | tuple[Float[Tensor, "*batch L d_v"], AttentionRecord]:
     """Attend with shared queries and keys within windows of the sorted sequence (paper section 2).
 
-    Arguments as in ``lsh_attention.api``, not checked. Scores, softmax and log-sum-exp are float32
-    at least; the output has the dtype of v.
+    Arguments as in ``lsh_attention.api``, not checked; padding_mask is True for real tokens.
+    Scores, softmax and log-sum-exp are float32 at least; the output has the dtype of v.
     """
     length, d = qk.shape[-2:]
     chunk_length = min(options.chunk_length, length)
@@ -41,46 +46,51 @@ def lsh_attention(
     if padding_mask is not None:
         real = padding_mask.expand(real.shape)
 
-    # 1. Sort by (bucket, position). Padding goes last and has a bucket of its own.
-    order = sort_by_bucket(buckets, real)  # (…, R, L)
-    slot = undo_sort(order)  # (…, R, L)
+    # 1. Sort by (bucket, position). Padding goes last, and its bucket is −1.
+    order = sort_by_bucket(buckets, real)  # (…, R, L): the position in each slot
+    slot = undo_sort(order)  # (…, R, L): the slot of each position
     bucket = buckets.long().masked_fill(~real[..., None, :], -1)  # (…, R, L)
 
-    # 2. Cut every round into chunks of m slots. Slots beyond the end hold −1.
-    queries = split_chunks(order, chunk_length)  # (…, R, n, m) positions
+    # 2. Cut every round into chunks of m slots.
+    queries = split_chunks(order, chunk_length)  # (…, R, n, m): positions
 
-    # 3. Each chunk looks at its neighbours. With ``wrap`` the chunks of all rounds form one ring.
+    # 3. Each chunk looks at its neighbours: find the position and the round of every key. With
+    #    ``wrap`` the chunks of all rounds form one ring, as in the authors' code (not in the paper).
     n_hashes = queries.shape[-3]
     rounds = torch.arange(n_hashes, device=qk.device)[:, None, None]  # (R, 1, 1)
     chunks = torch.stack([queries, rounds.expand_as(queries)], dim=-1)  # (…, R, n, m, 2)
     if options.wrap:
         chunks = chunks.flatten(-4, -3)  # (…, R·n, m, 2)
     before, after = options.chunks_before, options.chunks_after
-    windows = look_adjacent(chunks, before, after, options.wrap, fill=-1)
+    windows = look_adjacent(chunks, before, after, options.wrap, fill=-1)  # (…, n, w·m, 2)
     keys, key_rounds = windows.reshape(*queries.shape[:-1], -1, 2).unbind(-1)  # (…, R, n, w·m)
 
-    # 4. Scores, in float32 at least: q·k̂ can be as large as ‖q‖. The query is q, the key q / ‖q‖.
+    # 4. Scores. Keys are scaled to length 1, queries are not, so scores can be large, and half
+    #    precision would round them too coarsely for a softmax.
     q = gather_rows(qk, queries)  # (…, R, n, m, d)
     k = gather_rows(normalize_keys(qk, options.norm_eps), keys)  # (…, R, n, w·m, d)
     wide = torch.promote_types(qk.dtype, torch.float32)
-    scores = (q.to(wide) @ k.to(wide).mT).to(wide)  # (…, R, n, m, w·m); autocast narrows products
-    scores = options.scale_for(d) * scores
+    scores = (q.to(wide) @ k.to(wide).mT).to(
+        wide
+    )  # (…, R, n, m, w·m); autocast narrows the product
+    scores = options.scale_for(d) * scores  # by 1 (the authors), or by 1/√d
 
     # 5. Which keys each query can attend to. A query never sees itself here, but see step 10.
     i = queries[..., :, None]  # (…, R, n, m, 1)
     j = keys[..., None, :]  # (…, R, n, 1, w·m)
-    key_is_real = (keys >= 0) & gather_rows(real[..., None], keys).squeeze(-1)
+    key_is_real = (keys >= 0) & gather_rows(real[..., None], keys).squeeze(-1)  # (…, R, n, w·m)
     visible = key_is_real[..., None, :] & (j != i)  # (…, R, n, m, w·m)
     if options.causal:
         visible = visible & (j <= i)
-    if options.within_bucket:
+    if options.within_bucket:  # on a ring, a window may reach into other rounds
         visible = visible & (key_rounds == rounds)[..., None, :]
         visible = visible & (at(bucket, queries)[..., :, None] == at(bucket, keys)[..., None, :])
-    if options.window == "rank":  # the m most recent earlier members of the bucket
+    if options.window == "rank":  # always within_bucket: its m most recent earlier members
         distance = at(slot, queries)[..., :, None] - at(slot, keys)[..., None, :]
         visible = visible & (distance > 0) & (distance <= chunk_length)
 
-    # 6. Count each key once: a pair that N_ij windows show gets 1/N_ij of its weight in each.
+    # 6. Count each key once: a pair that N_ij windows show gets 1/N_ij of its weight in each. (The
+    #    clamp concerns pairs that are not visible.)
     if options.count_once and (n_hashes > 1 or options.wrap):
         n_windows = count_windows(queries, keys, bucket, slot, chunk_length, options)
         scores = scores - n_windows.clamp(min=1).to(scores.dtype).log()
@@ -93,27 +103,30 @@ def lsh_attention(
     weights = scores.softmax(-1).masked_fill(~visible, 0.0)  # (…, R, n, m, w·m)
     out = weights.to(v.dtype) @ gather_rows(v, keys)  # (…, R, n, m, d_v)
 
-    # 8. Undo the sort.
+    # 8. Undo the sort. Free slots drop out.
     out = out.flatten(-3, -2).take_along_dim(slot[..., None], -2)  # (…, R, L, d_v)
     lse = lse.flatten(-2).take_along_dim(slot, -1)  # (…, R, L)
 
     # 9. Merge the rounds into one softmax: each weighs as much as its sum of exponentials.
-    only_self = (lse == -torch.inf).all(-2)  # (…, L)
-    round_weights = lse.masked_fill(only_self[..., None, :], 0.0).softmax(-2)  # (…, R, L)
+    #    (A softmax over −∞ alone would be NaN.)
+    sees_nothing = (lse == -torch.inf).all(-2)  # (…, L)
+    round_weights = lse.masked_fill(sees_nothing[..., None, :], 0.0).softmax(-2)  # (…, R, L)
     out = (round_weights[..., None] * out).sum(-3).to(v.dtype)  # (…, L, d_v)
 
-    # 10. A token attends to itself only if nothing else is visible to it in any round.
-    only_self = only_self & real
+    # 10. A token attends to itself only if nothing else is visible to it in any round. Padding to
+    #     which nothing is visible gets zeros.
+    only_self = sees_nothing & real
     out = torch.where(only_self[..., None], v, out)
     if not return_record:
         return out
     weights = weights * at(round_weights, queries)[..., None]
-    return out, AttentionRecord._make(buckets, order, queries, keys, weights, only_self, before)
+    record = AttentionRecord.from_call(buckets, order, queries, keys, weights, only_self, before)
+    return out, record
 
 
 def at(table: Tensor, positions: Tensor) -> Tensor:
-    """The entries of a table (…, R, L) at positions (…, R, n, any): (…, R, n, any)."""
-    index = positions.clamp(min=0).flatten(-2)  # (…, R, n·any)
+    """The entries of a table (…, R, L) at positions (…, R, n, k): (…, R, n, k); for −1, entry 0."""
+    index = positions.clamp(min=0).flatten(-2)  # (…, R, n·k)
     return table.take_along_dim(index, -1).view_as(positions)
 
 
@@ -125,36 +138,50 @@ def count_windows(
     chunk_length: int,
     options: LSHOptions,
 ) -> Tensor:
-    """N_ij: in how many places, over all rounds, query i looks at key j: (…, R, n, m, w·m).
+    """N_ij: how many windows, over all rounds, show key j to query i: (…, R, n, m, w·m).
 
-    A round shows the pair if the distance from key to query, in chunks (in slots for "rank"), lies
-    in [nearest, farthest]. On a ring distances are taken modulo its length, and a window that goes
-    around the ring shows a key several times.
+    A window is a range of distances from key to query, counted in chunks, or in slots for "rank".
+    On a ring (which "rank" excludes) distances are taken modulo the number of all its chunks. Which
+    keys are causal or padding is the same in every round, so it need not be counted.
     """
     n_hashes, n_chunks = queries.shape[-3:-1]
-    nearest, farthest = -options.chunks_after, options.chunks_before
-    place = slot // chunk_length  # (…, R, L)
+    lowest, highest = -options.chunks_after, options.chunks_before
+    place = slot // chunk_length  # (…, R, L): the chunk of each position
     if options.window == "rank":
-        nearest, farthest, place = 1, chunk_length, slot
-    if options.wrap:
-        place = place + n_chunks * torch.arange(n_hashes, device=slot.device)[:, None]
+        lowest, highest, place = 1, chunk_length, slot
     ring = n_hashes * n_chunks
-    # One tensor for each round s:
+    if options.wrap:  # number the chunks through all rounds
+        place = place + n_chunks * torch.arange(n_hashes, device=slot.device)[:, None]
+
+    # 1. Places and buckets of the queries and keys above, in every round s: R tensors each.
     query_place = gather_rows(place.mT, queries)[..., :, None, :].unbind(-1)  # (…, R, n, m, 1)
     key_place = gather_rows(place.mT, keys)[..., None, :, :].unbind(-1)  # (…, R, n, 1, w·m)
     if options.within_bucket:
         query_bucket = gather_rows(bucket.mT, queries)[..., :, None, :].unbind(-1)
         key_bucket = gather_rows(bucket.mT, keys)[..., None, :, :].unbind(-1)
+
+    # 2. Add up the windows of the query in round s that hold the key as it stands in round t.
+    pairs_of_rounds = [(s, s) for s in range(n_hashes)]
+    if options.wrap and not options.within_bucket:
+        pairs_of_rounds = [(s, t) for s in range(n_hashes) for t in range(n_hashes)]
     n_windows = torch.zeros((), device=slot.device)
-    for s in range(n_hashes):
-        across_rounds = options.wrap and not options.within_bucket
-        for t in range(n_hashes) if across_rounds else (s,):
-            distance = query_place[s] - key_place[t]  # (…, R, n, m, w·m)
-            if options.wrap:  # how many numbers of [nearest, farthest] equal it modulo the ring
-                meets = (farthest - distance) // ring - (nearest - 1 - distance) // ring
-            else:
-                meets = (distance >= nearest) & (distance <= farthest)
-            if options.within_bucket:
-                meets = meets * (query_bucket[s] == key_bucket[s])
-            n_windows = n_windows + meets
+    for s, t in pairs_of_rounds:
+        distance = query_place[s] - key_place[t]  # (…, R, n, m, w·m)
+        if options.wrap:
+            seen = count_congruent(distance, lowest, highest, ring)
+        else:
+            seen = (distance >= lowest) & (distance <= highest)
+        if options.within_bucket:
+            seen = seen * (query_bucket[s] == key_bucket[s])
+        n_windows = n_windows + seen
     return n_windows
+
+
+def count_congruent(distance: Tensor, lowest: int, highest: int, ring: int) -> Tensor:
+    """How many numbers of lowest … highest equal ``distance`` plus a multiple of ``ring``.
+
+    With a ring of 2 chunks, a window of distances 0 … 3 shows a key at distance 1 twice: 1 and 3.
+    """
+    up_to_highest = (highest - distance) // ring
+    below_lowest = (lowest - 1 - distance) // ring
+    return up_to_highest - below_lowest

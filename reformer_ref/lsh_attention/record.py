@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -27,8 +27,17 @@ class AttentionRecord:
 
     @classmethod
     @torch.no_grad()
-    def _make(cls, buckets, order, queries, keys, weights, only_self, chunks_before):
-        """The record of merged weights, to which the self rule and empty slots are applied."""
+    def from_call(
+        cls,
+        buckets: Tensor,
+        order: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        weights: Tensor,
+        only_self: Bool[Tensor, "*batch L"],
+        chunks_before: int,
+    ) -> "AttentionRecord":
+        """Make the record of merged weights: clear those of free slots, apply the self rule."""
         weights = weights.masked_fill(queries[..., None] < 0, 0.0)
         # A token that sees only itself does so in the first round.
         first = queries[..., 0, :, :].flatten(-2)  # (…, n·m)

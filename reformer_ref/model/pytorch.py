@@ -1,8 +1,13 @@
 """The whole Reformer in PyTorch: a backbone of reversible blocks, and the language model on top.
 
-Tokens are embedded, positions added, and the result starts both residual streams. Each block adds
-attention to the first stream and a feed-forward layer to the second; at the end the streams are
-joined and normalised (paper section 3).
+Tokens are embedded, positions added, and the result starts both residual streams. Layers change the
+streams in turn: in each block attention is added to the first stream and a feed-forward layer to the
+second. (Blocks of a decoder have a third layer, cross-attention, so in every other block the streams
+change places.) Layers normalise their inputs. At the end the streams are concatenated and normalised
+(paper section 3).
+
+Dropout stands where the authors' code has it: after the embedding, before positions are added; at
+the end of every layer; and after the last norm.
 """
 
 from functools import partial
@@ -30,9 +35,12 @@ from reformer_ref.reversible.pytorch import reversible_stack
 class ReformerBackbone(nn.Module):
     """Everything between tokens and head.
 
-    ``in_place`` says whether reversible layers work in the streams themselves (``model.in_place``)
-    or as in ``reversible.pytorch``: the same function, with more memory. ``observe(name, layer)``
-    returns a context that surrounds the work of a layer in place, name "forward" or "backward".
+    There are two ways through reversible layers. As in ``reversible.pytorch``, or, with ``in_place``
+    (the default), each layer overwrites the stream that it changes (``model.in_place``): the same
+    function in less memory.
+
+    ``observe(pass_name, layer)`` returns a context manager that is entered around a layer's forward
+    pass ("forward") and backward pass ("backward") in place, for instance to measure its time.
     """
 
     in_place = True
@@ -50,28 +58,33 @@ class ReformerBackbone(nn.Module):
             self.positions = LearnedPositions(config.max_length, config.d_model)
         elif config.positions == "sinusoidal":
             self.positions = SinusoidalPositions(config.d_model)
-        # 2. Blocks of an attention layer F and a feed-forward layer G. A decoder has cross-attention
-        #    between them.
+        # 2. Blocks of an attention layer and a feed-forward layer, for a decoder with cross-attention
+        #    between them. The index of a layer tells its rotations from those of the others.
         blocks = []
         for index, kind in enumerate(config.layers):
             layers = [SelfAttention(config, kind, index), FeedForwardLayer(config)]
             if cross_attention:
                 layers.insert(1, CrossAttention(config))
             blocks.append(ReversibleBlock(*layers))
-        self.stack = ReversibleStack(blocks, config.reversible)
-        # 3. The norm of both streams together.
+        self.stack = ReversibleStack(blocks, config.reversible)  # holds them; see _streams
+        # 3. The norm of both streams, concatenated.
         self.norm = nn.LayerNorm(2 * config.d_model, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, tokens, padding_mask=None, generator=None, encoder_output=None, encoder_mask=None
     ):
+        """What the head is given: (B, L, 2·d_model).
+
+        tokens, padding_mask (B, L). A decoder also gets the output (B, L_s, 2·d_model) and the
+        padding mask (B, L_s) of the encoder.
+        """
         length = tokens.shape[1]
-        tokens, padding_mask = self._pad(tokens, padding_mask)
+        tokens, padding_mask = self._pad(tokens, padding_mask)  # to a length L' ≥ L
         # Both residual streams start from the embedded tokens.
-        x = self.embed(tokens, padding_mask)  # (B, L, d_model)
+        x = self.embed(tokens, padding_mask)  # (B, L', d_model)
         context = self._context(padding_mask, generator, encoder_output, encoder_mask)
-        y1, y2 = self._streams(x, context)  # (B, L, d_model) each
+        y1, y2 = self._streams(x, context)  # (B, L', d_model) each
         return self.final_norm(y1, y2)[:, :length]  # (B, L, 2·d_model)
 
     def loss(
@@ -84,28 +97,38 @@ class ReformerBackbone(nn.Module):
         encoder_output=None,
         encoder_mask=None,
     ):
-        """Mean nats of ``targets`` (B, L), −100 = not counted; head None: tied to the embedding."""
+        """The mean cross-entropy of ``targets`` (B, L) in nats; −100 (IGNORED) is not counted.
+
+        head: an nn.Linear, or None if it is tied to the embedding. Other arguments as in forward.
+        """
         tokens, padding_mask = self._pad(tokens, padding_mask)
         targets = F.pad(targets, (0, tokens.shape[1] - targets.shape[1]), value=IGNORED)
         x = self.embed(tokens, padding_mask)  # (B, L, d_model)
         context = self._context(padding_mask, generator, encoder_output, encoder_mask)
-        # The last norm, the head and the cross-entropy, in chunks of positions.
+        # The loss as a function of both streams: last norm, head and cross-entropy, in chunks of
+        # positions. Its dropout rate is that of now, also if backward runs in another mode.
         loss_tensors = (targets, self.norm.weight, self.norm.bias, *self.head_weights(head))
-        loss = partial(
+        loss_of_streams = partial(
             chunked_cross_entropy,
             eps=self.norm.eps,
-            dropout=self._dropout(),  # as it is now, also when backward computes it again
+            dropout=self._dropout(),
             chunk_length=self.config.loss_chunk,
         )
-        # In place, the loss is part of the reversible stack, which then never outputs its streams.
+        # In place, stack and loss are one function with one backward pass. It may overwrite the
+        # streams, because nothing outside has seen them.
         if self._works_in_place():
             layers = [in_place_layer(layer) for layer in self.layers()]
-            return reversible_loss(loss, loss_tensors, x, x, layers, *context, observe=self.observe)
-        return loss(*self._streams(x, context), *loss_tensors)
+            return reversible_loss(
+                loss_of_streams, loss_tensors, x, x, layers, *context, observe=self.observe
+            )
+        y1, y2 = self._streams(x, context)
+        return loss_of_streams(y1, y2, *loss_tensors)
 
     def _streams(self, x, context):
-        """Both streams after the last block."""
-        if self.config.streams == 1:  # an ordinary Transformer: y = x + F(x), z = y + G(y)
+        """Both streams after the last block. All layers are called ``layer(x, *context)``."""
+        if (
+            self.config.streams == 1
+        ):  # an ordinary Transformer, whose result stands for both streams
             for layer in self.layers():
                 x = x + layer(x, *context)
             return x, x
@@ -135,16 +158,20 @@ class ReformerBackbone(nn.Module):
         return final_norm(y1, y2, self.norm.weight, self.norm.bias, self.norm.eps, self._dropout())
 
     def head_weights(self, head):
-        """What ``logits_of`` takes: weight and bias of the head, or, if it is tied, the embedding."""
+        """What ``logits_of`` takes: weight (vocab_size, 2·d_model) and bias of the head; or, if it is
+        tied, the embedding (vocab_size, d_model), which reads the sum of both streams.
+        """
         return (self.embedding.weight,) if head is None else (head.weight, head.bias)
 
     def _dropout(self):
         return self.dropout.p if self.dropout.training else 0.0
 
     def _context(self, padding_mask, generator, encoder_output, encoder_mask):
-        """What every layer is given besides its stream."""
+        """What every layer is given besides its stream. Layers ignore what they have no use for."""
+        # The random matrices that hash queries (rotations) are stored in the layers, unless a
+        # generator is given: then all layers draw theirs from this seed, also in backward.
         seed = None
-        if generator is not None:  # of the rotations of all layers
+        if generator is not None:
             seed = torch.randint(2**62, (), generator=generator, device="cpu")
         if encoder_output is None:
             return padding_mask, seed
@@ -170,6 +197,7 @@ class ReformerLM(nn.Module):
     def __init__(self, config: ReformerConfig):
         super().__init__()
         self.config = require_config(config)
+        # PyTorch's modules draw initial weights from the global random state: keep it as it was.
         with torch.random.fork_rng(devices=[]):
             self.backbone = ReformerBackbone(config)
             self.head = None
@@ -219,7 +247,8 @@ class ReformerLM(nn.Module):
         if hidden.shape[-1:] != (2 * self.config.d_model,):
             shape = tuple(hidden.shape)
             raise ValueError(f"hidden must have shape (…, {2 * self.config.d_model}), got {shape}")
-        if hidden.is_meta or not torch.is_autocast_enabled(hidden.device.type):  # which casts
+        # Autocast would cast hidden. (There is none for meta tensors.)
+        if hidden.is_meta or not torch.is_autocast_enabled(hidden.device.type):
             require_same_kind("the weights", self.backbone.embedding.weight, hidden=hidden)
         return logits_of(hidden, *self.backbone.head_weights(self.head))
 
@@ -318,7 +347,7 @@ def initialize(model, seed):
         if id(p) in norms or p.ndim == 1:
             p.fill_(1.0 if id(p) in norms and name.endswith("weight") else 0.0)
             continue
-        # Matrices. Those of nn.Linear are stored as (outputs, inputs), all others the other way.
+        # Matrices. nn.Linear stores (outputs, inputs); feed-forward layers and positions do not.
         inputs = p.shape[1] if id(p) in linear else p.shape[0]
         scale = 1.0 if "embedding" in name or "positions" in name else inputs**-0.5
         p.copy_(torch.randn(p.shape, generator=generator, device="cpu") * scale)

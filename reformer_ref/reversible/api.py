@@ -81,9 +81,9 @@ def reversible_stack(
     """
     _check_streams(("x1", x1), ("x2", x2))
     _check_context(context)
-    blocks = _checked_blocks(blocks)
+    checked = _checked_blocks(blocks)
     require_bool("reversible", reversible)
-    return plain.reversible_stack(x1, x2, blocks, *context, reversible=reversible)
+    return plain.reversible_stack(x1, x2, checked, *context, reversible=reversible)
 
 
 def reversible_stack_inverse(

@@ -20,7 +20,6 @@ from reformer_ref.reversible.pytorch import (
     add_gradients,
     call_layer,
     detached_leaves,
-    named,
     parameters_of,
     records_gradients,
     refuse_second_derivative,
@@ -58,20 +57,20 @@ class ModuleLayer:
 
     def __init__(self, module):
         self.module = module
-        self.named = dict(module.named_parameters())
+        self.params = dict(module.named_parameters())
 
     def add_(self, y, x, context, saved):
         y += call_layer(self.module, x, context, saved)
 
     def subtract_(self, y, d_y, x, d_x, params, context, saved):
-        step = Step(self.module, self.named, None, saved)
-        leaf = {p: params[name] for name, p in self.named.items()}
+        step = Step(self.module, self.params, None, saved)
+        leaf = {p: params[name] for name, p in self.params.items()}
         x = x.detach().requires_grad_()
         out, d_through, d_context, d_params = rerun_layer(step, x, context, leaf, d_y)
         y -= out
         if d_through is not None:
             d_x += d_through
-        return d_context, {name: d_params.get(p) for name, p in self.named.items()}
+        return d_context, {name: d_params.get(p) for name, p in self.params.items()}
 
 
 def unobserved(name, module):
@@ -117,7 +116,8 @@ class _InPlaceStack(torch.autograd.Function):
         for k, layer in enumerate(layers):
             target, source = k % 2, 1 - k % 2
             module = layer.module
-            step = Step(layer, named(module), Replay(x1, *context, module=module), {})
+            replay = Replay(x1, *context, module=module)
+            step = Step(layer, dict(module.named_parameters()), replay, {})
             with observe("forward", module), step.replay.uncached_autocast():
                 layer.add_(streams[target], streams[source], context, step.saved)
             ctx.steps.append(step)
@@ -151,8 +151,8 @@ class _InPlaceStack(torch.autograd.Function):
         d_context, d_params = [None] * len(context), {}
         for k, step in reversed(list(enumerate(ctx.steps))):
             target, source = k % 2, 1 - k % 2
-            params = {name: leaf[p] for name, p in step.named.items()}
-            with ctx.observe("backward", step.layer.module), step.replay.context():
+            params = {name: leaf[p] for name, p in step.params.items()}
+            with ctx.observe("backward", step.layer.module), step.replay.restored():
                 d_context_of_layer, d_named = step.layer.subtract_(
                     streams[target],
                     d_streams[target],
@@ -162,7 +162,7 @@ class _InPlaceStack(torch.autograd.Function):
                     context,
                     step.saved,
                 )
-            trained = {p: d_named[n] for n, p in step.named.items() if leaf[p].requires_grad}
+            trained = {p: d_named[n] for n, p in step.params.items() if leaf[p].requires_grad}
             add_gradients(d_context, d_params, d_context_of_layer, trained)
             del d_named, trained
         # 3. What is left in d_streams are the gradients of x1 and x2.
@@ -182,7 +182,7 @@ def _differentiate_loss(ctx, leaves, d_loss):
     streams, ctx.streams = ctx.streams, None
     # 1. Compute the loss again, from leaves.
     ends = [s.detach().requires_grad_() for s in streams]
-    with torch.enable_grad(), ctx.loss_replay.context():
+    with torch.enable_grad(), ctx.loss_replay.restored():
         value = ctx.loss(*ends, *leaves)
     # 2. Differentiate it. A loss may ignore a stream.
     used = [t for t in leaves if t is not None and t.requires_grad]

@@ -1,31 +1,47 @@
 """Reversible residual stack in PyTorch: the memory of activations does not grow with depth.
 
-The functions of ``spec`` on tensors and ``nn.Module`` layers. The layers of all blocks form one
-list F, G, F, G, …: even ones read stream 2 and are added to stream 1, odd ones the other way round.
+The functions of ``reversible/spec.py`` on tensors and ``nn.Module`` layers. There are two streams,
+and one list of the layers of all blocks. Layers change the streams in turn, each by a function of
+the other stream (a block of F and G changes both, once):
 
     target, source = k % 2, 1 - k % 2
-    streams[target] += layer(streams[source])
+    streams[target] += layers[k](streams[source])
 
 The backward pass starts from the two outputs. For every layer, last one first, it runs the layer
 again, differentiates it, and subtracts it from its stream, which gives the input of the layer. The
 gradients of the parameters are returned to autograd, not written into ``.grad``.
+
+``d_x`` is the gradient of the loss with respect to ``x``. Streams keep their dtype: under autocast
+the outputs of layers have another one.
 """
 
-import operator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from reformer_ref._replay import Replay
 from reformer_ref._tensors import never_compiled
 
 
-def reversible_stack(x1, x2, blocks, *context, reversible=True):
-    """The output streams (y1, y2) of x1, x2; a layer is called ``layer(x, *context)``."""
+def reversible_stack(
+    x1: Float[Tensor, "*batch d_model"],
+    x2: Float[Tensor, "*batch d_model"],
+    blocks: Iterable[Iterable[nn.Module]],
+    *context: Tensor | None,
+    reversible: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The output streams (y1, y2) of x1, x2; a layer is called ``layer(x, *context)``.
+
+    context: the same for all layers, for instance a padding mask. reversible=False: by ordinary
+    autograd, which stores the input of every layer.
+    """
     layers = flat(blocks)
     if reversible and records_gradients(layers, x1, x2, *context):
+        # Autograd only returns gradients of arguments, so the parameters are among them.
         return _apply(layers, len(context), x1, x2, *context, *parameters_of(layers))
     streams = [x1, x2]
     for k, layer in enumerate(layers):
@@ -35,7 +51,12 @@ def reversible_stack(x1, x2, blocks, *context, reversible=True):
     return tuple(streams)
 
 
-def reversible_stack_inverse(y1, y2, blocks, *context):
+def reversible_stack_inverse(
+    y1: Float[Tensor, "*batch d_model"],
+    y2: Float[Tensor, "*batch d_model"],
+    blocks: Iterable[Iterable[nn.Module]],
+    *context: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """The inputs (x1, x2) of the stack that gave (y1, y2), up to rounding."""
     streams = [y1, y2]
     for k, layer in reversed(list(enumerate(flat(blocks)))):
@@ -46,22 +67,31 @@ def reversible_stack_inverse(y1, y2, blocks, *context):
 
 
 class _ReversibleStack(torch.autograd.Function):
-    """The whole stack as one node of the autograd graph."""
+    """The whole stack as one node of the autograd graph.
+
+    It is never compiled: forward and recomputation, compiled separately, would draw different random
+    numbers.
+    """
 
     @staticmethod
     def forward(ctx, layers, n_context, x1, x2, *tensors):
+        # The parameters themselves are needed too: gradients are collected by parameter.
         context, ctx.params = tensors[:n_context], tensors[n_context:]
         streams, ctx.steps = [x1, x2], []
         for k, layer in enumerate(layers):
             target, source = k % 2, 1 - k % 2
-            step = Step(layer, named(layer), Replay(x1, *context, module=layer), {})
-            # y = x + F(other stream)
+            # 1. Record the state of random numbers and autocast (on the devices of these tensors),
+            #    and which submodules are in training mode.
+            replay = Replay(x1, *context, module=layer)
+            step = Step(layer, dict(layer.named_parameters()), replay, {})
+            # 2. y = x + F(other stream). The weights that autocast casts here have no graph, and
+            #    must not stay in its cache for layers that need one.
             with step.replay.uncached_autocast():
                 out = call_layer(layer, streams[source], context, step.saved)
             streams[target] = (streams[target] + out).to(x1.dtype)
             ctx.steps.append(step)
-        # Save the outputs, but no other activation. Context and parameters are saved so that autograd
-        # notices if they are changed in place before backward.
+        # 3. Save the outputs, but no other activation. Context and parameters are saved so that autograd
+        #    notices if they are changed in place before backward.
         ctx.save_for_backward(*streams, *tensors)
         return tuple(streams)
 
@@ -70,14 +100,15 @@ class _ReversibleStack(torch.autograd.Function):
     def backward(ctx, *d_streams):
         refuse_second_derivative()
         y1, y2, *tensors = ctx.saved_tensors
-        context, leaf = detached_leaves(tensors, ctx.params, ctx.needs_input_grad[4:])
+        needs = ctx.needs_input_grad[4:]  # after layers, n_context, x1 and x2
+        context, leaf = detached_leaves(tensors, ctx.params, needs)
         streams, d_streams = [y1, y2], list(d_streams)
         d_context, d_params = [None] * len(context), {}
         for k, step in reversed(list(enumerate(ctx.steps))):
             target, source = k % 2, 1 - k % 2
             # 1. Run the layer again at its input, and differentiate it.
             x = streams[source].detach().requires_grad_()
-            with step.replay.context():
+            with step.replay.restored():
                 out, d_x, *d_used = rerun_layer(step, x, context, leaf, d_streams[target])
             # 2. Undo it: x = y − F(other stream).
             streams[target] = (streams[target] - out).to(y1.dtype)
@@ -89,7 +120,6 @@ class _ReversibleStack(torch.autograd.Function):
         return None, None, *d_streams, *d_context, *(d_params.get(p) for p in ctx.params)
 
 
-# Compiled separately, forward and recomputation would draw different random numbers.
 _apply = never_compiled(_ReversibleStack.apply)
 
 
@@ -97,9 +127,11 @@ class Step(NamedTuple):
     """One layer, and what backward needs to run it again."""
 
     layer: nn.Module
-    named: dict  # its parameters in forward, by name
+    params: dict  # its parameters by name, as they were in forward
     replay: Replay  # the state of random numbers and autocast before it ran
-    saved: dict  # decisions to reuse in backward, such as bucket numbers
+    saved: (
+        dict  # decisions such as bucket numbers: x, rebuilt with rounding errors, could change them
+    )
 
 
 def call_layer(layer, x, context, saved, params=None):
@@ -121,30 +153,32 @@ def call_layer(layer, x, context, saved, params=None):
 def rerun_layer(step, x, context, leaf, d_out):
     """(out, d_x, d_context, d_params) of a layer at the leaf x, for the gradient ``d_out`` of out.
 
-    ``leaf`` maps each parameter to a detached stand-in: hooks of the parameters themselves run
-    once, in the outer backward, not here as well.
+    ``leaf`` maps each parameter to a detached stand-in. Differentiated here, the parameters
+    themselves would run their hooks here too, and not only once, when the whole gradient is there.
     """
     # 1. Run the layer with the stand-ins in place of its parameters.
     with torch.enable_grad():
-        params = {name: leaf[p] for name, p in step.named.items()}
+        params = {name: leaf[p] for name, p in step.params.items()}
         out = call_layer(step.layer, x, context, step.saved, params)
-    if not out.requires_grad:
+    if not out.requires_grad:  # the layer depends on nothing that needs a gradient
         return out, None, [None] * len(context), {}
     # 2. Differentiate its output by x, by the context and by the parameters.
-    trained = [p for p in step.named.values() if leaf[p].requires_grad]
+    trained = [p for p in step.params.values() if leaf[p].requires_grad]
     inputs = [x, *(t for t in context if t is not None and t.requires_grad)]
     inputs += [leaf[p] for p in trained]
-    # A module may also use a parameter without its name, say from a list of its own.
+    # functional_call replaces registered parameters alone. A layer that keeps one in a plain list
+    # too still uses the parameter itself there.
     inputs += [p for p in trained if p.requires_grad]
     grads = torch.autograd.grad(out, inputs, d_out.to(out.dtype), allow_unused=True)
     # 3. Sort the gradients by what they belong to.
-    d = dict(zip(inputs, grads, strict=True))
-    d_params = {p: add(d.get(leaf[p]), d.get(p)) for p in trained}
-    return out.detach(), d[x], [d.get(t) for t in context], d_params
+    gradient_of = dict(zip(inputs, grads, strict=True))
+    d_context = [gradient_of.get(t) for t in context]
+    d_params = {p: add(gradient_of.get(leaf[p]), gradient_of.get(p)) for p in trained}
+    return out.detach(), gradient_of[x], d_context, d_params
 
 
 def detached_leaves(tensors, params, needs):
-    """The context as detached leaves, and a map from each parameter to its own."""
+    """The context as detached leaves, and a dict from each parameter to its detached leaf."""
     leaves = []
     for tensor, need in zip(tensors, needs, strict=True):
         leaves.append(None if tensor is None else tensor.detach().requires_grad_(need))
@@ -168,7 +202,7 @@ def add_gradients(d_context, d_params, d_context_of_layer, d_params_of_layer):
 
 
 def refuse_second_derivative():
-    """RuntimeError where autograd wants a graph of the backward pass."""
+    """RuntimeError for create_graph=True: only then is gradient mode on inside a backward."""
     if torch.is_grad_enabled():
         reason = "a reversible stack has no second derivative"
         raise RuntimeError(f"{reason}: give reversible=False for create_graph")
@@ -177,18 +211,15 @@ def refuse_second_derivative():
 def records_gradients(layers, *tensors):
     """Whether autograd can ask for gradients: only then is there anything to recompute.
 
-    torch.compile and torch.export trace a stack in eval mode as plain operations.
+    torch.compile and torch.export trace a stack in eval mode as plain operations: a function with
+    its own backward would break their graph.
     """
     traced = torch.compiler.is_compiling() and not any(layer.training for layer in layers)
     if traced or not torch.is_grad_enabled():
         return False
     given = [t for t in (*tensors, *parameters_of(layers)) if t is not None]
-    return any(map(operator.attrgetter("requires_grad"), given))
-
-
-def named(layer):
-    """The parameters of a layer by name."""
-    return dict(layer.named_parameters())
+    needs = [t.requires_grad for t in given]
+    return any(needs)
 
 
 def parameters_of(layers):

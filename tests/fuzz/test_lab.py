@@ -83,6 +83,7 @@ add(processes.make_fabric, device="cpu", processes=1, precision="32", timeout=9.
 add(text.read_text, words=FILE, path=FOLDER / "text.txt")
 add(text.split, data=BYTES, held_out=0.1)
 add(text.batches, data=BYTES, length=8, batch=2, seed=0, step=1)
+add(text.held_out_windows, data=BYTES, length=8, count=2)
 add(duplication.batches, length=8, vocab_size=5, batch=2, seed=0, step=1)
 add(images.read_idx, words=FILE, path=FOLDER / "idx" / images.IDX_NAMES["train"])
 add(images.read_folder, words=FILE, folder=FOLDER / "idx")

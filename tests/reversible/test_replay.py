@@ -28,11 +28,11 @@ def test_random_numbers_are_replayed_and_the_outside_state_comes_back():
     want = torch.rand(5), torch.rand(5)
     before = torch.get_rng_state()
     for _ in range(2):  # a replay can be used again
-        with replay.context():
+        with replay.restored():
             assert torch.equal(torch.rand(5), want[0])
             assert torch.equal(torch.rand(5), want[1])
         assert torch.equal(torch.get_rng_state(), before)
-    with contextlib.suppress(KeyError), replay.context():
+    with contextlib.suppress(KeyError), replay.restored():
         raise KeyError(torch.rand(1))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -40,7 +40,7 @@ def test_random_numbers_are_replayed_and_the_outside_state_comes_back():
 def test_without_random_numbers():
     replay = Replay(torch.ones(1), rng=False)
     state = torch.get_rng_state()
-    with replay.context():
+    with replay.restored():
         torch.rand(3)
     assert not torch.equal(torch.get_rng_state(), state)
 
@@ -54,7 +54,7 @@ def test_autocast_is_entered_as_it_was(inside, outside):
         want = (a @ b).dtype
     with torch.autocast("cpu", outside, enabled=outside is not None):
         state = autocast_state()
-        for context in (replay.context, replay.uncached_autocast):
+        for context in (replay.restored, replay.uncached_autocast):
             with context():
                 assert (a @ b).dtype == want
                 assert inside is None or not torch.is_autocast_cache_enabled()
@@ -67,7 +67,7 @@ def test_another_thread_may_use_it():
     want, got = torch.rand(3), []
 
     def work():
-        with replay.context():
+        with replay.restored():
             got.extend([torch.rand(3), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype])
 
     thread = threading.Thread(target=work)
@@ -83,7 +83,7 @@ def test_training_mode_of_submodules():
     replay = Replay(torch.ones(1), module=module)
     module[0].eval()
     module[1][0].train()
-    with replay.context():
+    with replay.restored():
         assert [m.training for m in module.modules()] == [True, True, False, False]
     assert [m.training for m in module.modules()] == [True, False, False, True]
 
@@ -191,7 +191,7 @@ def test_shapes_alone_propagate_through_forward_and_backward():
         (y1 + y2).sum().backward()
         assert x.grad.shape == x.shape
         cuda = torch.empty(4, 8, device="cuda")
-        with Replay(cuda).context():
+        with Replay(cuda).restored():
             assert torch.dropout(cuda, 0.5, True).device.type == "cuda"
 
 
