@@ -70,10 +70,8 @@ def lsh_attention(
     q = gather_rows(qk, queries)  # (…, R, n, m, d)
     k = gather_rows(normalize_keys(qk, options.norm_eps), keys)  # (…, R, n, w·m, d)
     wide = torch.promote_types(qk.dtype, torch.float32)
-    scores = (q.to(wide) @ k.to(wide).mT).to(
-        wide
-    )  # (…, R, n, m, w·m); autocast narrows the product
-    scores = options.scale_for(d) * scores  # by 1 (the authors), or by 1/√d
+    scores = q.to(wide) @ k.to(wide).mT  # (…, R, n, m, w·m); narrower under autocast
+    scores = options.scale_for(d) * scores.to(wide)  # by 1 (the authors), or by 1/√d
 
     # 5. Which keys each query can attend to. A query never sees itself here, but see step 10.
     i = queries[..., :, None]  # (…, R, n, m, 1)
