@@ -1,0 +1,821 @@
+"""LSH attention as fused CUDA kernels, written in Triton: ``pytorch.py``, one tile at a time.
+
+A *tile* is up to BLOCK consecutive slots of one chunk, in one round of one sequence. Each program of
+a kernel owns one tile. It looks up the positions in its slots, gathers their rows of q and v, visits
+the tiles of its window one after the other, and writes its result back to the rows it came from. No
+sorted copy of q, k or v is made, and nothing of size O(L · chunk_length) is stored.
+
+Rounds are separate launches, one after the other. In one round every position belongs to exactly one
+tile, so a program can add to the rows of its tile without interfering with any other: there are no
+atomic operations, and two runs give the same bits.
+
+Reading order: ``_visible`` (which keys each query can attend to), ``_forward_kernel`` (a softmax that
+is corrected as it goes on, as in flash attention), ``_backward_kernel`` (which computes the weights
+again), then the Python functions that launch them.
+
+Exponentials and logarithms are taken to the base 2. Half precision enters the matrix products as it
+is; everything else is float32.
+"""
+
+import math
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from reformer_ref._tensors import autocast_off
+
+LOG2E = math.log2(math.e)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_HEAD = 128
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, to test them
+_INTERPRETED = tl.constexpr(INTERPRETED)
+_MINUS_INFINITY = tl.constexpr(-math.inf)
+_INFINITY = tl.constexpr(math.inf)
+
+
+# Parts of kernels
+
+
+@triton.jit
+def _narrow(x, dtype: tl.constexpr):
+    """x in the dtype of a matrix product, rounded to nearest."""
+    if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter would cut off
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        x = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def _dot(a, b):
+    """The matrix product a · b in float32."""
+    if _INTERPRETED:  # which gets products in half precision wrong
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _load_rows(table, positions, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of a table (L, D) at some positions: (BLOCK, BLOCK_D); zeros for position −1."""
+    column = tl.arange(0, BLOCK_D)
+    at = table + positions[:, None].to(tl.int64) * stride + column[None, :]
+    return tl.load(at, mask=(positions[:, None] >= 0) & (column[None, :] < D), other=0.0)
+
+
+@triton.jit
+def _store_rows(table, positions, stride, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write rows (BLOCK, BLOCK_D) to a table (L, D) at some positions, −1 excepted."""
+    column = tl.arange(0, BLOCK_D)
+    at = table + positions[:, None].to(tl.int64) * stride + column[None, :]
+    tl.store(at, rows, mask=(positions[:, None] >= 0) & (column[None, :] < D))
+
+
+@triton.jit
+def _entries(table, positions):
+    """The entries of a table (L,) at some positions; 0 for position −1."""
+    return tl.load(table + positions, mask=positions >= 0, other=0)
+
+
+@triton.jit
+def _inverse_length(rows, norm_eps, D: tl.constexpr):
+    """1 / √(‖x‖² + D · norm_eps) of each row x; 0 for a zero row."""
+    rows = rows.to(tl.float32)
+    square = tl.sum(rows * rows, 1) + D * norm_eps
+    return tl.where(square > 0, 1.0 / tl.sqrt_rn(tl.where(square > 0, square, 1.0)), 0.0)
+
+
+@triton.jit
+def _chunk_of(number, this_round, n_chunks, N_HASHES: tl.constexpr, WRAP: tl.constexpr):
+    """(round, chunk) for a chunk number of this round that may lie beyond its ends.
+
+    With WRAP the chunks of all rounds form one ring; else a chunk beyond the ends has no slots.
+    """
+    chunk_round = this_round
+    if WRAP:
+        ring = N_HASHES * n_chunks
+        number = this_round * n_chunks + number
+        number = ((number % ring) + ring) % ring  # the remainder of a negative number is negative
+        chunk_round = number // n_chunks
+        number = number % n_chunks
+    return chunk_round, number
+
+
+@triton.jit
+def _tile(order, chunk_round, chunk, start, length, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """(slots, positions) of the tile that begins at slot ``start`` of a chunk; −1: no position."""
+    place = start + tl.arange(0, BLOCK)
+    slot = chunk * CHUNK + place
+    exists = (place < CHUNK) & (slot >= 0) & (slot < length)
+    order = order + chunk_round * length
+    return slot, tl.load(order + slot, mask=exists, other=-1)
+
+
+@triton.jit
+def _visible(
+    i,
+    j,
+    slot_i,
+    slot_j,
+    query_round,
+    key_round,
+    offset,
+    slots,
+    buckets,
+    mask,
+    mask_stride,
+    length,
+    n_chunks,
+    ROUND: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    N_HASHES: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WITHIN_BUCKET: tl.constexpr,
+    COUNT_ONCE: tl.constexpr,
+    RANK: tl.constexpr,
+    WRAP: tl.constexpr,
+    SEE_SELF: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    """Which keys each query can attend to: bool (queries, keys).
+
+    i, j: the positions of a tile of queries and of a tile of keys, slot_i, slot_j their slots.
+    offset: the chunk of the keys minus that of the queries. slots, buckets: tables (N_HASHES, L).
+    Without WRAP, query_round and key_round are ROUND.
+    """
+    # 1. Free slots and padding.
+    real_i = i >= 0
+    real_j = j >= 0
+    if HAS_MASK:
+        real_j = real_j & (tl.load(mask + j * mask_stride, mask=real_j, other=0) != 0)
+        if WITHIN_BUCKET:  # padding has a bucket of its own
+            real_i = real_i & (tl.load(mask + i * mask_stride, mask=real_i, other=0) != 0)
+    visible = real_i[:, None] & real_j[None, :]
+
+    # 2. Positions.
+    if not SEE_SELF:
+        visible = visible & (i[:, None] != j[None, :])
+    if CAUSAL:
+        visible = visible & (j[None, :] <= i[:, None])
+
+    # 3. Buckets; and for the rank window the distance in slots.
+    if WITHIN_BUCKET:
+        table = buckets + query_round * length
+        visible = visible & (_entries(table, i)[:, None] == _entries(table, j)[None, :])
+        if WRAP:
+            visible = visible & (query_round == key_round)
+    if RANK:
+        distance = slot_i[:, None] - slot_j[None, :]
+        visible = visible & (distance > 0) & (distance <= CHUNK)
+
+    # 4. Count once: hide a key that an earlier round has shown.
+    if COUNT_ONCE and not WRAP:
+        for s in tl.static_range(ROUND):
+            table = slots + s * length
+            earlier_i = _entries(table, i)
+            earlier_j = _entries(table, j)
+            if RANK:
+                distance = earlier_i[:, None] - earlier_j[None, :]
+                seen = (distance > 0) & (distance <= CHUNK)
+            else:
+                distance = (earlier_i // CHUNK)[:, None] - (earlier_j // CHUNK)[None, :]
+                seen = (distance >= -AFTER) & (distance <= BEFORE)
+            if WITHIN_BUCKET:
+                table = buckets + s * length
+                seen = seen & (_entries(table, i)[:, None] == _entries(table, j)[None, :])
+            visible = visible & (seen == 0)
+    # On a ring a window may reach into other rounds, and may show a key several times.
+    if COUNT_ONCE and WRAP:
+        ring = N_HASHES * n_chunks
+        for s in tl.static_range(N_HASHES):
+            chunk_i = _entries(slots + s * length, i) // CHUNK
+            for t in tl.static_range(N_HASHES):
+                chunk_j = _entries(slots + t * length, j) // CHUNK
+                ahead = t * n_chunks + chunk_j[None, :] - s * n_chunks - chunk_i[:, None]
+                for earlier in tl.static_range(-BEFORE, AFTER + 1):
+                    seen = (ahead - earlier) % ring == 0
+                    # In this round only the chunks of the window before this one come earlier.
+                    seen = seen & ((s < query_round) | ((s == query_round) & (earlier < offset)))
+                    if WITHIN_BUCKET:
+                        table = buckets + s * length
+                        same = _entries(table, i)[:, None] == _entries(table, j)[None, :]
+                        seen = seen & same & (s == t)
+                    visible = visible & (seen == 0)
+    return visible
+
+
+# Kernels
+
+
+@triton.jit
+def _forward_kernel(
+    q,
+    k,
+    v,
+    out,
+    partial,
+    lse,
+    order,
+    slots,
+    buckets,
+    mask,
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    out_batch,
+    out_head,
+    out_row,
+    mask_batch,
+    mask_head,
+    mask_row,
+    heads,
+    length,
+    n_chunks,
+    scale,
+    norm_eps,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_D_V: tl.constexpr,
+    ROUND: tl.constexpr,
+    SHARED_QK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    N_HASHES: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WITHIN_BUCKET: tl.constexpr,
+    COUNT_ONCE: tl.constexpr,
+    RANK: tl.constexpr,
+    WRAP: tl.constexpr,
+    SEE_SELF: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    """One round: softmax over the window of each query, merged with the rounds before.
+
+    q, k, v, out, partial: (batch, heads, L, ·) with the strides given (partial: those of out). lse:
+    (batch · heads, L), to the base 2. ``partial`` holds the output of the rounds so far in float32;
+    the last round writes ``out`` instead. scale: of q · k, times log2(e).
+    """
+    # 1. Find this program's tile, and the sequence that it belongs to.
+    sequence = tl.program_id(1)
+    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
+    chunk = tl.program_id(0) // tiles
+    start = (tl.program_id(0) % tiles) * BLOCK
+    batch = (sequence // heads).to(tl.int64)
+    head = (sequence % heads).to(tl.int64)
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    out += batch * out_batch + head * out_head
+    partial += batch * out_batch + head * out_head
+    mask += batch * mask_batch + head * mask_head
+    lse += sequence.to(tl.int64) * length
+    order += sequence.to(tl.int64) * N_HASHES * length
+    slots += sequence.to(tl.int64) * N_HASHES * length
+    buckets += sequence.to(tl.int64) * N_HASHES * length
+
+    # 2. Gather the queries.
+    slot_i, i = _tile(order, ROUND, chunk, start, length, CHUNK, BLOCK)
+    queries = _load_rows(q, i, q_row, D, BLOCK_D)  # (BLOCK, BLOCK_D)
+
+    # 3. Softmax over the tiles of the window, one after the other.
+    row_max = tl.full((BLOCK,), _MINUS_INFINITY, tl.float32)
+    row_sum = tl.zeros((BLOCK,), tl.float32)
+    weighted = tl.zeros((BLOCK, BLOCK_D_V), tl.float32)  # Σ_j exp2(score_ij − row_max_i) · v_j
+    for offset in range(-BEFORE, AFTER + 1):
+        key_round, key_chunk = _chunk_of(chunk + offset, ROUND, n_chunks, N_HASHES, WRAP)
+        for key_start in range(0, CHUNK, BLOCK):
+            slot_j, j = _tile(order, key_round, key_chunk, key_start, length, CHUNK, BLOCK)
+            keys = _load_rows(k, j, k_row, D, BLOCK_D)
+            if SHARED_QK:
+                inverse = _inverse_length(keys, norm_eps, D)
+                keys = _narrow(keys.to(tl.float32) * inverse[:, None], queries.dtype)
+            values = _load_rows(v, j, v_row, D_V, BLOCK_D_V)
+            scores = _dot(queries, tl.trans(keys)) * scale
+            visible = _visible(
+                i, j, slot_i, slot_j, ROUND, key_round, offset,
+                slots, buckets, mask, mask_row, length, n_chunks, ROUND,
+                CHUNK, BEFORE, AFTER, N_HASHES, CAUSAL, WITHIN_BUCKET, COUNT_ONCE, RANK, WRAP,
+                SEE_SELF, HAS_MASK,
+            )  # fmt: skip
+            scores = tl.where(visible, scores, _MINUS_INFINITY)
+            # The maximum so far may grow: scale down what was summed with the old one.
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            shift = tl.where(new_max == _MINUS_INFINITY, 0.0, new_max)  # −∞ − −∞ would be NaN
+            weights = tl.exp2(scores - shift[:, None])
+            correction = tl.exp2(row_max - shift)
+            row_sum = row_sum * correction + tl.sum(weights, 1)
+            product = _dot(_narrow(weights, values.dtype), values)
+            weighted = weighted * correction[:, None] + product
+            row_max = new_max
+
+    # 4. The output and the log-sum-exp of this round: 0 and −∞ where nothing is visible.
+    nothing_visible = row_sum == 0
+    row_sum = tl.where(nothing_visible, 1.0, row_sum)
+    tile_lse = tl.where(nothing_visible, _MINUS_INFINITY, row_max + tl.log2(row_sum))
+    tile_out = weighted / row_sum[:, None]
+
+    # 5. Merge with the rounds before.
+    exists = i >= 0
+    if ROUND > 0:
+        lse_before = tl.load(lse + i, mask=exists, other=_MINUS_INFINITY)
+        out_before = _load_rows(partial, i, out_row, D_V, BLOCK_D_V)
+        larger = tl.maximum(lse_before, tile_lse)
+        shift = tl.where(larger == _MINUS_INFINITY, 0.0, larger)
+        part_before = tl.exp2(lse_before - shift)
+        part_now = tl.exp2(tile_lse - shift)
+        both = part_before + part_now
+        nothing_visible = both == 0
+        both = tl.where(nothing_visible, 1.0, both)
+        tile_lse = tl.where(nothing_visible, _MINUS_INFINITY, shift + tl.log2(both))
+        tile_out = (
+            out_before * (part_before / both)[:, None] + tile_out * (part_now / both)[:, None]
+        )
+    tl.store(lse + i, tile_lse, mask=exists)
+
+    # 6. Write. With shared queries and keys, a token that sees nothing else sees itself.
+    if ROUND == N_HASHES - 1:
+        if SHARED_QK:
+            only_self = exists & nothing_visible
+            if HAS_MASK:
+                only_self &= tl.load(mask + i * mask_row, mask=exists, other=0) != 0
+            own_values = _load_rows(v, i, v_row, D_V, BLOCK_D_V).to(tl.float32)
+            tile_out = tl.where(only_self[:, None], own_values, tile_out)
+        tile_out = _narrow(tile_out, out.dtype.element_ty)
+        _store_rows(out, i, out_row, tile_out, D_V, BLOCK_D_V)
+    else:
+        _store_rows(partial, i, out_row, tile_out, D_V, BLOCK_D_V)
+
+
+@triton.jit
+def _delta_kernel(
+    out,
+    d_out,
+    delta,
+    out_batch,
+    out_head,
+    out_row,
+    d_out_batch,
+    d_out_head,
+    d_out_row,
+    heads,
+    length,
+    D_V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D_V: tl.constexpr,
+):
+    """delta_i = out_i · d_out_i, which equals Σ_j weight_ij · d_weight_ij: (batch · heads, L)."""
+    sequence = tl.program_id(1)
+    batch = (sequence // heads).to(tl.int64)
+    head = (sequence % heads).to(tl.int64)
+    out += batch * out_batch + head * out_head
+    d_out += batch * d_out_batch + head * d_out_head
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.where(i < length, i, -1)
+    rows = _load_rows(out, i, out_row, D_V, BLOCK_D_V).to(tl.float32)
+    d_rows = _load_rows(d_out, i, d_out_row, D_V, BLOCK_D_V).to(tl.float32)
+    tl.store(delta + sequence.to(tl.int64) * length + i, tl.sum(rows * d_rows, 1), mask=i >= 0)
+
+
+@triton.jit
+def _backward_kernel(
+    q,
+    k,
+    v,
+    d_out,
+    lse,
+    delta,
+    d_q,
+    d_k,
+    d_v,
+    partial_q,
+    partial_v,
+    order,
+    slots,
+    buckets,
+    mask,
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    d_out_batch,
+    d_out_head,
+    d_out_row,
+    d_q_batch,
+    d_q_head,
+    d_q_row,
+    d_v_batch,
+    d_v_head,
+    d_v_row,
+    mask_batch,
+    mask_head,
+    mask_row,
+    heads,
+    length,
+    n_chunks,
+    scale,
+    norm_eps,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_D_V: tl.constexpr,
+    ROUND: tl.constexpr,
+    SHARED_QK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    N_HASHES: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WITHIN_BUCKET: tl.constexpr,
+    COUNT_ONCE: tl.constexpr,
+    RANK: tl.constexpr,
+    WRAP: tl.constexpr,
+    SEE_SELF: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    """One round of the backward pass, for the rows of one tile: as queries, then as keys.
+
+    The rows of a tile get their gradients from two sides: as queries from the keys in their own
+    window, as keys from the queries whose windows hold them. Both are computed here, so no two
+    programs ever add to the same row. scale: of q · k (without log2(e)). The partial gradients are
+    float32, with the strides of d_q and d_v; the last round writes d_q, d_k and d_v instead. (Separate
+    keys, as in local attention, come with a single round.)
+    """
+    # 1. Find this program's tile, and the sequence that it belongs to.
+    sequence = tl.program_id(1)
+    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK
+    chunk = tl.program_id(0) // tiles
+    start = (tl.program_id(0) % tiles) * BLOCK
+    batch = (sequence // heads).to(tl.int64)
+    head = (sequence % heads).to(tl.int64)
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    d_out += batch * d_out_batch + head * d_out_head
+    d_q += batch * d_q_batch + head * d_q_head
+    d_k += batch * d_q_batch + head * d_q_head
+    d_v += batch * d_v_batch + head * d_v_head
+    partial_q += batch * d_q_batch + head * d_q_head
+    partial_v += batch * d_v_batch + head * d_v_head
+    mask += batch * mask_batch + head * mask_head
+    lse += sequence.to(tl.int64) * length
+    delta += sequence.to(tl.int64) * length
+    order += sequence.to(tl.int64) * N_HASHES * length
+    slots += sequence.to(tl.int64) * N_HASHES * length
+    buckets += sequence.to(tl.int64) * N_HASHES * length
+    log2_scale = scale * 1.4426950408889634  # times log2(e)
+
+    # 2. Gather the rows of the tile.
+    own_slot, own = _tile(order, ROUND, chunk, start, length, CHUNK, BLOCK)
+    exists = own >= 0
+    own_queries = _load_rows(q, own, q_row, D, BLOCK_D)
+    own_keys = own_queries
+    if SHARED_QK:
+        own_inverse = _inverse_length(own_queries, norm_eps, D)
+        own_keys = _narrow(own_queries.to(tl.float32) * own_inverse[:, None], own_queries.dtype)
+    else:
+        own_keys = _load_rows(k, own, k_row, D, BLOCK_D)
+    own_values = _load_rows(v, own, v_row, D_V, BLOCK_D_V)
+    own_d_out = _load_rows(d_out, own, d_out_row, D_V, BLOCK_D_V)
+    own_lse = tl.load(lse + own, mask=exists, other=_MINUS_INFINITY)
+    own_delta = tl.load(delta + own, mask=exists, other=0.0)
+    only_self = exists & (own_lse == _MINUS_INFINITY)
+    # With an lse of +∞ all weights of a row are 0.
+    own_lse = tl.where(own_lse == _MINUS_INFINITY, _INFINITY, own_lse)
+
+    # 3. The tile as queries: d_q from the keys in the window.
+    sum_q = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    for offset in range(-BEFORE, AFTER + 1):
+        key_round, key_chunk = _chunk_of(chunk + offset, ROUND, n_chunks, N_HASHES, WRAP)
+        for key_start in range(0, CHUNK, BLOCK):
+            slot_j, j = _tile(order, key_round, key_chunk, key_start, length, CHUNK, BLOCK)
+            keys = _load_rows(k, j, k_row, D, BLOCK_D)
+            if SHARED_QK:
+                inverse = _inverse_length(keys, norm_eps, D)
+                keys = _narrow(keys.to(tl.float32) * inverse[:, None], own_queries.dtype)
+            values = _load_rows(v, j, v_row, D_V, BLOCK_D_V)
+            scores = _dot(own_queries, tl.trans(keys)) * log2_scale
+            visible = _visible(
+                own, j, own_slot, slot_j, ROUND, key_round, offset,
+                slots, buckets, mask, mask_row, length, n_chunks, ROUND,
+                CHUNK, BEFORE, AFTER, N_HASHES, CAUSAL, WITHIN_BUCKET, COUNT_ONCE, RANK, WRAP,
+                SEE_SELF, HAS_MASK,
+            )  # fmt: skip
+            weights = tl.where(visible, tl.exp2(scores - own_lse[:, None]), 0.0)
+            d_weights = _dot(own_d_out, tl.trans(values))
+            d_scores = weights * (d_weights - own_delta[:, None]) * scale
+            sum_q += _dot(_narrow(d_scores, keys.dtype), keys)
+
+    # 4. The tile as keys: d_k and d_v from the queries whose windows hold it.
+    sum_k = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    sum_v = tl.zeros((BLOCK, BLOCK_D_V), tl.float32)
+    for offset in range(-BEFORE, AFTER + 1):
+        query_round, query_chunk = _chunk_of(chunk - offset, ROUND, n_chunks, N_HASHES, WRAP)
+        for query_start in range(0, CHUNK, BLOCK):
+            slot_i, i = _tile(order, query_round, query_chunk, query_start, length, CHUNK, BLOCK)
+            queries = _load_rows(q, i, q_row, D, BLOCK_D)
+            tile_d_out = _load_rows(d_out, i, d_out_row, D_V, BLOCK_D_V)
+            tile_lse = tl.load(lse + i, mask=i >= 0, other=_MINUS_INFINITY)
+            tile_lse = tl.where(tile_lse == _MINUS_INFINITY, _INFINITY, tile_lse)
+            tile_delta = tl.load(delta + i, mask=i >= 0, other=0.0)
+            scores = _dot(queries, tl.trans(own_keys)) * log2_scale
+            visible = _visible(
+                i, own, slot_i, own_slot, query_round, ROUND, offset,
+                slots, buckets, mask, mask_row, length, n_chunks, ROUND,
+                CHUNK, BEFORE, AFTER, N_HASHES, CAUSAL, WITHIN_BUCKET, COUNT_ONCE, RANK, WRAP,
+                SEE_SELF, HAS_MASK,
+            )  # fmt: skip
+            weights = tl.where(visible, tl.exp2(scores - tile_lse[:, None]), 0.0)
+            sum_v += _dot(tl.trans(_narrow(weights, tile_d_out.dtype)), tile_d_out)
+            d_weights = _dot(tile_d_out, tl.trans(own_values))
+            d_scores = weights * (d_weights - tile_delta[:, None]) * scale
+            sum_k += _dot(tl.trans(_narrow(d_scores, queries.dtype)), queries)
+
+    # 5. Shared queries and keys: through the normalisation of the keys, into one gradient. A token
+    #    that sees only itself passes its gradient on to its own value.
+    if SHARED_QK:
+        unit = own_keys.to(tl.float32)
+        along = tl.sum(sum_k * unit, 1)
+        sum_q += (sum_k - unit * along[:, None]) * own_inverse[:, None]
+        if ROUND == 0:
+            if HAS_MASK:
+                only_self &= tl.load(mask + own * mask_row, mask=exists, other=0) != 0
+            sum_v += tl.where(only_self[:, None], own_d_out.to(tl.float32), 0.0)
+
+    # 6. Add to the rounds before, and write.
+    if ROUND > 0:
+        sum_q += _load_rows(partial_q, own, d_q_row, D, BLOCK_D)
+        sum_v += _load_rows(partial_v, own, d_v_row, D_V, BLOCK_D_V)
+    if ROUND == N_HASHES - 1:
+        _store_rows(d_q, own, d_q_row, _narrow(sum_q, d_q.dtype.element_ty), D, BLOCK_D)
+        _store_rows(d_v, own, d_v_row, _narrow(sum_v, d_v.dtype.element_ty), D_V, BLOCK_D_V)
+        if not SHARED_QK:
+            _store_rows(d_k, own, d_q_row, _narrow(sum_k, d_k.dtype.element_ty), D, BLOCK_D)
+    else:
+        _store_rows(partial_q, own, d_q_row, sum_q, D, BLOCK_D)
+        _store_rows(partial_v, own, d_v_row, sum_v, D_V, BLOCK_D_V)
+
+
+# Launching them
+
+
+def lsh_attention(qk, v, buckets, options, padding_mask=None):
+    """``pytorch.lsh_attention`` by fused kernels; float32, bfloat16 or float16, d up to 128."""
+    q, v = _four_axes(qk), _four_axes(v)
+    batch, heads, length, _ = q.shape
+    buckets = buckets.reshape(batch * heads, -1, length)
+    mask = None if padding_mask is None else padding_mask.expand(qk.shape[:-1])
+    order = sort_positions(buckets, mask)
+    slots = None
+    if options.count_once and (options.n_hashes > 1 or options.wrap):
+        places = torch.arange(length, dtype=torch.int32, device=q.device).expand_as(order)
+        slots = torch.empty_like(order).scatter_(-1, order.long(), places)
+    buckets = buckets if options.within_bucket else None
+    mask = None if mask is None else mask.reshape(batch, heads, length)
+    scale = options.scale_for(q.shape[-1])
+    numbers = kernel_options(options, length)
+    out = _Attention.apply(
+        q, None, v, order, slots, buckets, mask, numbers, scale, options.norm_eps
+    )
+    return out.reshape(*qk.shape[:-1], v.shape[-1])
+
+
+def local_attention(q, k, v, options, padding_mask=None):
+    """``local_attention.pytorch.local_attention`` by the same kernels: one round, in order."""
+    shape = q.shape[:-1]
+    mask = None if padding_mask is None else padding_mask.expand(shape)
+    q, k, v = _four_axes(q), _four_axes(k), _four_axes(v)
+    batch, heads, length, d = q.shape
+    order = torch.arange(length, dtype=torch.int32, device=q.device)
+    order = order.repeat(batch * heads, 1, 1)
+    mask = None if mask is None else mask.reshape(batch, heads, length)
+    numbers = kernel_options(options, length, see_self=True)
+    out = _Attention.apply(q, k, v, order, None, None, mask, numbers, options.scale_for(d), 0.0)
+    return out.reshape(*shape, v.shape[-1])
+
+
+def sort_positions(buckets, padding_mask=None):
+    """The position in each slot: int32 (N, n_hashes, L), sorted by (bucket, position), padding last."""
+    if padding_mask is not None:
+        real = padding_mask.reshape(len(buckets), 1, -1)
+        # A wider type than that of the buckets, so that no bucket has the number of padding.
+        wide = torch.int32 if buckets.dtype == torch.int16 else torch.int64
+        buckets = torch.where(real, buckets.to(wide), torch.iinfo(wide).max)
+    return torch.sort(buckets, dim=-1, stable=True).indices.to(torch.int32)
+
+
+def kernel_options(options, length, see_self=False):
+    """The options that the kernels are compiled for, as integers."""
+    flags = options.causal, options.within_bucket, options.count_once, options.window == "rank"
+    chunk_length = min(options.chunk_length, length)
+    sizes = chunk_length, options.chunks_before, options.chunks_after
+    return [*sizes, *map(int, (*flags, options.wrap, see_self))]
+
+
+def supports(q, v, options):
+    """Whether the kernels can compute this; if not, the reason."""
+    if q.dtype not in DTYPES:
+        return f"dtype {q.dtype}"
+    if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD:
+        return f"vectors longer than {LARGEST_HEAD}"
+    return None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, order, slots, buckets, mask, options, scale, norm_eps):
+        tables = order, slots, buckets, mask
+        # Sums over several rounds are kept in float32.
+        partial = None
+        if order.shape[1] > 1 and v.dtype != torch.float32:
+            partial = torch.empty_like(_new_rows(v), dtype=torch.float32)
+        with autocast_off(q.device.type):
+            out, lse = attention_forward(q, k, v, *tables, partial, options, scale, norm_eps)
+        ctx.save_for_backward(q, k, v, out, lse, *tables)
+        ctx.options, ctx.scale, ctx.norm_eps = options, scale, norm_eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        q, k, v, out, lse, *tables = ctx.saved_tensors
+        partial_q = None
+        partial_v = None
+        if tables[0].shape[1] > 1 and v.dtype != torch.float32:
+            partial_q = torch.empty_like(_new_rows(q), dtype=torch.float32)
+            partial_v = torch.empty_like(_new_rows(v), dtype=torch.float32)
+        with autocast_off(q.device.type):
+            d_q, d_k, d_v = attention_backward(
+                d_out, q, k, v, out, lse, *tables, partial_q, partial_v,
+                ctx.options, ctx.scale, ctx.norm_eps,
+            )  # fmt: skip
+        return d_q, None if k is None else d_k, d_v, *[None] * 7
+
+
+@torch.library.custom_op("reformer_ref::attention_forward", mutates_args=("partial",))
+def attention_forward(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    order: Tensor,
+    slots: Tensor | None,
+    buckets: Tensor | None,
+    mask: Tensor | None,
+    partial: Tensor | None,
+    options: list[int],
+    scale: float,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The output (batch, heads, L, d_v) and the log-sum-exp (batch · heads, L), to the base 2."""
+    out = _new_rows(v)
+    lse = torch.empty(order.shape[0], order.shape[2], dtype=torch.float32, device=q.device)
+    partial = out if partial is None else partial
+    keys = q if k is None else k
+    optional = [order if table is None else table for table in (slots, buckets)]
+    padding = order if mask is None else mask.view(torch.uint8)
+    grid, sizes, constants = _launch(q, v, order, mask, k is None, options)
+    strides = [s for x in (q, keys, v, out) for s in x.stride()[:3]]
+    mask_strides = (0, 0, 0) if mask is None else padding.stride()
+    n_hashes = order.shape[1]
+    for this_round in range(n_hashes):
+        _forward_kernel[grid](
+            q, keys, v, out, partial, lse, order, *optional, padding,
+            *strides, *mask_strides, *sizes, scale * LOG2E, norm_eps,
+            ROUND=this_round, **constants,
+        )  # fmt: skip
+    return out, lse
+
+
+@attention_forward.register_fake
+def _(q, k, v, order, slots, buckets, mask, partial, options, scale, norm_eps):
+    lse = torch.empty(order.shape[0], order.shape[2], dtype=torch.float32, device=q.device)
+    return _new_rows(v), lse
+
+
+@torch.library.custom_op(
+    "reformer_ref::attention_backward", mutates_args=("partial_q", "partial_v")
+)
+def attention_backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    order: Tensor,
+    slots: Tensor | None,
+    buckets: Tensor | None,
+    mask: Tensor | None,
+    partial_q: Tensor | None,
+    partial_v: Tensor | None,
+    options: list[int],
+    scale: float,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k (empty where k is None) and v."""
+    if d_out.stride(-1) != 1:
+        d_out = d_out.contiguous()
+    delta = torch.empty_like(lse)
+    d_q, d_v = _new_rows(q), _new_rows(v)
+    d_k = q.new_empty(0) if k is None else _new_rows(q)
+    partial_q = d_q if partial_q is None else partial_q
+    partial_v = d_v if partial_v is None else partial_v
+    keys = q if k is None else k
+    optional = [order if table is None else table for table in (slots, buckets)]
+    padding = order if mask is None else mask.view(torch.uint8)
+    grid, sizes, constants = _launch(q, v, order, mask, k is None, options)
+    heads, length, _ = sizes
+    block = constants["BLOCK"]
+    _delta_kernel[triton.cdiv(length, block), grid[1]](
+        out, d_out, delta, *out.stride()[:3], *d_out.stride()[:3], heads, length,
+        D_V=constants["D_V"], BLOCK=block, BLOCK_D_V=constants["BLOCK_D_V"],
+    )  # fmt: skip
+    strides = [s for x in (q, keys, v, d_out, d_q, d_v) for s in x.stride()[:3]]
+    mask_strides = (0, 0, 0) if mask is None else padding.stride()
+    n_hashes = order.shape[1]
+    for this_round in range(n_hashes):
+        _backward_kernel[grid](
+            q, keys, v, d_out, lse, delta, d_q, d_k, d_v, partial_q, partial_v,
+            order, *optional, padding,
+            *strides, *mask_strides, *sizes, scale, norm_eps,
+            ROUND=this_round, **constants,
+        )  # fmt: skip
+    return d_q, d_k, d_v
+
+
+@attention_backward.register_fake
+def _(d_out, q, k, v, out, lse, order, slots, buckets, mask, partial_q, partial_v, *numbers):
+    d_k = q.new_empty(0) if k is None else _new_rows(q)
+    return _new_rows(q), d_k, _new_rows(v)
+
+
+def _launch(q, v, order, mask, shared_qk, options):
+    """The grid, the sizes (heads, L, n_chunks), and the constants a kernel is compiled for."""
+    chunk_length, before, after, causal, within_bucket, count_once, rank, wrap, see_self = options
+    n_sequences, n_hashes, length = order.shape
+    d, d_v = q.shape[-1], v.shape[-1]
+    n_chunks = triton.cdiv(length, chunk_length)
+    block = tile_size(chunk_length, max(d, d_v), q.dtype)
+    grid = n_chunks * triton.cdiv(chunk_length, block), n_sequences
+    constants = {
+        "D": d,
+        "D_V": d_v,
+        "BLOCK": block,
+        "BLOCK_D": max(16, triton.next_power_of_2(d)),
+        "BLOCK_D_V": max(16, triton.next_power_of_2(d_v)),
+        "SHARED_QK": shared_qk,
+        "CHUNK": chunk_length,
+        "BEFORE": before,
+        "AFTER": after,
+        "N_HASHES": n_hashes,
+        "CAUSAL": bool(causal),
+        "WITHIN_BUCKET": bool(within_bucket),
+        "COUNT_ONCE": bool(count_once and (n_hashes > 1 or wrap)),
+        "RANK": bool(rank),
+        "WRAP": bool(wrap),
+        "SEE_SELF": bool(see_self),
+        "HAS_MASK": mask is not None,
+        "num_warps": 4 if max(d, d_v) <= 64 else 8,
+        "num_stages": 1,
+    }
+    return grid, (q.shape[1], length, n_chunks), constants
+
+
+def tile_size(chunk_length, d, dtype):
+    """Slots in a tile: a power of two that fits registers and shared memory."""
+    largest = 32 if dtype == torch.float32 and d > 64 else 64
+    return min(largest, max(16, triton.next_power_of_2(chunk_length)))
+
+
+def _four_axes(x):
+    """x (…, L, d) as (batch, heads, L, d), its rows contiguous; a copy only where it must be."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    if x.ndim < 4:
+        return x[(None,) * (4 - x.ndim)]
+    return x.flatten(0, -4)
+
+
+def _new_rows(x):
+    """New memory for a tensor like x (batch, heads, L, d), with the heads of a token side by side."""
+    batch, heads, length, d = x.shape
+    return torch.empty(batch, length, heads, d, dtype=x.dtype, device=x.device).transpose(1, 2)
