@@ -56,7 +56,7 @@ def _dot(a, b):
     if _INTERPRETED:  # which gets products in half precision wrong
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision="tf32x3")
 
 
 @triton.jit
