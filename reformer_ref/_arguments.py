@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -96,6 +97,17 @@ def require_window(options: Any) -> None:
     """Check the sizes that local and LSH attention share, and make them plain integers."""
     for name, minimum in (("chunk_length", 1), ("chunks_before", 0), ("chunks_after", 0)):
         object.__setattr__(options, name, require_int(name, getattr(options, name), minimum))
+
+
+def fit_window(options: Any, length: int) -> Any:
+    """The options without neighbours that no sequence of ``length`` has."""
+    n_chunks = -(-length // options.chunk_length)
+    neighbours = max(1, n_chunks - 1)
+    if options.wrap or max(options.chunks_before, options.chunks_after) <= neighbours:
+        return options
+    before = min(options.chunks_before, neighbours)
+    after = min(options.chunks_after, neighbours)
+    return replace(options, chunks_before=before, chunks_after=after)
 
 
 def require_scale(options: Any, otherwise: str) -> None:

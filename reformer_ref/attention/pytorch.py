@@ -35,7 +35,8 @@ def attend(
     counts: how often each query sees each key, 0 = not at all, broadcast to (…, L_q, L_k). The
     softmax and the weights are float32 at least; ``out`` has the dtype of v.
     """
-    # Scaled before the product, which could overflow in float16.
+    if q.dtype == torch.float16:  # in which a product could overflow
+        q, k = q.float(), k.float()
     scores = (scale * q) @ k.mT  # (…, L_q, L_k)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # A query that sees nothing keeps its scores, so that the softmax is finite.

@@ -33,6 +33,8 @@ def _argmax_of_both_signs(scores: Tensor, factors: tuple[int, ...]) -> Tensor:
 
     From maxima and comparisons: argmax itself takes ten times as long on a CPU.
     """
+    # Numbers of columns must be exact: half precision counts to 256 or 2048 only.
+    wide = torch.promote_types(scores.dtype, torch.float32)
     buckets, stride, start = 0, 1, 0
     for factor in factors:
         columns = factor // 2  # of R; each stands for two buckets
@@ -42,8 +44,9 @@ def _argmax_of_both_signs(scores: Tensor, factors: tuple[int, ...]) -> Tensor:
         mirrored = high < -low  # on a tie the lower index, s itself, wins
         best = torch.where(mirrored, low, high)
         # The lowest index whose score is the best: every other one gets ``columns`` added to it.
-        number = torch.arange(columns, dtype=s.dtype, device=s.device)[:, None]
-        differs = torch.ne(s, best, out=s.new_empty(s.shape))  # 0.0 and 1.0: faster than bool
+        number = torch.arange(columns, dtype=wide, device=s.device)[:, None]
+        differs = s.new_empty(s.shape, dtype=wide)
+        torch.ne(s, best, out=differs)  # 0.0 and 1.0: faster than bool
         index = differs.mul_(columns).add_(number).amin(-2, keepdim=True)
         buckets = buckets + stride * (index + columns * mirrored).squeeze(-2).long()
         stride *= factor

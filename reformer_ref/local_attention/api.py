@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reformer_ref._arguments import require_choice, require_fits, require_int
+from reformer_ref._arguments import fit_window, require_choice, require_fits, require_int
 from reformer_ref._tensors import (
     require_finite,
     require_padding_mask,
@@ -16,7 +16,7 @@ from reformer_ref.local_attention.options import LocalOptions
 
 BACKENDS = ("auto", "plain", "streaming")
 PLAIN_UP_TO = 1 << 17  # scores, over all sequences, up to which "auto" takes "plain"
-LARGEST = 1e12  # entries of q and k must be smaller in size
+LARGEST = 1e9  # entries of q and k must be smaller in size
 
 
 def local_attention(
@@ -79,6 +79,7 @@ def unchecked_local_attention(
     q, k, v, options, padding_mask=None, *, backend="auto", block_size=None
 ):
     """``local_attention`` without checks, for use inside the package."""
+    options = fit_window(options, q.shape[-2])
     if backend == "auto":
         window = min(options.chunk_length, q.shape[-2]) * options.width
         backend = "plain" if q[..., 0].numel() * window <= PLAIN_UP_TO else "streaming"

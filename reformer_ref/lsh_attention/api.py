@@ -4,7 +4,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from reformer_ref._arguments import require_bool, require_choice, require_fits, require_int
+from reformer_ref._arguments import (
+    fit_window,
+    require_bool,
+    require_choice,
+    require_fits,
+    require_int,
+)
 from reformer_ref._tensors import (
     has_values,
     require_finite,
@@ -73,13 +79,15 @@ def lsh_attention(
     _require_buckets(buckets, qk, options.n_hashes)
     require_finite("qk", qk, LARGEST)
     require_finite("v", v)
-    padding_mask = require_padding_mask(padding_mask, qk.shape[:-1], qk.device)
+    if padding_mask is not None:
+        padding_mask = require_padding_mask(padding_mask, qk.shape[:-1], qk.device)
     rows = qk[..., 0].numel() * options.n_hashes
     require_fits(queries_of_all_rounds=rows, chunks_before_and_after=options.width)
     require_choice("backend", backend, BACKENDS)
     if block_size is not None:
         require_int("block_size", block_size)
     if require_bool("return_record", return_record):
+        options = fit_window(options, qk.shape[-2])
         return plain.lsh_attention(qk, v, buckets, options, padding_mask, return_record=True)
     return unchecked_lsh_attention(
         qk, v, buckets, options, padding_mask, backend=backend, block_size=block_size
@@ -90,6 +98,7 @@ def unchecked_lsh_attention(
     qk, v, buckets, options, padding_mask=None, *, backend="auto", block_size=None
 ):
     """``lsh_attention`` without checks and without a record, for use inside the package."""
+    options = fit_window(options, qk.shape[-2])
     if backend == "auto":
         length = qk.shape[-2]
         window = min(options.chunk_length, length) * options.width

@@ -10,6 +10,8 @@ round. Position −1 marks free places in chunks and windows. Looking up −1 gi
 Memory grows with R·L·w·m; ``streaming`` computes the same function block by block.
 """
 
+from itertools import product
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -159,9 +161,10 @@ def count_windows(
         key_bucket = gather_rows(bucket.mT, keys)[..., None, :, :].unbind(-1)
 
     # 2. Add up the windows of the query in round s that hold the key as it stands in round t.
-    pairs_of_rounds = [(s, s) for s in range(n_hashes)]
+    rounds = range(n_hashes)
+    pairs_of_rounds = zip(rounds, rounds, strict=True)
     if options.wrap and not options.within_bucket:
-        pairs_of_rounds = [(s, t) for s in range(n_hashes) for t in range(n_hashes)]
+        pairs_of_rounds = product(rounds, rounds)
     n_windows = torch.zeros((), device=slot.device)
     for s, t in pairs_of_rounds:
         distance = query_place[s] - key_place[t]  # (…, R, n, m, w·m)

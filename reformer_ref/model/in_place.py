@@ -73,7 +73,7 @@ class InPlaceFeedForward:
 
     def subtract_(self, y, d_y, x, d_x, params, context, saved):
         params = {name: p.detach().requires_grad_() for name, p in params.items()}
-        d_params = {name: torch.zeros_like(p) for name, p in params.items()}
+        d_params = zeros_for_sums(params)
         for chunk in self._chunks(x):
             # 1. Compute the chunk again.
             x_chunk = x[:, chunk].detach().requires_grad_()
@@ -87,7 +87,7 @@ class InPlaceFeedForward:
             d_x[:, chunk] += d_x_chunk
             for d_param, d in zip(d_params.values(), d_chunk, strict=True):
                 d_param += d
-        return [], d_params
+        return [], {name: d.to(params[name].dtype) for name, d in d_params.items()}
 
     def _chunks(self, x):
         return chunk_ranges(x.shape[1], self.module.config.ff_chunk)
@@ -120,7 +120,7 @@ class InPlaceAttention:
                 y[:, chunk] += F.linear(out[:, chunk], weight)
 
     def subtract_(self, y, d_y, x, d_x, params, context, saved):
-        d_params = {name: torch.zeros_like(p) for name, p in params.items()}
+        d_params = zeros_for_sums(params)
         for heads in self._head_groups(x):
             # 1. Compute attention again, as a function of its projections.
             projected = self._project(x, heads, params)
@@ -142,7 +142,7 @@ class InPlaceAttention:
             d_projected = dict(zip(projected, d_inputs, strict=True))
             del out, d_out, projected, d_inputs
             self._project_backward(x, d_x, d_projected, heads, params, d_params)
-        return [], d_params
+        return [], {name: d.to(params[name].dtype) for name, d in d_params.items()}
 
     def _attend(self, projected, heads, context, saved):
         padding_mask, rotation_seed = context[:2]
@@ -201,6 +201,14 @@ class InPlaceAttention:
 
     def _chunks(self, x):
         return chunk_ranges(x.shape[1], self.config.ff_chunk)
+
+
+def zeros_for_sums(params):
+    """Zeros to add the gradients of chunks to: float32 at least, since the sum may be long."""
+    zeros = {}
+    for name, p in params.items():
+        zeros[name] = torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+    return zeros
 
 
 def layer_norm(x, params, config):

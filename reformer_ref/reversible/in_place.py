@@ -137,13 +137,14 @@ class _InPlaceStack(torch.autograd.Function):
     def backward(ctx, *d_out):
         refuse_second_derivative()
         needs = ctx.needs_input_grad[7:]
-        tensors = ctx.saved_tensors[: len(needs)]
+        saved = ctx.saved_tensors  # read once: some saved-tensor hooks allow no more
+        tensors = saved[: len(needs)]
         leaves, leaf = detached_leaves(tensors, ctx.params, needs)
         context, loss_leaves = leaves[: ctx.n_context], leaves[ctx.n_context :]
         # 1. The streams and their gradients, which are changed in place from here on.
         d_loss_tensors = []
         if ctx.loss is None:
-            streams = [y.clone() for y in ctx.saved_tensors[len(needs) :]]
+            streams = [y.clone() for y in saved[len(needs) :]]
             d_streams = [d.clone() for d in d_out]
         else:
             streams, d_streams, d_loss_tensors = _differentiate_loss(ctx, loss_leaves, *d_out)

@@ -251,3 +251,11 @@ def test_without_gradients_nothing_is_recomputed():
     torch.testing.assert_close(frozen, out)
     (d_v,) = torch.autograd.grad(frozen.sum(), qk)
     torch.testing.assert_close(d_v.sum(), torch.tensor(64.0 * 4))
+
+
+def test_products_beyond_float16():
+    """q·k = 64 · 300² is beyond 65,504, the largest float16."""
+    q = torch.full((1, 4, 64), 300.0, dtype=torch.float16)
+    v = torch.arange(4, dtype=torch.float16).view(1, 4, 1)
+    assert torch.equal(api.regular_attention(q, q, v), torch.full((1, 4, 1), 1.5, dtype=torch.float16))
+    assert api.shared_qk_attention(10 * q, v, scale=100.0).isfinite().all()

@@ -285,3 +285,12 @@ def test_no_gradient_flows():
     buckets = pytorch.hash_vectors(x, rotations, 6)
     assert not buckets.requires_grad
     assert torch.equal(buckets, pytorch.hash_vectors(x.detach(), rotations.detach(), 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n_buckets", [512, (600, 4), 8192])
+def test_bucket_numbers_are_exact_in_half_precision(dtype, n_buckets):
+    """bfloat16 counts to 256 and float16 to 2048 without gaps; bucket numbers go further."""
+    x = torch.randn(60, 8, generator=seeded(0)).to(dtype)
+    rotations = pytorch.random_rotations(seeded(1), 2, 8, n_buckets, dtype=dtype)
+    assert torch.equal(streaming.hash_vectors(x, rotations, n_buckets), pytorch.hash_vectors(x, rotations, n_buckets))

@@ -286,3 +286,30 @@ def test_wrong_arguments(changes, error, message):
     local_attention(**good)
     with pytest.raises(error, match=message):
         local_attention(**(good | changes))
+
+
+@BACKENDS
+def test_products_beyond_float16(attention):
+    """q·k = 64 · 300² is beyond 65,504, the largest float16."""
+    q = torch.full((1, 4, 64), 300.0, dtype=torch.float16)
+    v = torch.arange(4, dtype=torch.float16).view(1, 4, 1)
+    out = attention(q, q, v, LocalOptions(chunk_length=4, causal=False))
+    assert torch.equal(out, torch.full_like(out, 1.5))
+
+
+@BACKENDS
+def test_the_largest_entries_that_are_allowed(attention):
+    """Scores as large as −1e9 · 1e9 · d · 1e6 hide nothing and reveal nothing."""
+    q = torch.full((1, 2, 64), 9.9e8, dtype=torch.float64)
+    k = q.clone()
+    k[:, 0] *= -1
+    v = torch.tensor([[[0.0], [1.0]]], dtype=torch.float64)
+    out = attention(q, k, v, LocalOptions(chunk_length=2, scale=9e5))
+    assert torch.equal(out, v)  # token 0 sees only itself, token 1 prefers itself
+
+
+@BACKENDS
+def test_windows_wider_than_the_sequence(attention):
+    q, k, v = (torch.from_numpy(x) for x in draw(0, 10))
+    wide = LocalOptions(chunk_length=4, chunks_before=10**9, chunks_after=10**9, causal=False)
+    assert torch.equal(attention(q, k, v, wide), attention(q, k, v, LocalOptions(4, 2, 2, causal=False)))

@@ -375,3 +375,11 @@ def test_inputs_are_left_alone_and_layout_does_not_matter(attention):
         assert torch.equal(attention(qk, v, buckets.to(dtype), o), want)
     strided = qk.transpose(0, 2).contiguous().transpose(0, 2), v.repeat_interleave(2, -1)[..., ::2]
     expect_close("strided", attention(*strided, buckets.flip(-1).flip(-1), o), want, 1e-14)
+
+
+@BACKENDS
+def test_windows_wider_than_the_sequence(attention):
+    wide = LSHOptions(n_hashes=2, chunk_length=4, chunks_before=10**9, chunks_after=10**9, causal=False)
+    qk, v, buckets = (torch.from_numpy(x) for x in draw(0, wide, 10))
+    want = attention(qk, v, buckets, replace(wide, chunks_before=2, chunks_after=2))
+    assert torch.equal(attention(qk, v, buckets, wide), want)

@@ -163,3 +163,31 @@ def test_half_precision_far_from_one():
         assert out.isfinite().all()
         out.sum().backward()
         assert qk.grad.isfinite().all() or size < 1
+
+
+def test_gradients_of_many_chunks_in_half_precision():
+    """The sums over chunks are float32: with a chunk for every position they are as good as with one."""
+    errors = []
+    for chunk in (None, 1):
+        grads = {}
+        for dtype in (torch.float64, torch.bfloat16):
+            config = dataclasses.replace(
+                CONFIG, ff_chunk=chunk, max_length=600, axial_shape=None, pattern=("local", "regular")
+            )
+            model = ReformerLM(config).bfloat16().to(dtype)
+            model.loss(torch.arange(600)[None] % 11).backward()
+            grads[dtype] = model.backbone.stack.blocks[1].layers[0].v.weight.grad.double()
+        exact, narrow = grads.values()
+        errors.append((narrow - exact).norm() / exact.norm())
+    assert errors[1] < 2 * errors[0]
+
+
+def test_checkpointing_around_a_reversible_model():
+    """Non-reentrant checkpointing lets saved tensors be read once."""
+    model = ReformerLM(CONFIG).double()
+    x = torch.arange(32)[None] % 11
+    model(x).sum().backward()
+    want = model.backbone.embedding.weight.grad.clone()
+    model.zero_grad()
+    torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).sum().backward()
+    expect_close("gradient", model.backbone.embedding.weight.grad, want, 1e-12)
