@@ -10,8 +10,8 @@ tile, so a program can add to the rows of its tile without interfering with any 
 atomic operations, and two runs give the same bits.
 
 Reading order: ``_visible`` (which keys each query can attend to), ``_forward_kernel`` (a softmax that
-is corrected as it goes on, as in flash attention), ``_backward_kernel`` (which computes the weights
-again), then the Python functions that launch them.
+is corrected as it goes on, as in flash attention), the two backward kernels (which compute the
+weights again), then the Python functions that launch them.
 
 Exponentials and logarithms are taken to the base 2. Half precision enters the matrix products as it
 is; everything else is float32.
@@ -392,7 +392,7 @@ def _delta_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _backward_queries_kernel(
     q,
     k,
     v,
@@ -400,10 +400,6 @@ def _backward_kernel(
     lse,
     delta,
     d_q,
-    d_k,
-    d_v,
-    partial_q,
-    partial_v,
     order,
     slots,
     buckets,
@@ -423,6 +419,128 @@ def _backward_kernel(
     d_q_batch,
     d_q_head,
     d_q_row,
+    mask_batch,
+    mask_head,
+    mask_row,
+    heads,
+    length,
+    n_chunks,
+    scale,
+    norm_eps,
+    D: tl.constexpr,
+    D_V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_D_V: tl.constexpr,
+    ROUND: tl.constexpr,
+    SHARED_QK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    N_HASHES: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WITHIN_BUCKET: tl.constexpr,
+    COUNT_ONCE: tl.constexpr,
+    RANK: tl.constexpr,
+    WRAP: tl.constexpr,
+    SEE_SELF: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    """One round of d_q: what flows back to the rows of a tile as queries.
+
+    The weights are computed again from the scores and the log-sum-exp. d_q: (batch, heads, L, D),
+    to which rounds after the first add. scale: of q · k (without log2(e)).
+    """
+    # 1. Find this program's tile, and the sequence that it belongs to.
+    sequence = tl.program_id(1)
+    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
+    chunk = tl.program_id(0) // tiles
+    start = (tl.program_id(0) % tiles) * BLOCK
+    batch = (sequence // heads).to(tl.int64)
+    head = (sequence % heads).to(tl.int64)
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    d_out += batch * d_out_batch + head * d_out_head
+    d_q += batch * d_q_batch + head * d_q_head
+    mask += batch * mask_batch + head * mask_head
+    lse += sequence.to(tl.int64) * length
+    delta += sequence.to(tl.int64) * length
+    order += sequence.to(tl.int64) * N_HASHES * length
+    slots += sequence.to(tl.int64) * N_HASHES * length
+    buckets += sequence.to(tl.int64) * N_HASHES * length
+    log2_scale = scale * 1.4426950408889634  # times log2(e)
+
+    # 2. Gather the queries, and the gradients of their outputs.
+    slot_i, i = _tile(order, ROUND, chunk, start, length, CHUNK, BLOCK)
+    exists = i >= 0
+    queries = _load_rows(q, i, q_row, D, BLOCK_D)
+    d_outputs = _load_rows(d_out, i, d_out_row, D_V, BLOCK_D_V)
+    delta_i = tl.load(delta + i, mask=exists, other=0.0)
+    # With an lse of +∞ all weights of a row are 0.
+    lse_i = tl.load(lse + i, mask=exists, other=_MINUS_INFINITY)
+    lse_i = tl.where(lse_i == _MINUS_INFINITY, _INFINITY, lse_i)
+
+    # 3. Visit the keys in the window.
+    sum_q = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    for offset in range(-BEFORE, AFTER + 1):
+        key_round, key_chunk = _chunk_of(chunk + offset, ROUND, n_chunks, N_HASHES, WRAP)
+        for key_start in range(0, CHUNK, BLOCK):
+            slot_j, j = _tile(order, key_round, key_chunk, key_start, length, CHUNK, BLOCK)
+            keys = _load_rows(k, j, k_row, D, BLOCK_D)
+            if SHARED_QK:
+                inverse = _inverse_length(keys, norm_eps, D)
+                keys = _narrow(keys.to(tl.float32) * inverse[:, None], queries.dtype)
+            values = _load_rows(v, j, v_row, D_V, BLOCK_D_V)
+            scores = _dot(queries, tl.trans(keys)) * log2_scale
+            visible = _visible(
+                i, j, slot_i, slot_j, ROUND, key_round, offset,
+                slots, buckets, mask, mask_row, length, n_chunks, ROUND,
+                CHUNK, BEFORE, AFTER, N_HASHES, CAUSAL, WITHIN_BUCKET, COUNT_ONCE, RANK, WRAP,
+                SEE_SELF, HAS_MASK,
+            )  # fmt: skip
+            weights = tl.where(visible, tl.exp2(scores - lse_i[:, None]), 0.0)
+            d_weights = _dot(d_outputs, tl.trans(values))
+            d_scores = weights * (d_weights - delta_i[:, None]) * scale
+            sum_q += _dot(_narrow(d_scores, keys.dtype), keys)
+
+    # 4. Add to the rounds before, and write.
+    if ROUND > 0:
+        sum_q += _load_rows(d_q, i, d_q_row, D, BLOCK_D)
+    _store_rows(d_q, i, d_q_row, _narrow(sum_q, d_q.dtype.element_ty), D, BLOCK_D)
+
+
+@triton.jit
+def _backward_keys_kernel(
+    q,
+    k,
+    v,
+    d_out,
+    lse,
+    delta,
+    partial_k,
+    partial_v,
+    d_k,
+    d_v,
+    order,
+    slots,
+    buckets,
+    mask,
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    d_out_batch,
+    d_out_head,
+    d_out_row,
+    d_k_batch,
+    d_k_head,
+    d_k_row,
     d_v_batch,
     d_v_head,
     d_v_row,
@@ -453,17 +571,15 @@ def _backward_kernel(
     SEE_SELF: tl.constexpr,
     HAS_MASK: tl.constexpr,
 ):
-    """One round of the backward pass, for the rows of one tile: as queries, then as keys.
+    """One round of d_k and d_v: what flows back to the rows of a tile as keys and values.
 
-    The rows of a tile get their gradients from two sides: as queries from the keys in their own
-    window, as keys from the queries whose windows hold them. Both are computed here, so no two
-    programs ever add to the same row. scale: of q · k (without log2(e)). The partial gradients are
-    float32, with the strides of d_q and d_v; the last round writes d_q, d_k and d_v instead. (Separate
-    keys, as in local attention, come with a single round.)
+    They get it from the queries whose windows hold the tile, so the loop goes over query chunks.
+    With shared queries and keys, d_k is the gradient of both: partial_k already holds d_q. Partial
+    sums are float32, with the strides of d_k and d_v, which the last round writes.
     """
     # 1. Find this program's tile, and the sequence that it belongs to.
     sequence = tl.program_id(1)
-    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK
+    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
     chunk = tl.program_id(0) // tiles
     start = (tl.program_id(0) % tiles) * BLOCK
     batch = (sequence // heads).to(tl.int64)
@@ -472,11 +588,10 @@ def _backward_kernel(
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
     d_out += batch * d_out_batch + head * d_out_head
-    d_q += batch * d_q_batch + head * d_q_head
-    d_k += batch * d_q_batch + head * d_q_head
-    d_v += batch * d_v_batch + head * d_v_head
-    partial_q += batch * d_q_batch + head * d_q_head
+    partial_k += batch * d_k_batch + head * d_k_head
+    d_k += batch * d_k_batch + head * d_k_head
     partial_v += batch * d_v_batch + head * d_v_head
+    d_v += batch * d_v_batch + head * d_v_head
     mask += batch * mask_batch + head * mask_head
     lse += sequence.to(tl.int64) * length
     delta += sequence.to(tl.int64) * length
@@ -485,48 +600,16 @@ def _backward_kernel(
     buckets += sequence.to(tl.int64) * N_HASHES * length
     log2_scale = scale * 1.4426950408889634  # times log2(e)
 
-    # 2. Gather the rows of the tile.
-    own_slot, own = _tile(order, ROUND, chunk, start, length, CHUNK, BLOCK)
-    exists = own >= 0
-    own_queries = _load_rows(q, own, q_row, D, BLOCK_D)
-    own_keys = own_queries
+    # 2. Gather the keys and values.
+    slot_j, j = _tile(order, ROUND, chunk, start, length, CHUNK, BLOCK)
+    exists = j >= 0
+    keys = _load_rows(k, j, k_row, D, BLOCK_D)
     if SHARED_QK:
-        own_inverse = _inverse_length(own_queries, norm_eps, D)
-        own_keys = _narrow(own_queries.to(tl.float32) * own_inverse[:, None], own_queries.dtype)
-    else:
-        own_keys = _load_rows(k, own, k_row, D, BLOCK_D)
-    own_values = _load_rows(v, own, v_row, D_V, BLOCK_D_V)
-    own_d_out = _load_rows(d_out, own, d_out_row, D_V, BLOCK_D_V)
-    own_lse = tl.load(lse + own, mask=exists, other=_MINUS_INFINITY)
-    own_delta = tl.load(delta + own, mask=exists, other=0.0)
-    only_self = exists & (own_lse == _MINUS_INFINITY)
-    # With an lse of +∞ all weights of a row are 0.
-    own_lse = tl.where(own_lse == _MINUS_INFINITY, _INFINITY, own_lse)
+        inverse = _inverse_length(keys, norm_eps, D)
+        keys = _narrow(keys.to(tl.float32) * inverse[:, None], keys.dtype)
+    values = _load_rows(v, j, v_row, D_V, BLOCK_D_V)
 
-    # 3. The tile as queries: d_q from the keys in the window.
-    sum_q = tl.zeros((BLOCK, BLOCK_D), tl.float32)
-    for offset in range(-BEFORE, AFTER + 1):
-        key_round, key_chunk = _chunk_of(chunk + offset, ROUND, n_chunks, N_HASHES, WRAP)
-        for key_start in range(0, CHUNK, BLOCK):
-            slot_j, j = _tile(order, key_round, key_chunk, key_start, length, CHUNK, BLOCK)
-            keys = _load_rows(k, j, k_row, D, BLOCK_D)
-            if SHARED_QK:
-                inverse = _inverse_length(keys, norm_eps, D)
-                keys = _narrow(keys.to(tl.float32) * inverse[:, None], own_queries.dtype)
-            values = _load_rows(v, j, v_row, D_V, BLOCK_D_V)
-            scores = _dot(own_queries, tl.trans(keys)) * log2_scale
-            visible = _visible(
-                own, j, own_slot, slot_j, ROUND, key_round, offset,
-                slots, buckets, mask, mask_row, length, n_chunks, ROUND,
-                CHUNK, BEFORE, AFTER, N_HASHES, CAUSAL, WITHIN_BUCKET, COUNT_ONCE, RANK, WRAP,
-                SEE_SELF, HAS_MASK,
-            )  # fmt: skip
-            weights = tl.where(visible, tl.exp2(scores - own_lse[:, None]), 0.0)
-            d_weights = _dot(own_d_out, tl.trans(values))
-            d_scores = weights * (d_weights - own_delta[:, None]) * scale
-            sum_q += _dot(_narrow(d_scores, keys.dtype), keys)
-
-    # 4. The tile as keys: d_k and d_v from the queries whose windows hold it.
+    # 3. Visit the queries that look at them: those of the chunks ``offset`` before.
     sum_k = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     sum_v = tl.zeros((BLOCK, BLOCK_D_V), tl.float32)
     for offset in range(-BEFORE, AFTER + 1):
@@ -534,46 +617,46 @@ def _backward_kernel(
         for query_start in range(0, CHUNK, BLOCK):
             slot_i, i = _tile(order, query_round, query_chunk, query_start, length, CHUNK, BLOCK)
             queries = _load_rows(q, i, q_row, D, BLOCK_D)
-            tile_d_out = _load_rows(d_out, i, d_out_row, D_V, BLOCK_D_V)
-            tile_lse = tl.load(lse + i, mask=i >= 0, other=_MINUS_INFINITY)
-            tile_lse = tl.where(tile_lse == _MINUS_INFINITY, _INFINITY, tile_lse)
-            tile_delta = tl.load(delta + i, mask=i >= 0, other=0.0)
-            scores = _dot(queries, tl.trans(own_keys)) * log2_scale
+            d_outputs = _load_rows(d_out, i, d_out_row, D_V, BLOCK_D_V)
+            delta_i = tl.load(delta + i, mask=i >= 0, other=0.0)
+            lse_i = tl.load(lse + i, mask=i >= 0, other=_MINUS_INFINITY)
+            lse_i = tl.where(lse_i == _MINUS_INFINITY, _INFINITY, lse_i)
+            scores = _dot(queries, tl.trans(keys)) * log2_scale
             visible = _visible(
-                i, own, slot_i, own_slot, query_round, ROUND, offset,
+                i, j, slot_i, slot_j, query_round, ROUND, offset,
                 slots, buckets, mask, mask_row, length, n_chunks, ROUND,
                 CHUNK, BEFORE, AFTER, N_HASHES, CAUSAL, WITHIN_BUCKET, COUNT_ONCE, RANK, WRAP,
                 SEE_SELF, HAS_MASK,
             )  # fmt: skip
-            weights = tl.where(visible, tl.exp2(scores - tile_lse[:, None]), 0.0)
-            sum_v += _dot(tl.trans(_narrow(weights, tile_d_out.dtype)), tile_d_out)
-            d_weights = _dot(tile_d_out, tl.trans(own_values))
-            d_scores = weights * (d_weights - tile_delta[:, None]) * scale
+            weights = tl.where(visible, tl.exp2(scores - lse_i[:, None]), 0.0)
+            sum_v += _dot(tl.trans(_narrow(weights, d_outputs.dtype)), d_outputs)
+            d_weights = _dot(d_outputs, tl.trans(values))
+            d_scores = weights * (d_weights - delta_i[:, None]) * scale
             sum_k += _dot(tl.trans(_narrow(d_scores, queries.dtype)), queries)
 
-    # 5. Shared queries and keys: through the normalisation of the keys, into one gradient. A token
-    #    that sees only itself passes its gradient on to its own value.
+    # 4. Shared queries and keys: back through the normalisation of the keys. A token that sees only
+    #    itself passes its gradient on to its own value.
     if SHARED_QK:
-        unit = own_keys.to(tl.float32)
+        unit = keys.to(tl.float32)
         along = tl.sum(sum_k * unit, 1)
-        sum_q += (sum_k - unit * along[:, None]) * own_inverse[:, None]
+        sum_k = (sum_k - unit * along[:, None]) * inverse[:, None]
+        sum_k += _load_rows(partial_k, j, d_k_row, D, BLOCK_D)
         if ROUND == 0:
+            only_self = tl.load(lse + j, mask=exists, other=0.0) == _MINUS_INFINITY
             if HAS_MASK:
-                only_self &= tl.load(mask + own * mask_row, mask=exists, other=0) != 0
-            sum_v += tl.where(only_self[:, None], own_d_out.to(tl.float32), 0.0)
+                only_self &= tl.load(mask + j * mask_row, mask=exists, other=0) != 0
+            own_d_out = _load_rows(d_out, j, d_out_row, D_V, BLOCK_D_V).to(tl.float32)
+            sum_v += tl.where(only_self[:, None], own_d_out, 0.0)
 
-    # 6. Add to the rounds before, and write.
+    # 5. Add to the rounds before, and write.
     if ROUND > 0:
-        sum_q += _load_rows(partial_q, own, d_q_row, D, BLOCK_D)
-        sum_v += _load_rows(partial_v, own, d_v_row, D_V, BLOCK_D_V)
+        sum_v += _load_rows(partial_v, j, d_v_row, D_V, BLOCK_D_V)
     if ROUND == N_HASHES - 1:
-        _store_rows(d_q, own, d_q_row, _narrow(sum_q, d_q.dtype.element_ty), D, BLOCK_D)
-        _store_rows(d_v, own, d_v_row, _narrow(sum_v, d_v.dtype.element_ty), D_V, BLOCK_D_V)
-        if not SHARED_QK:
-            _store_rows(d_k, own, d_q_row, _narrow(sum_k, d_k.dtype.element_ty), D, BLOCK_D)
+        _store_rows(d_k, j, d_k_row, _narrow(sum_k, d_k.dtype.element_ty), D, BLOCK_D)
+        _store_rows(d_v, j, d_v_row, _narrow(sum_v, d_v.dtype.element_ty), D_V, BLOCK_D_V)
     else:
-        _store_rows(partial_q, own, d_q_row, sum_q, D, BLOCK_D)
-        _store_rows(partial_v, own, d_v_row, sum_v, D_V, BLOCK_D_V)
+        _store_rows(partial_k, j, d_k_row, sum_k, D, BLOCK_D)
+        _store_rows(partial_v, j, d_v_row, sum_v, D_V, BLOCK_D_V)
 
 
 # Launching them
@@ -659,9 +742,10 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out):
         q, k, v, out, lse, *tables = ctx.saved_tensors
+        # d_q is a sum over rounds and, with shared queries and keys, over both sides of a pair.
         partial_q = None
         partial_v = None
-        if tables[0].shape[1] > 1 and v.dtype != torch.float32:
+        if k is None and v.dtype != torch.float32:
             partial_q = torch.empty_like(_new_rows(q), dtype=torch.float32)
             partial_v = torch.empty_like(_new_rows(v), dtype=torch.float32)
         with autocast_off(q.device.type):
@@ -750,15 +834,23 @@ def attention_backward(
         out, d_out, delta, *out.stride()[:3], *d_out.stride()[:3], heads, length,
         D_V=constants["D_V"], BLOCK=block, BLOCK_D_V=constants["BLOCK_D_V"],
     )  # fmt: skip
-    strides = [s for x in (q, keys, v, d_out, d_q, d_v) for s in x.stride()[:3]]
+    strides = [s for x in (q, keys, v, d_out) for s in x.stride()[:3]]
     mask_strides = (0, 0, 0) if mask is None else padding.stride()
-    n_hashes = order.shape[1]
-    for this_round in range(n_hashes):
-        _backward_kernel[grid](
-            q, keys, v, d_out, lse, delta, d_q, d_k, d_v, partial_q, partial_v,
-            order, *optional, padding,
-            *strides, *mask_strides, *sizes, scale, norm_eps,
-            ROUND=this_round, **constants,
+    tables = order, *optional, padding
+    numbers = *mask_strides, *sizes, scale, norm_eps
+    # With shared queries and keys, the second kernel adds its part to that of the first.
+    d_queries = d_q if k is not None else partial_q
+    d_keys = d_q if k is None else d_k
+    d_strides = *d_q.stride()[:3], *d_v.stride()[:3]
+    for this_round in range(order.shape[1]):
+        constants["ROUND"] = this_round
+        _backward_queries_kernel[grid](
+            q, keys, v, d_out, lse, delta, d_queries, *tables,
+            *strides, *d_q.stride()[:3], *numbers, **constants,
+        )  # fmt: skip
+        _backward_keys_kernel[grid](
+            q, keys, v, d_out, lse, delta, partial_q, partial_v, d_keys, d_v, *tables,
+            *strides, *d_strides, *numbers, **constants,
         )  # fmt: skip
     return d_q, d_k, d_v
 
