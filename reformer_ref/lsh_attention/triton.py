@@ -52,7 +52,12 @@ def _narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def _dot(a, b):
-    """The matrix product a · b in float32."""
+    """The matrix product a · b in float32.
+
+    Half precision enters tensor cores as it is. They round float32 to TF32 (11 significant bits of
+    24), so each factor of a float32 product is split into a TF32 number and the TF32 rest of it, and
+    three products are added (tf32x3): nearly exact, for three times the work.
+    """
     if _INTERPRETED:  # which gets products in half precision wrong
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -827,7 +832,7 @@ def attention_backward(
     keys = q if k is None else k
     optional = [order if table is None else table for table in (slots, buckets)]
     padding = order if mask is None else mask.view(torch.uint8)
-    grid, sizes, constants = _launch(q, v, order, mask, k is None, options)
+    grid, sizes, constants = _launch(q, v, order, mask, k is None, options, backward=True)
     heads, length, _ = sizes
     block = constants["BLOCK"]
     _delta_kernel[triton.cdiv(length, block), grid[1]](
@@ -861,13 +866,16 @@ def _(d_out, q, k, v, out, lse, order, slots, buckets, mask, partial_q, partial_
     return _new_rows(q), d_k, _new_rows(v)
 
 
-def _launch(q, v, order, mask, shared_qk, options):
-    """The grid, the sizes (heads, L, n_chunks), and the constants a kernel is compiled for."""
+def _launch(q, v, order, mask, shared_qk, options, backward=False):
+    """The grid, the sizes (heads, L, n_chunks), and the constants a kernel is compiled for.
+
+    backward: for the two kernels of the backward pass.
+    """
     chunk_length, before, after, causal, within_bucket, count_once, rank, wrap, see_self = options
     n_sequences, n_hashes, length = order.shape
     d, d_v = q.shape[-1], v.shape[-1]
     n_chunks = triton.cdiv(length, chunk_length)
-    block = tile_size(chunk_length, max(d, d_v), q.dtype)
+    block, warps = tile_size(chunk_length, max(d, d_v), q.dtype, backward)
     grid = n_chunks * triton.cdiv(chunk_length, block), n_sequences
     constants = {
         "D": d,
@@ -887,16 +895,23 @@ def _launch(q, v, order, mask, shared_qk, options):
         "WRAP": bool(wrap),
         "SEE_SELF": bool(see_self),
         "HAS_MASK": mask is not None,
-        "num_warps": 4 if max(d, d_v) <= 64 else 8,
+        "num_warps": warps,
         "num_stages": 1,
     }
     return grid, (q.shape[1], length, n_chunks), constants
 
 
-def tile_size(chunk_length, d, dtype):
-    """Slots in a tile: a power of two that fits registers and shared memory."""
-    largest = 32 if dtype == torch.float32 and d > 64 else 64
-    return min(largest, max(16, triton.next_power_of_2(chunk_length)))
+def tile_size(chunk_length, d, dtype, backward):
+    """(slots in a tile, warps of a program): as many slots as fit the registers.
+
+    The number of slots is a power of two. One more step and the compiler would have to move registers
+    to memory: ``python -m reformer_lab.benchmarks.kernels`` shows it, without a GPU.
+    """
+    if dtype == torch.float32:
+        largest, warps = (32, 8) if d <= 64 else (16, 8)
+    else:
+        largest, warps = (32 if backward else 64), (4 if d <= 64 else 8)
+    return min(largest, max(16, triton.next_power_of_2(chunk_length))), warps
 
 
 def _four_axes(x):
