@@ -23,16 +23,9 @@ import os
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from reformer_ref._tensors import autocast_off
 
 LOG2E = math.log2(math.e)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST_HEAD = 128
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, to test them
-_INTERPRETED = tl.constexpr(INTERPRETED)
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 _MINUS_INFINITY = tl.constexpr(-math.inf)
 _INFINITY = tl.constexpr(math.inf)
 
@@ -158,9 +151,11 @@ def _visible(
     real_i = i >= 0
     real_j = j >= 0
     if HAS_MASK:
-        real_j = real_j & (tl.load(mask + j * mask_stride, mask=real_j, other=0) != 0)
+        real_j = real_j & (tl.load(mask + j.to(tl.int64) * mask_stride, mask=real_j, other=0) != 0)
         if WITHIN_BUCKET:  # padding has a bucket of its own
-            real_i = real_i & (tl.load(mask + i * mask_stride, mask=real_i, other=0) != 0)
+            real_i = real_i & (
+                tl.load(mask + i.to(tl.int64) * mask_stride, mask=real_i, other=0) != 0
+            )
     visible = real_i[:, None] & real_j[None, :]
 
     # 2. Positions.
@@ -276,9 +271,9 @@ def _forward_kernel(
     the last round writes ``out`` instead. scale: of q · k, times log2(e).
     """
     # 1. Find this program's tile, and the sequence that it belongs to.
-    sequence = tl.program_id(1)
     tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
-    chunk = tl.program_id(0) // tiles
+    sequence = tl.program_id(0) // (n_chunks * tiles)
+    chunk = tl.program_id(0) % (n_chunks * tiles) // tiles
     start = (tl.program_id(0) % tiles) * BLOCK
     batch = (sequence // heads).to(tl.int64)
     head = (sequence % heads).to(tl.int64)
@@ -357,7 +352,7 @@ def _forward_kernel(
         if SHARED_QK:
             only_self = exists & nothing_visible
             if HAS_MASK:
-                only_self &= tl.load(mask + i * mask_row, mask=exists, other=0) != 0
+                only_self &= tl.load(mask + i.to(tl.int64) * mask_row, mask=exists, other=0) != 0
             own_values = _load_rows(v, i, v_row, D_V, BLOCK_D_V).to(tl.float32)
             tile_out = tl.where(only_self[:, None], own_values, tile_out)
         tile_out = _narrow(tile_out, out.dtype.element_ty)
@@ -384,12 +379,13 @@ def _delta_kernel(
     BLOCK_D_V: tl.constexpr,
 ):
     """delta_i = out_i · d_out_i, which equals Σ_j weight_ij · d_weight_ij: (batch · heads, L)."""
-    sequence = tl.program_id(1)
+    tiles = tl.cdiv(length, BLOCK)
+    sequence = tl.program_id(0) // tiles
     batch = (sequence // heads).to(tl.int64)
     head = (sequence % heads).to(tl.int64)
     out += batch * out_batch + head * out_head
     d_out += batch * d_out_batch + head * d_out_head
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     i = tl.where(i < length, i, -1)
     rows = _load_rows(out, i, out_row, D_V, BLOCK_D_V).to(tl.float32)
     d_rows = _load_rows(d_out, i, d_out_row, D_V, BLOCK_D_V).to(tl.float32)
@@ -457,9 +453,9 @@ def _backward_queries_kernel(
     to which rounds after the first add. scale: of q · k (without log2(e)).
     """
     # 1. Find this program's tile, and the sequence that it belongs to.
-    sequence = tl.program_id(1)
     tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
-    chunk = tl.program_id(0) // tiles
+    sequence = tl.program_id(0) // (n_chunks * tiles)
+    chunk = tl.program_id(0) % (n_chunks * tiles) // tiles
     start = (tl.program_id(0) % tiles) * BLOCK
     batch = (sequence // heads).to(tl.int64)
     head = (sequence % heads).to(tl.int64)
@@ -583,9 +579,9 @@ def _backward_keys_kernel(
     sums are float32, with the strides of d_k and d_v, which the last round writes.
     """
     # 1. Find this program's tile, and the sequence that it belongs to.
-    sequence = tl.program_id(1)
     tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
-    chunk = tl.program_id(0) // tiles
+    sequence = tl.program_id(0) // (n_chunks * tiles)
+    chunk = tl.program_id(0) % (n_chunks * tiles) // tiles
     start = (tl.program_id(0) % tiles) * BLOCK
     batch = (sequence // heads).to(tl.int64)
     head = (sequence % heads).to(tl.int64)
@@ -649,7 +645,7 @@ def _backward_keys_kernel(
         if ROUND == 0:
             only_self = tl.load(lse + j, mask=exists, other=0.0) == _MINUS_INFINITY
             if HAS_MASK:
-                only_self &= tl.load(mask + j * mask_row, mask=exists, other=0) != 0
+                only_self &= tl.load(mask + j.to(tl.int64) * mask_row, mask=exists, other=0) != 0
             own_d_out = _load_rows(d_out, j, d_out_row, D_V, BLOCK_D_V).to(tl.float32)
             sum_v += tl.where(only_self[:, None], own_d_out, 0.0)
 
@@ -667,203 +663,69 @@ def _backward_keys_kernel(
 # Launching them
 
 
-def lsh_attention(qk, v, buckets, options, padding_mask=None):
-    """``pytorch.lsh_attention`` by fused kernels; float32, bfloat16 or float16, d up to 128."""
-    q, v = _four_axes(qk), _four_axes(v)
-    batch, heads, length, _ = q.shape
-    buckets = buckets.reshape(batch * heads, -1, length)
-    mask = None if padding_mask is None else padding_mask.expand(qk.shape[:-1])
-    order = sort_positions(buckets, mask)
-    slots = None
-    if options.count_once and (options.n_hashes > 1 or options.wrap):
-        places = torch.arange(length, dtype=torch.int32, device=q.device).expand_as(order)
-        slots = torch.empty_like(order).scatter_(-1, order.long(), places)
-    buckets = buckets if options.within_bucket else None
-    mask = None if mask is None else mask.reshape(batch, heads, length)
-    scale = options.scale_for(q.shape[-1])
-    numbers = kernel_options(options, length)
-    out = _Attention.apply(
-        q, None, v, order, slots, buckets, mask, numbers, scale, options.norm_eps
-    )
-    return out.reshape(*qk.shape[:-1], v.shape[-1])
-
-
-def local_attention(q, k, v, options, padding_mask=None):
-    """``local_attention.pytorch.local_attention`` by the same kernels: one round, in order."""
-    shape = q.shape[:-1]
-    mask = None if padding_mask is None else padding_mask.expand(shape)
-    q, k, v = _four_axes(q), _four_axes(k), _four_axes(v)
-    batch, heads, length, d = q.shape
-    order = torch.arange(length, dtype=torch.int32, device=q.device)
-    order = order.repeat(batch * heads, 1, 1)
-    mask = None if mask is None else mask.reshape(batch, heads, length)
-    numbers = kernel_options(options, length, see_self=True)
-    out = _Attention.apply(q, k, v, order, None, None, mask, numbers, options.scale_for(d), 0.0)
-    return out.reshape(*shape, v.shape[-1])
-
-
-def sort_positions(buckets, padding_mask=None):
-    """The position in each slot: int32 (N, n_hashes, L), sorted by (bucket, position), padding last."""
-    if padding_mask is not None:
-        real = padding_mask.reshape(len(buckets), 1, -1)
-        # A wider type than that of the buckets, so that no bucket has the number of padding.
-        wide = torch.int32 if buckets.dtype == torch.int16 else torch.int64
-        buckets = torch.where(real, buckets.to(wide), torch.iinfo(wide).max)
-    return torch.sort(buckets, dim=-1, stable=True).indices.to(torch.int32)
-
-
-def kernel_options(options, length, see_self=False):
-    """The options that the kernels are compiled for, as integers."""
-    flags = options.causal, options.within_bucket, options.count_once, options.window == "rank"
-    chunk_length = min(options.chunk_length, length)
-    sizes = chunk_length, options.chunks_before, options.chunks_after
-    return [*sizes, *map(int, (*flags, options.wrap, see_self))]
-
-
-def supports(q, v, options):
-    """Whether the kernels can compute this; if not, the reason."""
-    if q.dtype not in DTYPES:
-        return f"dtype {q.dtype}"
-    if max(q.shape[-1], v.shape[-1]) > LARGEST_HEAD:
-        return f"vectors longer than {LARGEST_HEAD}"
-    return None
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, order, slots, buckets, mask, options, scale, norm_eps):
-        tables = order, slots, buckets, mask
-        # Sums over several rounds are kept in float32.
-        partial = None
-        if order.shape[1] > 1 and v.dtype != torch.float32:
-            partial = torch.empty_like(_new_rows(v), dtype=torch.float32)
-        with autocast_off(q.device.type):
-            out, lse = attention_forward(q, k, v, *tables, partial, options, scale, norm_eps)
-        ctx.save_for_backward(q, k, v, out, lse, *tables)
-        ctx.options, ctx.scale, ctx.norm_eps = options, scale, norm_eps
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_out):
-        q, k, v, out, lse, *tables = ctx.saved_tensors
-        # d_q is a sum over rounds and, with shared queries and keys, over both sides of a pair.
-        partial_q = None
-        partial_v = None
-        if k is None and v.dtype != torch.float32:
-            partial_q = torch.empty_like(_new_rows(q), dtype=torch.float32)
-            partial_v = torch.empty_like(_new_rows(v), dtype=torch.float32)
-        with autocast_off(q.device.type):
-            d_q, d_k, d_v = attention_backward(
-                d_out, q, k, v, out, lse, *tables, partial_q, partial_v,
-                ctx.options, ctx.scale, ctx.norm_eps,
-            )  # fmt: skip
-        return d_q, None if k is None else d_k, d_v, *[None] * 7
-
-
-@torch.library.custom_op("reformer_ref::attention_forward", mutates_args=("partial",))
-def attention_forward(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    order: Tensor,
-    slots: Tensor | None,
-    buckets: Tensor | None,
-    mask: Tensor | None,
-    partial: Tensor | None,
-    options: list[int],
-    scale: float,
-    norm_eps: float,
-) -> tuple[Tensor, Tensor]:
-    """The output (batch, heads, L, d_v) and the log-sum-exp (batch · heads, L), to the base 2."""
-    out = _new_rows(v)
-    lse = torch.empty(order.shape[0], order.shape[2], dtype=torch.float32, device=q.device)
-    partial = out if partial is None else partial
+def launch_forward(
+    q, k, v, out, partial, lse, order, slots, buckets, mask, options, scale, norm_eps
+):
+    """Fill ``out`` and ``lse``: see ``fused.attention_forward``. partial: room for sums in float32."""
     keys = q if k is None else k
-    optional = [order if table is None else table for table in (slots, buckets)]
-    padding = order if mask is None else mask.view(torch.uint8)
+    partial = out if partial is None else partial
     grid, sizes, constants = _launch(q, v, order, mask, k is None, options)
+    tables = _tables(order, slots, buckets, mask)
     strides = [s for x in (q, keys, v, out) for s in x.stride()[:3]]
-    mask_strides = (0, 0, 0) if mask is None else padding.stride()
-    n_hashes = order.shape[1]
-    for this_round in range(n_hashes):
+    mask_strides = (0, 0, 0) if mask is None else mask.stride()
+    for this_round in range(order.shape[1]):
         _forward_kernel[grid](
-            q, keys, v, out, partial, lse, order, *optional, padding,
+            q, keys, v, out, partial, lse, *tables,
             *strides, *mask_strides, *sizes, scale * LOG2E, norm_eps,
             ROUND=this_round, **constants,
         )  # fmt: skip
-    return out, lse
 
 
-@attention_forward.register_fake
-def _(q, k, v, order, slots, buckets, mask, partial, options, scale, norm_eps):
-    lse = torch.empty(order.shape[0], order.shape[2], dtype=torch.float32, device=q.device)
-    return _new_rows(v), lse
-
-
-@torch.library.custom_op(
-    "reformer_ref::attention_backward", mutates_args=("partial_q", "partial_v")
-)
-def attention_backward(
-    d_out: Tensor,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    order: Tensor,
-    slots: Tensor | None,
-    buckets: Tensor | None,
-    mask: Tensor | None,
-    partial_q: Tensor | None,
-    partial_v: Tensor | None,
-    options: list[int],
-    scale: float,
-    norm_eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k (empty where k is None) and v."""
-    if d_out.stride(-1) != 1:
-        d_out = d_out.contiguous()
-    delta = torch.empty_like(lse)
-    d_q, d_v = _new_rows(q), _new_rows(v)
-    d_k = q.new_empty(0) if k is None else _new_rows(q)
+def launch_backward(
+    d_out, q, k, v, out, lse, order, slots, buckets, mask, partial_q, partial_v, d_q, d_k, d_v,
+    options, scale, norm_eps,
+):  # fmt: skip
+    """Fill d_q, d_k (where k is not None) and d_v: see ``fused.attention_backward``."""
+    keys = q if k is None else k
     partial_q = d_q if partial_q is None else partial_q
     partial_v = d_v if partial_v is None else partial_v
-    keys = q if k is None else k
-    optional = [order if table is None else table for table in (slots, buckets)]
-    padding = order if mask is None else mask.view(torch.uint8)
     grid, sizes, constants = _launch(q, v, order, mask, k is None, options, backward=True)
     heads, length, _ = sizes
+
+    # 1. What the gradients of all scores of a query have in common.
+    delta = torch.empty_like(lse)
     block = constants["BLOCK"]
-    _delta_kernel[triton.cdiv(length, block), grid[1]](
+    _delta_kernel[(len(order) * triton.cdiv(length, block),)](
         out, d_out, delta, *out.stride()[:3], *d_out.stride()[:3], heads, length,
         D_V=constants["D_V"], BLOCK=block, BLOCK_D_V=constants["BLOCK_D_V"],
     )  # fmt: skip
-    strides = [s for x in (q, keys, v, d_out) for s in x.stride()[:3]]
-    mask_strides = (0, 0, 0) if mask is None else padding.stride()
-    tables = order, *optional, padding
-    numbers = *mask_strides, *sizes, scale, norm_eps
-    # With shared queries and keys, the second kernel adds its part to that of the first.
+
+    # 2. Round by round. With shared queries and keys, the second kernel adds its part to that of
+    #    the first.
     d_queries = d_q if k is not None else partial_q
     d_keys = d_q if k is None else d_k
-    d_strides = *d_q.stride()[:3], *d_v.stride()[:3]
+    tables = _tables(order, slots, buckets, mask)
+    strides = [s for x in (q, keys, v, d_out) for s in x.stride()[:3]]
+    q_strides = d_q.stride()[:3]
+    v_strides = d_v.stride()[:3]
+    mask_strides = (0, 0, 0) if mask is None else mask.stride()
+    numbers = *mask_strides, *sizes, scale, norm_eps
     for this_round in range(order.shape[1]):
         constants["ROUND"] = this_round
         _backward_queries_kernel[grid](
             q, keys, v, d_out, lse, delta, d_queries, *tables,
-            *strides, *d_q.stride()[:3], *numbers, **constants,
+            *strides, *q_strides, *numbers, **constants,
         )  # fmt: skip
         _backward_keys_kernel[grid](
             q, keys, v, d_out, lse, delta, partial_q, partial_v, d_keys, d_v, *tables,
-            *strides, *d_strides, *numbers, **constants,
+            *strides, *q_strides, *v_strides, *numbers, **constants,
         )  # fmt: skip
-    return d_q, d_k, d_v
 
 
-@attention_backward.register_fake
-def _(d_out, q, k, v, out, lse, order, slots, buckets, mask, partial_q, partial_v, *numbers):
-    d_k = q.new_empty(0) if k is None else _new_rows(q)
-    return _new_rows(q), d_k, _new_rows(v)
+def _tables(order, slots, buckets, mask):
+    """The tables as the kernels take them: for one that is not read, ``order`` stands in."""
+    tables = [order if table is None else table for table in (slots, buckets)]
+    return order, *tables, order if mask is None else mask.view(torch.uint8)
 
 
 def _launch(q, v, order, mask, shared_qk, options, backward=False):
@@ -876,7 +738,7 @@ def _launch(q, v, order, mask, shared_qk, options, backward=False):
     d, d_v = q.shape[-1], v.shape[-1]
     n_chunks = triton.cdiv(length, chunk_length)
     block, warps = tile_size(chunk_length, max(d, d_v), q.dtype, backward)
-    grid = n_chunks * triton.cdiv(chunk_length, block), n_sequences
+    grid = (n_sequences * n_chunks * triton.cdiv(chunk_length, block),)
     constants = {
         "D": d,
         "D_V": d_v,
@@ -912,17 +774,3 @@ def tile_size(chunk_length, d, dtype, backward):
     else:
         largest, warps = (32 if backward else 64), (4 if d <= 64 else 8)
     return min(largest, max(16, triton.next_power_of_2(chunk_length))), warps
-
-
-def _four_axes(x):
-    """x (…, L, d) as (batch, heads, L, d), its rows contiguous; a copy only where it must be."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    if x.ndim < 4:
-        return x[(None,) * (4 - x.ndim)]
-    return x.flatten(0, -4)
-
-
-def _new_rows(x):
-    """New memory for a tensor like x (batch, heads, L, d), with the heads of a token side by side."""
-    batch, heads, length, d = x.shape
-    return torch.empty(batch, length, heads, d, dtype=x.dtype, device=x.device).transpose(1, 2)
