@@ -115,7 +115,9 @@ $(PEERS): $(CORE)
 	$(PIP) -e '.[test,lab,peers]'
 	@touch $@
 
+# A CUDA build of torch brings its own triton, which must stay; without one, this is the tested release.
 $(KERNELS): $(CORE)
+	$(BIN)/python -c 'import triton' 2> /dev/null || $(PIP) triton$(if $(CONSTRAINTS),==3.6.0)
 	$(PIP) -e '.[test,lab,kernels]'
 	@touch $@
 

@@ -216,7 +216,8 @@ class ReformerLM(nn.Module):
         Args:
             tokens: int64 or int32, in [0, vocab_size).
             padding_mask: True = real token, broadcast to (B, L). Positions count real tokens only,
-                so padding on any side changes nothing (with ``lsh.wrap``: see ``LSHOptions``).
+                so padding on any side changes nothing (with ``lsh.wrap``: see ``LSHOptions``; on
+                CUDA, and where the model is traced: if ``lsh.n_buckets`` is given).
             generator: a CPU generator that draws fresh rotations for this call; None: the stored
                 ones.
 
