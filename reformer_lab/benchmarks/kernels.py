@@ -113,7 +113,7 @@ def _attend(module, dtype, d, attention, padding):
     k = k if local else None
     module.launch_forward(q, k, v, out, partial, lse, *tables, *settings)
     gradients = d_q, d_k, d_v
-    module.launch_backward(d_out, q, k, v, out, lse, *tables, partial, partial, *gradients, *settings)
+    module.launch_backward(d_out, q, k, v, out, lse, *tables, partial, partial, lse, *gradients, *settings)
 
 
 @contextmanager

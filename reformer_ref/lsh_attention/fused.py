@@ -133,9 +133,11 @@ class _Attention(torch.autograd.Function):
         if k is None and v.dtype != torch.float32:
             partial_q = _new_rows(q, torch.float32)
             partial_v = _new_rows(v, torch.float32)
+        if d_out.stride(-1) != 1:
+            d_out = d_out.contiguous()
         with autocast_off(q.device.type):
             d_q, d_k, d_v = attention_backward(
-                d_out, q, k, v, out, lse, *tables, partial_q, partial_v,
+                d_out, q, k, v, out, lse, *tables, partial_q, partial_v, torch.empty_like(lse),
                 ctx.options, ctx.scale, ctx.norm_eps,
             )  # fmt: skip
         return d_q, None if k is None else d_k, d_v, *[None] * 7
@@ -179,7 +181,7 @@ def _forward_results(q, v):
 
 
 @torch.library.custom_op(
-    "reformer_ref::attention_backward", mutates_args=("partial_q", "partial_v")
+    "reformer_ref::attention_backward", mutates_args=("partial_q", "partial_v", "delta")
 )
 def attention_backward(
     d_out: Tensor,
@@ -194,19 +196,22 @@ def attention_backward(
     mask: Tensor | None,
     partial_q: Tensor | None,
     partial_v: Tensor | None,
+    delta: Tensor,
     options: list[int],
     scale: float,
     norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k (empty where k is None) and v."""
+    """The gradients of q, k (empty where k is None) and v.
+
+    Arguments as in ``attention_forward``. partial_q, partial_v: room for sums in float32; delta: for
+    a number for each query, like lse. (Room that is made outside is seen by who counts memory.)
+    """
     from reformer_ref.lsh_attention.triton import launch_backward
 
-    if d_out.stride(-1) != 1:
-        d_out = d_out.contiguous()
     gradients = _backward_results(q, k, v)
     tables = order, slots, buckets, mask
     launch_backward(
-        d_out, q, k, v, out, lse, *tables, partial_q, partial_v, *gradients,
+        d_out, q, k, v, out, lse, *tables, partial_q, partial_v, delta, *gradients,
         options, scale, norm_eps,
     )  # fmt: skip
     return gradients

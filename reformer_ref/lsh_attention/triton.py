@@ -682,8 +682,8 @@ def launch_forward(
 
 
 def launch_backward(
-    d_out, q, k, v, out, lse, order, slots, buckets, mask, partial_q, partial_v, d_q, d_k, d_v,
-    options, scale, norm_eps,
+    d_out, q, k, v, out, lse, order, slots, buckets, mask, partial_q, partial_v, delta, d_q, d_k,
+    d_v, options, scale, norm_eps,
 ):  # fmt: skip
     """Fill d_q, d_k (where k is not None) and d_v: see ``fused.attention_backward``."""
     keys = q if k is None else k
@@ -693,7 +693,6 @@ def launch_backward(
     heads, length, _ = sizes
 
     # 1. What the gradients of all scores of a query have in common.
-    delta = torch.empty_like(lse)
     block = constants["BLOCK"]
     _delta_kernel[(len(order) * triton.cdiv(length, block),)](
         out, d_out, delta, *out.stride()[:3], *d_out.stride()[:3], heads, length,

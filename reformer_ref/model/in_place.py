@@ -16,7 +16,9 @@ from reformer_ref.model.layers import FeedForwardLayer, SelfAttention, merge_hea
 from reformer_ref.reversible.in_place import ModuleLayer
 
 ROWS_AT_A_TIME = 1 << 16  # tokens times heads that attention works on together
-ROWS_ON_CUDA = 1 << 18  # there a few large operations are better; a million tokens are so many in one head
+ROWS_ON_CUDA = (
+    1 << 18
+)  # there a few large operations are better; a million tokens are so many in one head
 SUBMODULES = (nn.Linear, nn.LayerNorm, nn.Dropout, FeedForward)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

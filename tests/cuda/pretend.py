@@ -21,8 +21,8 @@ FREE = {
 }  # fmt: skip
 # Operations whose result the host must wait for.
 WAIT = {
-    "item", "_local_scalar_dense", "nonzero", "nonzero_static", "unique", "_unique2", "unique_dim", "unique_consecutive",
-    "is_nonzero", "equal", "masked_select",
+    "item", "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select",
+    "unique", "_unique2", "unique_dim", "unique_consecutive",
 }  # fmt: skip
 
 
