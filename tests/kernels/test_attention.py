@@ -144,7 +144,7 @@ def test_rounds_on_a_ring():
     compare_lsh(LSHOptions.preset("trax", n_hashes=8, chunk_length=16), 19, FLOAT16, lead=(1, 1))
 
 
-@pytest.mark.parametrize(("d", "d_v"), [(1, 1), (5, 24), (24, 5), (40, 64), (64, 33), (100, 128), (128, 16)])
+@pytest.mark.parametrize(("d", "d_v"), [(3, 2), (5, 24), (24, 5), (40, 64), (64, 33), (100, 128), (128, 16)])
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
 def test_sizes_of_heads(d, d_v, dtype):
     compare_lsh(LSHOptions(n_hashes=2, chunk_length=16), 20, dtype, d=d, d_v=d_v, lead=(1, 1))
