@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reformer_ref._arguments import bucket_factors, require_int
-from reformer_ref._tensors import evaluating
+from reformer_ref._tensors import evaluating, require_tensor
 from reformer_ref.generation.caches import DenseCache, LocalCache, StrictCache
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.model.arguments import check_tokens
@@ -79,11 +79,9 @@ class TokenDecoder:
             TypeError, ValueError: for tokens that do not fit, before a prompt, or when full.
         """
         self._require_prompt("step")
-        if not isinstance(tokens, Tensor) or tokens.shape != (self.rows,):
-            given = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(
-                f"tokens must be a tensor ({self.rows},), one token per row, got {given}"
-            )
+        if require_tensor("tokens", tokens).shape != (self.rows,):
+            want = f"shape ({self.rows},), one token per row"
+            raise ValueError(f"tokens must have {want}, got {tuple(tokens.shape)}")
         check_tokens(self.model.config, tokens[:, None], None, device=self.device)
         if self.length >= self.capacity:
             raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")

@@ -31,6 +31,8 @@ from reformer_ref.reversible.in_place import reversible_loss, unobserved
 from reformer_ref.reversible.in_place import reversible_stack as reversible_stack_in_place
 from reformer_ref.reversible.pytorch import reversible_stack
 
+COMPUTED = "what the model computes from its weights"  # in messages, where it is not finite
+
 
 class ReformerBackbone(nn.Module):
     """Everything between tokens and head.
@@ -216,7 +218,8 @@ class ReformerLM(nn.Module):
         Args:
             tokens: int64 or int32, in [0, vocab_size).
             padding_mask: True = real token, broadcast to (B, L). Positions count real tokens only,
-                so padding on any side changes nothing (with ``lsh.wrap``: see ``LSHOptions``).
+                so padding on any side changes nothing (with ``lsh.wrap``, or without
+                ``lsh.n_buckets`` next to a longer row: see ``LSHOptions``).
             generator: a CPU generator that draws fresh rotations for this call; None: the stored
                 ones.
 
@@ -238,7 +241,7 @@ class ReformerLM(nn.Module):
         """Compute what the head is given; arguments and errors as in ``forward``."""
         padding_mask = self._check(tokens, padding_mask, generator)
         hidden = self.backbone(tokens, padding_mask, generator)
-        return require_finite("what the model computes from its weights", hidden)
+        return require_finite(COMPUTED, hidden)
 
     def logits(self, hidden: Float[Tensor, "*batch two_d_model"]) -> Float[Tensor, "*batch V"]:
         """Compute the logits of what ``hidden`` returns."""
@@ -288,7 +291,8 @@ class ReformerLM(nn.Module):
                 raise ValueError("tokens must hold at least 2 tokens to predict one, got 1")
             targets = next_tokens(tokens, padding_mask)
         targets = check_targets(self.config, targets, tokens, padding_mask)
-        return self.backbone.loss(self.head, tokens, targets, padding_mask, generator)
+        loss = self.backbone.loss(self.head, tokens, targets, padding_mask, generator)
+        return require_finite(COMPUTED, loss)
 
     @classmethod
     def from_huggingface(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reformer_ref._arguments import require_bool, short_repr
-from reformer_ref._tensors import require_floating
+from reformer_ref._tensors import require_floating, require_tensor
 from reformer_ref.reversible import pytorch as plain
 from reformer_ref.reversible.in_place import InPlaceLayer
 
@@ -171,6 +171,8 @@ def _check_context(context):
         if tensor is not None and not isinstance(tensor, torch.Tensor):
             given = f"{short_repr(tensor)} ({type(tensor).__name__})"
             raise TypeError(f"context must be tensors or None, got {given}")
+        if tensor is not None:
+            require_tensor("context", tensor)
 
 
 def _check_streams(first, second):

@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -351,7 +352,7 @@ def _(draw):
 # Models
 
 STRICT = small_config("strict", max_length=16)
-TRAX = small_config("huggingface")
+TRAX = replace(small_config("huggingface"), local=LocalOptions(chunk_length=4, wrap=True))
 ENCODER = small_config(causal=False)
 BYTES = ReformerConfig(
     vocab_size=256, d_model=8, n_layers=1, n_heads=1, max_length=16, pattern=("lsh",),
