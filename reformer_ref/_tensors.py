@@ -39,18 +39,11 @@ def has_values(x: Tensor) -> bool:
     )
 
 
-def is_dense(x: Any) -> bool:
-    """Whether ``x`` is a tensor, and neither sparse nor nested nor quantized."""
-    if not isinstance(x, Tensor):
-        return False
-    return x.layout == torch.strided and not x.is_nested and not x.is_quantized
-
-
 def require_tensor(name: str, x: Any) -> Tensor:
-    """TypeError unless ``x`` is a dense tensor."""
+    """TypeError unless ``x`` is a dense tensor: neither sparse nor nested nor quantized."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if not is_dense(x):
+    if x.layout != torch.strided or x.is_nested or x.is_quantized:
         given = "a nested one; pad it" if x.is_nested else f"one of {x.dtype}, {x.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {given}")
     return x

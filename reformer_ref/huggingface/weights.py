@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from reformer_ref._arguments import clear_errors, require_bool, short_repr
-from reformer_ref._tensors import is_dense
+from reformer_ref._tensors import require_tensor
 from reformer_ref.huggingface.files import read_pretrained
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
@@ -353,7 +353,7 @@ def _require_weights(given, shapes):
         ("lm_head.bias", "lm_head.decoder.bias"), shapes["lm_head.decoder.weight"][:1]
     )
     known = {name: w for name, w in given.items() if name in allowed}
-    tensors = {name: w for name, w in known.items() if is_dense(w)}
+    tensors = {name: w for name, w in known.items() if _is_dense(w)}
     dtypes = [w.dtype for w in tensors.values() if w.is_floating_point()]
     dtype = max(dtypes, key=dtypes.count, default=torch.float32)  # the most common one
     wrong = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in given]
@@ -373,6 +373,14 @@ def _require_weights(given, shapes):
     if wrong:
         raise ValueError("the weights do not fit the configuration:\n  " + "\n  ".join(wrong))
     return tensors, dtype, tensors["lm_head.decoder.weight"].device
+
+
+def _is_dense(w):
+    try:
+        require_tensor("the weight", w)
+    except TypeError:
+        return False
+    return True
 
 
 def _fill_rotations(model, hash_seed):

@@ -20,7 +20,7 @@ def check_tokens(config, tokens, padding_mask, generator=None, *, name="tokens",
         most = f"max_length = {config.max_length}"
         raise ValueError(f"{name} must be at most {most} long, got {length}")
     if has_values(tokens):
-        low, high = (int(value) for value in tokens.aminmax())
+        low, high = torch.stack(tokens.aminmax()).tolist()
         if low < 0 or high >= config.vocab_size:
             accepted = f"0 … {config.vocab_size - 1}"
             raise ValueError(f"{name} must lie in {accepted}, got {low} … {high}")
