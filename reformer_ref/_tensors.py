@@ -52,7 +52,7 @@ def require_tensor(name: str, x: Any) -> Tensor:
 def require_floating(name: str, x: Any) -> Tensor:
     """TypeError unless ``x`` is a dense tensor of float32, float64, bfloat16 or float16."""
     if require_tensor(name, x).dtype not in FLOATING:
-        raise TypeError(f"{name} must be of dtype {FLOATING_NAMES}, got {x.dtype}")
+        raise TypeError(f"{name} must be dense, of dtype {FLOATING_NAMES}, got {x.dtype}")
     return x
 
 
@@ -67,7 +67,7 @@ def require_rows(name: str, x: Any) -> Tensor:
 def require_integers(name: str, x: Any, must: str = "be integers") -> Tensor:
     """``x`` as int64; TypeError unless it is a dense tensor of integers that int64 can hold."""
     if require_tensor(name, x).dtype not in INTEGERS:
-        raise TypeError(f"{name} must {must}, and not uint64, got {x.dtype}")
+        raise TypeError(f"{name} must {must}, dense, and not uint64, got {x.dtype}")
     return x.long()
 
 

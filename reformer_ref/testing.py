@@ -257,8 +257,8 @@ def autograd_vjp(
     d_out = to_torch(_numbers("d_out", d_out), dtype, device)
     out = require_floating("the result of fn", fn(*tensors))
     require_shape("d_out", d_out, out.shape, "the shape of the result of fn")
-    partial = [None] * len(tensors)
+    grads = [torch.zeros_like(t) for t in tensors]
     if out.requires_grad:
         partial = torch.autograd.grad(out, tensors, d_out.to(out), allow_unused=True)
-    grads = [torch.zeros_like(t) if g is None else g for g, t in zip(partial, tensors, strict=True)]
+        grads = [zero if g is None else g for g, zero in zip(partial, grads, strict=True)]
     return to_numpy(out), to_numpy(grads)

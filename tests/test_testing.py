@@ -23,7 +23,7 @@ def test_what_cannot_be_called_is_refused_at_once(fn):
         (torch.sin, [np.zeros(3)], "text", TypeError, "d_out must hold real numbers"),
         (torch.sin, [np.zeros(3, dtype=complex)], np.zeros(3), TypeError, "inputs must hold real numbers"),
         (lambda x: (x, x), [np.zeros(3)], np.zeros(3), TypeError, "the result of fn must be a torch.Tensor, got tuple"),
-        (torch.argmax, [np.zeros(3)], np.zeros(()), TypeError, "the result of fn must be of dtype"),
+        (torch.argmax, [np.zeros(3)], np.zeros(()), TypeError, "the result of fn must be dense, of dtype"),
     ],
 )
 def test_autograd_vjp_names_what_does_not_fit(fn, inputs, d_out, error, says):

@@ -10,6 +10,7 @@ from torch import Tensor
 from reformer_ref._arguments import (
     LARGEST_ARRAY,
     require_bool,
+    require_callable,
     require_choice,
     require_float,
     require_int,

@@ -79,9 +79,12 @@ class TokenDecoder:
             TypeError, ValueError: for tokens that do not fit, before a prompt, or when full.
         """
         self._require_prompt("step")
-        if require_tensor("tokens", tokens).shape != (self.rows,):
-            want = f"shape ({self.rows},), one token per row"
-            raise ValueError(f"tokens must have {want}, got {tuple(tokens.shape)}")
+        is_tensor = isinstance(tokens, Tensor)
+        if not is_tensor or require_tensor("tokens", tokens).shape != (self.rows,):
+            given = tuple(tokens.shape) if is_tensor else type(tokens).__name__
+            raise ValueError(
+                f"tokens must be a tensor ({self.rows},), one token per row, got {given}"
+            )
         check_tokens(self.model.config, tokens[:, None], None, device=self.device)
         if self.length >= self.capacity:
             raise ValueError(f"the decoder is full: its capacity is {self.capacity} tokens")

@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from reformer_ref._arguments import require_callable
 from reformer_ref.memory.measure import Peak, as_device
 
 BLOCK = 512  # bytes: the CUDA allocator gives memory out in these

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from reformer_ref._arguments import require_choice, short_repr
+from reformer_ref._arguments import require_callable, require_choice, short_repr
 
 
 @dataclass(frozen=True)
