@@ -65,13 +65,14 @@ class Checkpoint:
 # ---- writing
 
 
-def save(folder, model: nn.Module, *, step=0, training=None, state=None) -> Path:
+def save(folder, model: nn.Module, *, step=0, weights=None, training=None, state=None) -> Path:
     """Write a checkpoint of ``model`` into ``folder``, which is made if need be; the newest two stay there.
 
     Args:
         folder: path of a folder.
         model: ReformerLM, ReformerEncoderDecoder, or any other module (only `read` gives its weights back).
         step: number of training steps done.
+        weights: {name: tensor}, those of ``model`` gathered from several processes; None: its state dict.
         training: {name: tensor}, the state of the optimiser.
         state: dict of JSON values, what else is needed to go on.
 
@@ -97,7 +98,7 @@ def save(folder, model: nn.Module, *, step=0, training=None, state=None) -> Path
 
     kind, config = described(model)
     manifest = {"step": step, "model": kind, "config": config, "version": __version__, "state": state}
-    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+    tensors = {f"model/{name}": t for name, t in (weights or model.state_dict()).items()}
     tensors |= {f"training/{name}": t for name, t in training.items()}
     try:
         content = _packed(manifest, tensors)

@@ -27,9 +27,15 @@ from reformer_ref.model.layers import CrossAttention, FeedForwardLayer, SelfAtte
 from reformer_ref.model.loss import chunked_cross_entropy, final_norm, logits_of
 from reformer_ref.positions import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible import ReversibleBlock, ReversibleStack
-from reformer_ref.reversible.in_place import reversible_loss, unobserved
-from reformer_ref.reversible.in_place import reversible_stack as reversible_stack_in_place
-from reformer_ref.reversible.pytorch import reversible_stack
+from reformer_ref.reversible.in_place import (
+    WHOLE,
+    ModuleLayer,
+    plain_stack,
+    reversible_loss,
+    reversible_stack,
+    unobserved,
+)
+from reformer_ref.reversible.sharded import is_sharded, require_gathered, run_blocks
 
 
 class ReformerBackbone(nn.Module):
@@ -114,31 +120,44 @@ class ReformerBackbone(nn.Module):
             dropout=self._dropout(),
             chunk_length=self.config.loss_chunk,
         )
-        # In place, stack and loss are one function with one backward pass. It may overwrite the
-        # streams, because nothing outside has seen them.
-        if self._works_in_place():
-            layers = [in_place_layer(layer) for layer in self.layers()]
-            return reversible_loss(
-                loss_of_streams, loss_tensors, x, x, layers, *context, observe=self.observe
-            )
-        y1, y2 = self._streams(x, context)
-        return loss_of_streams(y1, y2, *loss_tensors)
+        return self._run(x, context, loss_of_streams, loss_tensors)
 
     def _streams(self, x, context):
-        """Both streams after the last block. All layers are called ``layer(x, *context)``."""
-        if (
-            self.config.streams == 1
-        ):  # an ordinary Transformer, whose result stands for both streams
-            for layer in self.layers():
-                x = x + layer(x, *context)
-            return x, x
-        if self._works_in_place():
-            layers = [in_place_layer(layer) for layer in self.layers()]
-            return reversible_stack_in_place(x, x, layers, *context, observe=self.observe)
-        return reversible_stack(x, x, self.stack.blocks, *context, reversible=self.stack.reversible)
+        """Both streams after the last block."""
+        return self._run(x, context)
 
-    def _works_in_place(self):
-        return self.in_place and self.stack.reversible and self.config.streams == 2
+    def _run(self, x, context, loss=None, loss_tensors=()):
+        """Both streams after the last block, or ``loss(y1, y2, *loss_tensors)`` if it is given."""
+        run = partial(self._run_layers, loss=loss, loss_tensors=loss_tensors)
+        # Blocks that are sharded over processes must be called; otherwise all layers are one stack.
+        if any(is_sharded(block) for block in self.stack.blocks):
+            return run_blocks(run, x, x, self.stack.blocks, *context)
+        return run(x, x, self.layers(), *context)
+
+    def _run_layers(self, x1, x2, layers, *context, loss=None, loss_tensors=(), link=WHOLE):
+        """What ``_run`` returns, of some layers; all of them are called ``layer(x, *context)``."""
+        if link.after is not None:  # the loss comes after the last block
+            loss = None
+        if self.config.streams == 2 and self.stack.reversible and (self.in_place or link != WHOLE):
+            make = in_place_layer if self.in_place else ModuleLayer
+            layers = [make(layer) for layer in layers]
+            how = {"observe": self.observe, "link": link}
+            if loss is None:
+                return reversible_stack(x1, x2, layers, *context, **how)
+            # In place, stack and loss are one function with one backward pass. It may overwrite the
+            # streams, because nothing outside has seen them.
+            return reversible_loss(loss, loss_tensors, x1, x2, layers, *context, **how)
+        if self.config.streams == 1:
+            # An ordinary Transformer, whose result stands for both streams.
+            for layer in layers:
+                x1 = x1 + layer(x1, *context)
+            streams = x1, x1
+        else:
+            reversible = self.stack.reversible
+            streams = plain_stack(
+                x1, x2, layers, *context, start=link.start, reversible=reversible
+            )
+        return streams if loss is None else loss(*streams, *loss_tensors)
 
     def layers(self):
         """All layers of all blocks, in order."""
@@ -304,6 +323,7 @@ class ReformerLM(nn.Module):
         return carry_over(cls, model_or_state_dict, config, add_head_bias=add_head_bias)
 
     def _check(self, tokens, padding_mask, generator):
+        require_gathered("model", self, self.backbone.stack.blocks)
         device = self.backbone.embedding.weight.device
         return check_tokens(self.config, tokens, padding_mask, generator, device=device)
 
