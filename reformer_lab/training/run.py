@@ -17,7 +17,7 @@ from reformer_lab.data.text import bits
 from reformer_lab.training import checkpoint
 from reformer_lab.training.checkpoint import CheckpointError
 from reformer_lab.training.optimizer import load_optimizer, make_optimizer
-from reformer_lab.training.run_folder import differences
+from reformer_lab.training.run_folder import differences, is_mark
 from reformer_lab.training.schedule import STOP_OVER, Plan, learning_rate_at
 from reformer_lab.training.strategy import divides, gathered, set_up, whole
 
@@ -25,7 +25,8 @@ FREE = ("checkpoint_every", "checkpoint_minutes")  # options that change no resu
 STATE = {  # of a run in a checkpoint, with a test of each value; "scaler" is there with fp16 only
     "about": lambda v: isinstance(v, dict),
     "where": lambda v: isinstance(v, dict),
-    "metrics": lambda v: isinstance(v, dict) and type(v.get("bytes")) is int and isinstance(v.get("sha256"), str),
+    "metrics": is_mark,
+    "timings": is_mark,
     "tokens": lambda v: type(v) is int and v >= 0,
     "seconds": lambda v: type(v) in (int, float) and v >= 0,
     "evaluation_seconds": lambda v: type(v) in (int, float) and v > 0,
@@ -90,7 +91,7 @@ class Run:
         self.started = time.perf_counter() if started is None else started
         self.about = {"options": asdict(options), **({} if about is None else about)}
         self.model = model.double() if options.precision == "64" else model
-        self.result, self.journal = TrainingResult(), None
+        self.result = TrainingResult()
         self.skipped = 0  # steps in a row that loss scaling left out
 
     @property
@@ -112,8 +113,8 @@ class Run:
         resumed = together(self.fabric, self._newest) if resume and self.folder is not None else None
         self.optimizer = make_optimizer(self.model, self.options)
         if resumed is not None:
-            self.model.load_state_dict(resumed.weights)
             load_optimizer(self.model, self.optimizer, resumed)
+            self.model.load_state_dict(resumed.weights)
         make = partial(make_optimizer, options=self.options)
         self.wrapped, self.wrapped_optimizer, self.optimizer = set_up(self.fabric, self.model, self.optimizer, make)
         self.wrapped.mark_forward_method("loss")
@@ -175,10 +176,9 @@ class Run:
     def _recall(self, resumed, state):
         """What happened before the checkpoint, from the lines in the folder."""
         if self._writes:
-            self.journal = self.folder.journal(state.get("metrics"), 0 if resumed is None else resumed.step)
-            metrics, timings = self.journal.lines
-            seconds = {line["step"]: line["seconds"] for line in timings}
-            for line in metrics:
+            lines = self.folder.cut_back(state, 0 if resumed is None else resumed.step)
+            seconds = {line["step"]: line["seconds"] for line in lines["timings"]}
+            for line in lines["metrics"]:
                 line["seconds"] = seconds.get(line["step"], 0.0)
                 if "held_out_bits" in line:
                     line["bits"] = line.pop("held_out_bits")
@@ -226,10 +226,10 @@ class Run:
         line = {"step": self.step + 1, "bits": bits(loss), "learning_rate": rate, "gradient_norm": norm}
         self.result.curve.append({**line, "seconds": now - self.started})
         self.speed, self.learned = tokens / (now - begun), self._is_learned()
-        if self.journal is not None:
-            self.journal.metrics(**line)
-            speed = round(self.speed, 1)
-            self.journal.timing(step=self.step, seconds=now - self.started, tokens_per_second=speed, peak_bytes=_peak())
+        if self._writes:
+            self.folder.add("metrics", **line)
+            took = {"seconds": now - self.started, "tokens_per_second": round(self.speed, 1), "peak_bytes": _peak()}
+            self.folder.add("timings", step=self.step, **took)
         if options.evaluate_every and self.step % options.evaluate_every == 0 and not self.finished:
             self._evaluate(self.held_out[: options.quick_windows])
         self._plan_on()
@@ -307,8 +307,8 @@ class Run:
         now = time.perf_counter()
         line = {"step": self.step, "windows": len(windows)}
         self.result.evaluations.append({**line, "bits": value, "seconds": now - self.started})
-        if self.journal is not None:
-            self.journal.metrics(step=self.step, held_out_bits=value, windows=len(windows))
+        if self._writes:
+            self.folder.add("metrics", step=self.step, held_out_bits=value, windows=len(windows))
         return now - begun
 
     def _plan_on(self):
@@ -332,9 +332,8 @@ class Run:
         weights, tensors = gathered(self.model, self.optimizer, keep=self._writes)
         if not self._writes:
             return
-        self.folder.require_unmoved()
-        state = {
-            "about": self.about, "where": self._where(), "metrics": self.journal.mark(), "tokens": self.result.tokens,
+        state = self.folder.marks() | {
+            "about": self.about, "where": self._where(), "tokens": self.result.tokens,
             "seconds": round(time.perf_counter() - self.started, 3), "evaluation_seconds": self.evaluation_seconds,
             "total": self.plan.total, "replanned": self.plan.replanned, "finished": finished,
             "skipped": self.skipped, "scaler": None if self.scaler is None else self.scaler.state_dict(),

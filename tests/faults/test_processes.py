@@ -208,8 +208,8 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path):
     time.sleep(0.7)
     process.kill()
     finish(process)
-    for age, path in enumerate(sorted((tmp_path / "run/checkpoints").glob("*"))):
-        os.utime(path, (10**9 - age * 10**6,) * 2)  # the newest has the oldest date
+    for age, stored in enumerate(sorted((tmp_path / "run/checkpoints").glob("*"))):
+        os.utime(stored, (10**9 - age * 10**6,) * 2)  # the newest has the oldest date
     code, _, err = finish(start(tmp_path, *arguments("run", resume=True), PYTHONPATH=path))
     assert code == 0, err
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
