@@ -326,7 +326,7 @@ class Run:
         return self.fabric.broadcast(due) if divides(self.fabric) else due  # all gather then; their clocks differ
 
     def save(self, finished=False):
-        """Write a checkpoint of this moment, in the process that writes; where the model is sharded, all must call it."""
+        """Write a checkpoint of this moment, in the process that writes; all must call it if the model is sharded."""
         if self.folder is None:
             return
         weights, tensors = gathered(self.model, self.optimizer, keep=self._writes)

@@ -35,7 +35,7 @@ from reformer_ref.reversible.in_place import (
     reversible_stack,
     unobserved,
 )
-from reformer_ref.reversible.sharded import is_sharded, require_gathered, run_blocks
+from reformer_ref.reversible.sharded import call_blocks, is_sharded, require_gathered
 
 
 class ReformerBackbone(nn.Module):
@@ -120,22 +120,22 @@ class ReformerBackbone(nn.Module):
             dropout=self._dropout(),
             chunk_length=self.config.loss_chunk,
         )
-        return self._run(x, context, loss_of_streams, loss_tensors)
+        return self._compute(x, context, loss_of_streams, loss_tensors)
 
     def _streams(self, x, context):
         """Both streams after the last block."""
-        return self._run(x, context)
+        return self._compute(x, context)
 
-    def _run(self, x, context, loss=None, loss_tensors=()):
+    def _compute(self, x, context, loss=None, loss_tensors=()):
         """Both streams after the last block, or ``loss(y1, y2, *loss_tensors)`` if it is given."""
-        run = partial(self._run_layers, loss=loss, loss_tensors=loss_tensors)
+        compute = partial(self._compute_layers, loss=loss, loss_tensors=loss_tensors)
         # Blocks that are sharded over processes must be called; otherwise all layers are one stack.
         if any(is_sharded(block) for block in self.stack.blocks):
-            return run_blocks(run, x, x, self.stack.blocks, *context)
-        return run(x, x, self.layers(), *context)
+            return call_blocks(compute, x, x, self.stack.blocks, *context)
+        return compute(x, x, self.layers(), *context)
 
-    def _run_layers(self, x1, x2, layers, *context, loss=None, loss_tensors=(), link=WHOLE):
-        """What ``_run`` returns, of some layers; all of them are called ``layer(x, *context)``."""
+    def _compute_layers(self, x1, x2, layers, *context, loss=None, loss_tensors=(), link=WHOLE):
+        """What ``_compute`` returns, of some layers; all of them are called ``layer(x, *context)``."""
         if link.after is not None:  # the loss comes after the last block
             loss = None
         if self.config.streams == 2 and self.stack.reversible and (self.in_place or link != WHOLE):
@@ -154,9 +154,7 @@ class ReformerBackbone(nn.Module):
             streams = x1, x1
         else:
             reversible = self.stack.reversible
-            streams = plain_stack(
-                x1, x2, layers, *context, start=link.start, reversible=reversible
-            )
+            streams = plain_stack(x1, x2, layers, *context, start=link.start, reversible=reversible)
         return streams if loss is None else loss(*streams, *loss_tensors)
 
     def layers(self):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from reformer_ref._arguments import require_bool, short_repr
 from reformer_ref._tensors import require_floating
-from reformer_ref.reversible import pytorch as plain
 from reformer_ref.reversible import in_place
+from reformer_ref.reversible import pytorch as plain
 from reformer_ref.reversible.in_place import InPlaceLayer, ModuleLayer
 from reformer_ref.reversible.pytorch import flat
-from reformer_ref.reversible.sharded import is_sharded, require_gathered, run_blocks
+from reformer_ref.reversible.sharded import call_blocks, is_sharded, require_gathered
 
 __all__ = [
     "InPlaceLayer",
@@ -40,12 +40,12 @@ class ReversibleBlock(nn.Module):
         x1: Float[Tensor, "*batch d"],
         x2: Float[Tensor, "*batch d"],
         *context: Tensor | None,
-        run: Callable[..., Any] | None = None,
+        compute: Callable[..., Any] | None = None,
     ) -> Any:
-        """This block alone, as a stack; or ``run(x1, x2, layers, *context)``, for sharded stacks."""
-        if run is None:
+        """This block alone, as a stack; or ``compute(x1, x2, layers, *context)``, for sharded stacks."""
+        if compute is None:
             return reversible_stack(x1, x2, [self.layers], *context)
-        return run(x1, x2, self.layers, *context)
+        return compute(x1, x2, self.layers, *context)
 
 
 Block = ReversibleBlock | Sequence[nn.Module] | nn.Module
@@ -101,7 +101,9 @@ def reversible_stack(
             block if isinstance(block, ReversibleBlock) else ReversibleBlock(*layers)
             for block, layers in zip(blocks, checked, strict=True)
         ]
-        return run_blocks(partial(_run_block, reversible=reversible), x1, x2, modules, *context)
+        return call_blocks(
+            partial(_compute_block, reversible=reversible), x1, x2, modules, *context
+        )
     return plain.reversible_stack(x1, x2, checked, *context, reversible=reversible)
 
 
@@ -160,7 +162,7 @@ class ReversibleStack(nn.Module):
         return f"reversible={self.reversible}"
 
 
-def _run_block(x1, x2, layers, *context, link, reversible):
+def _compute_block(x1, x2, layers, *context, link, reversible):
     """A block of a sharded stack."""
     if reversible:
         layers = [ModuleLayer(layer) for layer in layers]

@@ -26,26 +26,28 @@ def is_sharded(module):
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
-def run_blocks(run, x1, x2, blocks, *context):
+def call_blocks(compute, x1, x2, blocks, *context):
     """Call one `ReversibleBlock` after the other; the result of the last one.
 
-    run: what a block does when it is called, ``run(x1, x2, layers, *context, link=link)``.
+    compute: what a block does when it is called, ``compute(x1, x2, layers, *context, link=link)``.
     """
     # Between two blocks is a list in which backward passes the streams on.
     lists = [None, *([] for _ in blocks[1:]), None]
     start, out = 0, (x1, x2)
     for block, (before, after) in zip(blocks, pairwise(lists), strict=True):
         link = Link(start, before, after)
-        out = block(*out, *context, run=partial(_run_uncast, run, x1.dtype, link))
+        out = block(*out, *context, compute=partial(_compute_uncast, compute, x1.dtype, link))
         start += len(block.layers)
     return out
 
 
-def _run_uncast(run, dtype, link, x1, x2, layers, *context):
+def _compute_uncast(compute, dtype, link, x1, x2, layers, *context):
     if x1.dtype != dtype:
-        reason = f"mp_policy of fully_shard must not cast the residual streams ({dtype} to {x1.dtype})"
+        reason = (
+            f"mp_policy of fully_shard must not cast the residual streams ({dtype} to {x1.dtype})"
+        )
         raise ValueError(f"{reason}: leave it out, and use torch.autocast")
-    return run(x1, x2, layers, *context, link=link)
+    return compute(x1, x2, layers, *context, link=link)
 
 
 def require_gathered(name, module, blocks=(), remedy=WHOLE_BLOCKS):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reformer_lab.training import checkpoint
-from tests.faults.runs import arguments, finish, outcome, start, train, wait_for
+from tests.faults.runs import STEPS, arguments, finish, outcome, start, train, wait_for
 
 pytestmark = pytest.mark.nightly  # real processes, minutes of them
 
@@ -45,13 +45,17 @@ def first_moments(run, step):
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "bound"), [("32", 1e-6), ("64", 1e-12)])
 def test_two_processes_compute_the_gradients_of_one(precision, bound, tmp_path):
-    for out, more in (("one", {}), ("two", {"processes": 2}), ("parts", {"accumulate": 2})):
+    two = {"processes": 2}
+    sharded = {**two, "strategy": "fsdp"}
+    runs = {"one": {}, "two": two, "parts": {"accumulate": 2}, "sharded": sharded}
+    runs["sharded parts"] = {**sharded, "accumulate": 2}
+    for out, more in runs.items():
         options = {"steps": 1, "batch": 4, "precision": precision, "dropout": 0.0, "clip": 1e5}
         code, _, err = finish(start(tmp_path, *arguments(out, **options, **more), **port()))
         assert code == 0, err
     want = first_moments(tmp_path / "one", 1)
     largest = max(g.abs().max() for g in want.values())
-    for other in ("two", "parts"):
+    for other in list(runs)[1:]:
         got = first_moments(tmp_path / other, 1)
         assert got.keys() == want.keys()
         worst = max(float((got[name] - want[name]).abs().max() / largest) for name in want)
@@ -70,6 +74,42 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     print(f"loss curves over 50 steps differ by {worst:.1e}")
     assert len(curve(tmp_path / "two")) == 50
     assert worst <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_sharded_or_in_one_process(tmp_path):
+    two = {"processes": 2, "strategy": "fsdp", "batch": 4, "dropout": 0.0, "precision": "64"}
+    one = {**two, "processes": 1, "strategy": "ddp"}
+    train(tmp_path, "whole", **two)
+    process = start(tmp_path, *arguments("run", **two), **port())
+    wait_for(process, "baselines")
+    while not checkpoint.paths(tmp_path / "run/checkpoints"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 143, err
+    shutil.copytree(tmp_path / "run", tmp_path / "alone")
+    assert checkpoint.load(tmp_path / "run")[1].step < STEPS
+    code, out, err = finish(start(tmp_path, *arguments("run", resume=True, **two), **port()))
+    assert code == 0, err
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    out = train(tmp_path, "alone", resume=True, **one)
+    assert "strategy is 'fsdp' in the checkpoint and None now" in out
+    np.testing.assert_allclose(curve(tmp_path / "alone"), curve(tmp_path / "whole"), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"strategy": "fsdp"}, "strategy fsdp divides the model among processes and needs 2 or more, got 1"),
+        ({"strategy": "zero"}, "strategy must be 'ddp' or 'fsdp', got 'zero'"),
+        ({"strategy": "fsdp", "processes": 2, "optimizer": "adafactor"}, "strategy fsdp needs optimizer adam, got"),
+    ],
+)
+def test_what_a_sharded_run_cannot_do_is_refused(changes, reason, tmp_path):
+    code, _, err = finish(start(tmp_path, *arguments("run", **changes), **port()))
+    assert code == 2
+    assert reason in err
 
 
 def children(process):

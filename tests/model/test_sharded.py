@@ -15,7 +15,6 @@ from reformer_ref.model.checks import small_config
 from reformer_ref.model.encoder_decoder import ReformerEncoderDecoder
 from reformer_ref.model.pytorch import ReformerLM
 from reformer_ref.testing import expect_close
-from torch import nn
 
 RANKS = 2
 FIELDS = {"pattern": ("local", "lsh"), "n_layers": 4, "ff_chunk": 5, "loss_chunk": 7}

@@ -1,4 +1,4 @@
-"""``fully_shard`` (FSDP2): what may be sharded, what is refused, and what is stored. One process (gloo) is enough for it."""
+"""``fully_shard`` (FSDP2): what may be sharded, what is refused, what is stored. One process is enough for that."""
 
 import sys
 
@@ -81,7 +81,8 @@ def test_a_block_alone():
 
 
 def lm(**changes):
-    return ReformerLM(small_config("strict", {"n_hashes": 1}, **{"pattern": ("local", "lsh"), "n_layers": 2, **changes}))
+    fields = {"pattern": ("local", "lsh"), "n_layers": 2, **changes}
+    return ReformerLM(small_config("strict", {"n_hashes": 1}, **fields))
 
 
 @pytest.mark.parametrize(
