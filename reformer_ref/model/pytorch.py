@@ -35,7 +35,7 @@ from reformer_ref.reversible.in_place import (
     reversible_stack,
     unobserved,
 )
-from reformer_ref.reversible.sharded import call_blocks, is_sharded, require_gathered
+from reformer_ref.reversible.sharded import call_blocks, require_gathered
 
 
 class ReformerBackbone(nn.Module):
@@ -120,27 +120,23 @@ class ReformerBackbone(nn.Module):
             dropout=self._dropout(),
             chunk_length=self.config.loss_chunk,
         )
-        return self._compute(x, context, loss_of_streams, loss_tensors)
+        compute = partial(self._compute, loss=loss_of_streams, loss_tensors=loss_tensors)
+        return call_blocks(compute, x, x, self.stack.blocks, *context)
 
     def _streams(self, x, context):
         """Both streams after the last block."""
-        return self._compute(x, context)
+        return call_blocks(self._compute, x, x, self.stack.blocks, *context)
 
-    def _compute(self, x, context, loss=None, loss_tensors=()):
-        """Both streams after the last block, or ``loss(y1, y2, *loss_tensors)`` if it is given."""
-        compute = partial(self._compute_layers, loss=loss, loss_tensors=loss_tensors)
-        # Blocks that are sharded over processes must be called; otherwise all layers are one stack.
-        if any(is_sharded(block) for block in self.stack.blocks):
-            return call_blocks(compute, x, x, self.stack.blocks, *context)
-        return compute(x, x, self.layers(), *context)
+    def _compute(self, x1, x2, layers, *context, loss=None, loss_tensors=(), link=WHOLE):
+        """Both streams after these layers, or ``loss(y1, y2, *loss_tensors)`` if it is given.
 
-    def _compute_layers(self, x1, x2, layers, *context, loss=None, loss_tensors=(), link=WHOLE):
-        """What ``_compute`` returns, of some layers; all of them are called ``layer(x, *context)``."""
+        All layers are called ``layer(x, *context)``. link: the place of a block that is sharded.
+        """
         if link.after is not None:  # the loss comes after the last block
             loss = None
         if self.config.streams == 2 and self.stack.reversible and (self.in_place or link != WHOLE):
             make = in_place_layer if self.in_place else ModuleLayer
-            layers = [make(layer) for layer in layers]
+            layers = list(map(make, layers))
             how = {"observe": self.observe, "link": link}
             if loss is None:
                 return reversible_stack(x1, x2, layers, *context, **how)

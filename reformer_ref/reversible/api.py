@@ -14,7 +14,7 @@ from reformer_ref.reversible import in_place
 from reformer_ref.reversible import pytorch as plain
 from reformer_ref.reversible.in_place import InPlaceLayer, ModuleLayer
 from reformer_ref.reversible.pytorch import flat
-from reformer_ref.reversible.sharded import call_blocks, is_sharded, require_gathered
+from reformer_ref.reversible.sharded import any_sharded, call_blocks, require_gathered
 
 __all__ = [
     "InPlaceLayer",
@@ -96,7 +96,7 @@ def reversible_stack(
     require_bool("reversible", reversible)
     called = [block for block in blocks if isinstance(block, ReversibleBlock)]
     require_gathered("blocks", nn.ModuleList(flat(checked)), called)
-    if any(is_sharded(block) for block in called):
+    if any_sharded(called):
         modules = [
             block if isinstance(block, ReversibleBlock) else ReversibleBlock(*layers)
             for block, layers in zip(blocks, checked, strict=True)

@@ -20,17 +20,24 @@ WHOLE_BLOCKS = (
 )
 
 
-def is_sharded(module):
-    """Whether ``fully_shard`` was applied to this module."""
+def any_sharded(modules):
+    """Whether ``fully_shard`` was applied to one of the modules."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # to import it would take long
-    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+    if fsdp is not None:
+        for module in modules:
+            if isinstance(module, fsdp.FSDPModule):
+                return True
+    return False
 
 
 def call_blocks(compute, x1, x2, blocks, *context):
-    """Call one `ReversibleBlock` after the other; the result of the last one.
+    """``compute(x1, x2, layers, *context)`` of the layers of all blocks.
 
-    compute: what a block does when it is called, ``compute(x1, x2, layers, *context, link=link)``.
+    Where a block is sharded, each is called, one after the other, and computes its layers alone,
+    given a further argument ``link``; the result is that of the last one. blocks: `ReversibleBlock`.
     """
+    if not any_sharded(blocks):
+        return compute(x1, x2, [layer for block in blocks for layer in block.layers], *context)
     # Between two blocks is a list in which backward passes the streams on.
     lists = [None, *([] for _ in blocks[1:]), None]
     start, out = 0, (x1, x2)
@@ -60,9 +67,10 @@ def require_gathered(name, module, blocks=(), remedy=WHOLE_BLOCKS):
         return
     gathered = set()
     for block in blocks:
-        if is_sharded(block):
-            inner = [child for child in block.modules() if child is not block and is_sharded(child)]
-            gathered |= set(block.parameters()).difference(*(child.parameters() for child in inner))
+        if any_sharded([block]):
+            inner = [child for layer in block.layers for child in layer.modules()]
+            inner = [child.parameters() for child in inner if any_sharded([child])]
+            gathered |= set(block.parameters()).difference(*inner)
     for path, p in module.named_parameters():
         if isinstance(p, dtensor.DTensor) and p not in gathered:
             raise ValueError(f"{name} must not read weights that are sharded, got {path}: {remedy}")

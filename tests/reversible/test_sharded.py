@@ -19,7 +19,7 @@ TOKENS = torch.arange(20)[None] % 11
 
 
 @pytest.fixture(autouse=True)
-def alone():
+def process_group():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
