@@ -138,9 +138,9 @@ def _(draw):
 
 STRANGE_OPTIONS = {
     "options": [
-        LSHOptions(chunk_length=2**70),
+        LSHOptions(chunk_length=2**62),
         LSHOptions(chunks_before=2**40),
-        LSHOptions(chunks_after=10**30, causal=False, wrap=True),
+        LSHOptions(chunks_after=10**18, causal=False, wrap=True),
         LSHOptions(n_hashes=2**40),
         LSHOptions(n_buckets=2**62),
         LSHOptions(norm_eps=1e308),
@@ -148,9 +148,9 @@ STRANGE_OPTIONS = {
         LSHOptions(scale=1e-300),
         LSHOptions(scale=9.9e5),
         LocalOptions(),
-        LocalOptions(chunk_length=2**70),
+        LocalOptions(chunk_length=2**62),
         LocalOptions(chunks_before=2**40),
-        LocalOptions(chunks_after=10**30, causal=False, wrap=True),
+        LocalOptions(chunks_after=10**18, causal=False, wrap=True),
         LocalOptions(scale=9.9e5),
         LSHOptions,
         {"n_hashes": 1},
