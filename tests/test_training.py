@@ -82,6 +82,19 @@ def test_same_seed_same_result_and_no_global_state():
     assert not torch.equal(weights(model), weights(other))
 
 
+@pytest.mark.parametrize(("precision", "wanted"), [("32", torch.float32), ("bf16", torch.bfloat16)])
+def test_one_process_computes_in_the_precision_asked_for(precision, wanted):
+    used = set()
+
+    class Watched(ReformerLM):
+        def loss(self, *args, **kwargs):
+            used.add(torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype)
+            return super().loss(*args, **kwargs)
+
+    run(steps=1, model=Watched(CONFIG), precision=precision)
+    assert used == {wanted}
+
+
 def test_evaluation_leaves_every_mode_as_it_was():
     model = ReformerLM(CONFIG)
     model.train()

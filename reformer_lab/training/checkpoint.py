@@ -58,13 +58,14 @@ class Checkpoint:
     state: dict  # what else its writer needs
 
 
-def save(folder, model: nn.Module, *, step=0, training=None, state=None) -> Path:
+def save(folder, model: nn.Module, *, step=0, weights=None, training=None, state=None) -> Path:
     """Write a checkpoint of ``model`` into ``folder``, made if need be; its path. The one before it stays there.
 
     Args:
         folder: path of a folder.
         model: ReformerLM, ReformerEncoderDecoder, or any other module (only `read` gives its weights back).
         step: number of training steps done.
+        weights: {name: tensor}, those of ``model`` gathered from several processes; None: its state dict.
         training: {name: tensor}, the state of the optimiser.
         state: dict of JSON values, what else is needed to go on.
 
@@ -74,14 +75,17 @@ def save(folder, model: nn.Module, *, step=0, training=None, state=None) -> Path
     path = as_path("folder", folder) / NAME.format(require_int("step", step, 0, 10**9 - 1))
     training = {} if training is None else training
     state = {} if state is None else state
-    for name, value, kind in (("model", model, nn.Module), ("training", training, dict), ("state", state, dict)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {short_repr(value)}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a Module, got {short_repr(model)}")
+    weights = model.state_dict() if weights is None else weights
+    for name, value in (("weights", weights), ("training", training), ("state", state)):
+        if not isinstance(value, dict):
+            raise TypeError(f"{name} must be a dict, got {short_repr(value)}")
 
     # Pack everything before anything is written. Tensors are copied: safetensors wants no memory that is shared.
     kind, config = described(model)
     manifest = {"step": step, "model": kind, "config": config, "version": __version__, "state": state}
-    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+    tensors = {f"model/{name}": t for name, t in weights.items()}
     tensors |= {f"training/{name}": t for name, t in training.items()}
     try:
         manifest = json.dumps(manifest, allow_nan=False)

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from reformer_lab.benchmarks.record import peak_rss
 from reformer_lab.data.text import bits
 from reformer_lab.training import checkpoint
 from reformer_lab.training.checkpoint import CheckpointError
-from reformer_lab.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from reformer_lab.training.optimizer import load_optimizer, make_optimizer
 from reformer_lab.training.run_folder import differences, is_mark
 from reformer_lab.training.schedule import STOP_OVER, Plan, learning_rate_at
+from reformer_lab.training.strategy import divides, gathered, set_up, whole
 
 FREE = ("checkpoint_every", "checkpoint_minutes")  # options that change no result: a resumed run may have others
 STATE = {  # of a run in a checkpoint, with a test of each value; "scaler" is there with fp16 only
@@ -113,7 +115,8 @@ class Run:
         if resumed is not None:
             load_optimizer(self.model, self.optimizer, resumed)
             self.model.load_state_dict(resumed.weights)
-        self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
+        make = partial(make_optimizer, options=self.options)
+        self.wrapped, self.wrapped_optimizer, self.optimizer = set_up(self.fabric, self.model, self.optimizer, make)
         self.wrapped.mark_forward_method("loss")
         self.model.train()
         state = {} if resumed is None else resumed.state
@@ -167,7 +170,8 @@ class Run:
     def _where(self):
         """What may change the rounding, and nothing else."""
         threads, device = torch.get_num_threads(), self.fabric.device.type
-        return {"torch": torch.__version__, "device": device, "threads": threads, "processes": self.fabric.world_size}
+        where = {"torch": torch.__version__, "device": device, "threads": threads, "processes": self.fabric.world_size}
+        return where | ({"strategy": "fsdp"} if divides(self.fabric) else {})
 
     def _recall(self, resumed, state):
         """What happened before the checkpoint, from the lines in the folder."""
@@ -250,12 +254,13 @@ class Run:
         norm = fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=options.clip, error_if_nonfinite=False
         )
-        return value, float(norm)
+        return value, float(whole(norm))
 
     def _loss(self, micro_batch):
         """The loss of some rows of a batch, a scalar tensor; NaN if numbers overflowed on the way."""
         try:
-            return self.wrapped.loss(*micro_batch, generator=step_generator(self.options.seed, self.step))
+            with self.fabric.autocast():
+                return self.wrapped.loss(*micro_batch, generator=step_generator(self.options.seed, self.step))
         except NotFinite:
             return torch.tensor(math.nan)
 
@@ -278,8 +283,8 @@ class Run:
             f"{failure} at step {self.step + 1} (learning rate {rate:.3g}, clip {self.options.clip:g}); begin again "
             "with a lower learning rate or a longer warm-up"
         )
+        self.save()
         if self._writes:
-            self.save()
             path = self.folder.keep_batch(self.step + 1, batch, message)
             message += f"; state and batch are kept in {path.parent.parent} ({path.name})"
         self.fabric.barrier()  # a process that ends earlier takes process 0 with it, in the middle of writing
@@ -289,7 +294,10 @@ class Run:
         """Evaluate on held-out windows, each process on some of them; the seconds it took."""
         begun, fabric = time.perf_counter(), self.fabric
         with fabric.autocast():
-            nats = held_out_nats(self.model, windows[fabric.global_rank :: fabric.world_size])
+            # Every process evaluates the same number: where the model is sharded, all of them compute together.
+            mine = list(windows[fabric.global_rank :: fabric.world_size])
+            missing = -(-len(windows) // fabric.world_size) - len(mine)
+            nats = held_out_nats(self.model, mine + list(windows[:missing]))[: len(mine)]
         value = bits(self._sum(sum(nats)) / len(windows))
         if not math.isfinite(value):
             if self.step:
@@ -314,10 +322,14 @@ class Run:
     def _due(self):
         interval, minutes = self.options.checkpoint_every, self.options.checkpoint_minutes
         by_time = minutes and time.perf_counter() - self.saved_at >= 60.0 * minutes
-        return not self.finished and (by_time or (interval and self.step % interval == 0))
+        due = not self.finished and (by_time or (interval and self.step % interval == 0))
+        return self.fabric.broadcast(due) if divides(self.fabric) else due  # all gather then; their clocks differ
 
     def save(self, finished=False):
-        """Write a checkpoint of this moment, if this process is the one that writes."""
+        """Write a checkpoint of this moment, in the process that writes; all must call it if the model is sharded."""
+        if self.folder is None:
+            return
+        weights, tensors = gathered(self.model, self.optimizer, keep=self._writes)
         if not self._writes:
             return
         state = self.folder.marks() | {
@@ -326,15 +338,16 @@ class Run:
             "total": self.plan.total, "replanned": self.plan.replanned, "finished": finished,
             "skipped": self.skipped, "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }  # fmt: skip
-        tensors = optimizer_tensors(self.model, self.optimizer)
-        checkpoint.save(self.folder.checkpoints, self.model, step=self.step, training=tensors, state=state)
+        files = self.folder.checkpoints
+        checkpoint.save(files, self.model, step=self.step, weights=weights, training=tensors, state=state)
         self.saved_at = time.perf_counter()
 
     def end(self):
         """The last evaluation, on all held-out windows, and the last checkpoint; all processes end together."""
         result = self.result
         done = bool(result.evaluations) and result.evaluations[-1].get("step") == self.step and self.plan.was_finished
-        if not result.interrupted and not self.fabric.broadcast(done):
+        done = self.fabric.broadcast(done)
+        if not result.interrupted and not done:
             self._evaluate(self.held_out)
         if not done:
             self.save(finished=not result.interrupted)

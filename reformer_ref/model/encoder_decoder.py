@@ -15,6 +15,7 @@ from reformer_ref.model.arguments import check_head, check_targets, check_tokens
 from reformer_ref.model.config import ReformerConfig, require_config
 from reformer_ref.model.loss import logits_of
 from reformer_ref.model.pytorch import COMPUTED, ReformerBackbone, initialize, next_tokens
+from reformer_ref.reversible.sharded import require_gathered
 
 
 class ReformerEncoderDecoder(nn.Module):
@@ -113,6 +114,8 @@ class ReformerEncoderDecoder(nn.Module):
         return require_finite(COMPUTED, loss)
 
     def _check(self, name, tokens, padding_mask, generator):
+        blocks = [*self.encoder.stack.blocks, *self.decoder.stack.blocks]
+        require_gathered("model", self, blocks)
         config = self.encoder_config if name == "source" else self.decoder_config
         device = self.decoder.embedding.weight.device
         return check_tokens(config, tokens, padding_mask, generator, name=name, device=device)
