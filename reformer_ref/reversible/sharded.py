@@ -65,12 +65,15 @@ def require_gathered(name, module, blocks=(), remedy=WHOLE_BLOCKS):
     dtensor = sys.modules.get("torch.distributed.tensor")
     if dtensor is None:
         return
+    sharded = [(path, p) for path, p in module.named_parameters() if isinstance(p, dtensor.DTensor)]
+    if not sharded:
+        return
     gathered = set()
     for block in blocks:
         if any_sharded([block]):
             inner = [child for layer in block.layers for child in layer.modules()]
             inner = [child.parameters() for child in inner if any_sharded([child])]
             gathered |= set(block.parameters()).difference(*inner)
-    for path, p in module.named_parameters():
-        if isinstance(p, dtensor.DTensor) and p not in gathered:
+    for path, p in sharded:
+        if p not in gathered:
             raise ValueError(f"{name} must not read weights that are sharded, got {path}: {remedy}")
