@@ -220,8 +220,8 @@ def records_gradients(layers, *tensors):
     traced = torch.compiler.is_compiling() and not any(layer.training for layer in layers)
     if traced or not torch.is_grad_enabled():
         return False
-    given = [t for t in (*tensors, *parameters_of(layers)) if t is not None]
-    needs = [t.requires_grad for t in given]
+    given = (*tensors, *parameters_of(layers))
+    needs = [t.requires_grad for t in given if t is not None]
     return any(needs)
 
 
