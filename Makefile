@@ -13,13 +13,14 @@ NBVAL   := $(PYTEST) --nbval-current-env --nbval-cell-timeout 180 --nbval-saniti
 LAX     := 12_training.ipynb
 CORE    := $(VENV)/.installed-core
 PEERS   := $(VENV)/.installed-peers
+KERNELS := $(VENV)/.installed-kernels
 BROWSER := $(VENV)/.installed-browser
 GRADING := $(VENV)/.installed-grading
 RUN     := runs/text
 
 .DEFAULT_GOAL := help
-.PHONY: help lab walkthrough demo notebooks figures assignments quick test tests-alone annotations nbval peers browser \
-    grading nightly grade-demo lint format clean
+.PHONY: help lab walkthrough demo notebooks figures assignments quick test tests-alone annotations nbval peers kernels \
+    browser grading nightly grade-demo lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -50,10 +51,10 @@ assignments: $(GRADING)  ## generate the students' versions of the assignments f
 quick: $(CORE) lint  ## in a minute: style, types, direction of imports, the checks of every component
 	$(PYTEST) -m quick tests/test_quick.py $(PYTEST_ARGS)
 
-test: $(CORE) lint tests-alone annotations nbval  ## all tests and notebooks, but neither peers nor browser nor whole classes
+test: $(CORE) lint tests-alone annotations nbval  ## all tests and notebooks, but neither peers, kernels, browser nor whole classes
 
 tests-alone: $(CORE)
-	$(PYTEST) -m "not peers and not browser and not grading and not nightly" $(PYTEST_ARGS)
+	$(PYTEST) -m "not peers and not kernels and not browser and not grading and not nightly" $(PYTEST_ARGS)
 
 annotations: $(CORE)  ## the checks of every component with every annotation checked, shapes included
 	REFORMER_CHECK_TYPES=1 $(PYTEST) tests/test_quick.py
@@ -64,6 +65,9 @@ nbval: $(CORE)  ## the notebooks: every stored output must come out again (of th
 
 peers: $(PEERS)  ## compare with other people's implementations
 	$(PYTEST) -m peers $(PYTEST_ARGS)
+
+kernels: $(KERNELS)  ## the Triton kernels, interpreted on the CPU, and compiled for GPUs that need not be there
+	TRITON_INTERPRET=1 $(PYTEST) -m kernels tests/kernels $(PYTEST_ARGS)
 
 browser: $(BROWSER)  ## the notebooks in a real JupyterLab and Debian's Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)
@@ -78,7 +82,7 @@ grade-demo: $(GRADING)  ## a round of a course with made-up students: releases, 
 nightly: $(CORE)  ## what takes long: 10,000 fuzz cases, 40 killed runs, the slowest tests
 	REFORMER_FUZZ=nightly $(PYTEST) tests/fuzz $(PYTEST_ARGS)
 	REFORMER_FAULTS=full $(PYTEST) -rA tests/faults/test_kills.py $(PYTEST_ARGS)
-	$(PYTEST) -m "nightly and not peers and not browser and not grading" --ignore tests/faults/test_kills.py $(PYTEST_ARGS)
+	$(PYTEST) -m "nightly and not peers and not kernels and not browser and not grading" --ignore tests/faults/test_kills.py $(PYTEST_ARGS)
 
 lint: $(CORE)  ## ruff over code and notebooks, mypy over the public interface, the direction of imports
 	$(BIN)/ruff check .
@@ -109,6 +113,12 @@ $(CORE): $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 
 $(PEERS): $(CORE)
 	$(PIP) -e '.[test,lab,peers]'
+	@touch $@
+
+# A CUDA build of torch brings its own triton, which must stay; without one, this is the tested release.
+$(KERNELS): $(CORE)
+	$(BIN)/python -c 'import triton' 2> /dev/null || $(PIP) triton$(if $(CONSTRAINTS),==3.6.0)
+	$(PIP) -e '.[test,lab,kernels]'
 	@touch $@
 
 $(GRADING): $(CORE)

@@ -24,6 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one 
 
     torch.set_num_threads(1)
 
-# Without the extra `peers` its tests are not collected at all: `pytest -m peers` then fails, and
-# never passes empty.
+# Without the extra `peers`, or `kernels`, its tests are not collected at all: `pytest -m peers` then
+# fails, and never passes empty.
 collect_ignore = [] if find_spec("transformers") and find_spec("reformer_pytorch") else ["peers"]
+collect_ignore += [] if find_spec("triton") else ["kernels"]

@@ -19,7 +19,9 @@ COMPONENTS = sorted(path.parent.name for path in PACKAGE.glob("*/spec.py"))
 # What the reference may import, beside the standard library.
 LIBRARIES = {"numpy", "torch", "safetensors", "jaxtyping"}
 # What single functions import where it is installed.
-OPTIONAL = {"huggingface_hub": "to fetch weights by their name"}
+OPTIONAL = {"huggingface_hub": "to fetch weights by their name", "triton": "to run fused kernels on CUDA"}
+# Modules that need such a library, and that only functions import.
+NEED_A_LIBRARY = {"reformer_ref.lsh_attention.triton": "triton"}
 
 # Public functions that pytorch.py takes from its spec.py instead of writing them again.
 WRITTEN_ONCE = {("hashing", "default_n_buckets"): "integers in, integers out: there is no array to be fast with"}
@@ -91,7 +93,19 @@ def test_the_reference_needs_few_packages():
     for path in SOURCES:
         at_import = [n for n in parsed(path).body if isinstance(n, (ast.Import, ast.ImportFrom))]
         names = {getattr(n, "module", None) or n.names[0].name for n in at_import}
-        assert not {n.partition(".")[0] for n in names} & OPTIONAL.keys(), name_of(path)
+        names |= {f"{n.module}.{a.name}" for n in at_import if isinstance(n, ast.ImportFrom) for a in n.names}
+        module = name_of(path).removesuffix(".py").replace("/", ".")
+        needed = {n.partition(".")[0] for n in names} & OPTIONAL.keys()
+        assert needed == {NEED_A_LIBRARY[module]} if module in NEED_A_LIBRARY else not needed, module
+        assert not names & NEED_A_LIBRARY.keys(), module
+
+
+def test_the_reference_is_imported_without_optional_libraries():
+    code = "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:])); import reformer_ref, reformer_lab.cli"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *OPTIONAL], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # Specification and PyTorch: the same names, arguments, defaults and order
