@@ -264,9 +264,10 @@ def read_text(path):
 
 def train(model, text, minutes, batch=2, rate=0.01):
     """Adam, with a warm-up and a cosine schedule. Returns bits per byte on the last tenth."""
-    length, border = math.prod(model.config.axial_shape), len(text) * 9 // 10
-    training = text[:border].unfold(0, length, 1)  # a window begins at every byte
-    held_out = text[border:].unfold(0, length, 1)
+    length, parts = math.prod(model.config.axial_shape), text.tensor_split([len(text) * 9 // 10])
+    if len(text) < 10 * length:
+        raise SystemExit(f"The text must have {10 * length} bytes or more, got {len(text)}")
+    training, held_out = (x.unfold(0, length, 1) for x in parts)  # a window begins at every byte
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9)
     step, started, progress = 0, time.time(), 0.0
     while progress < 1:
@@ -295,6 +296,5 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     model = Reformer(Config())
     bits = train(model, read_text(args.text), args.minutes)
-    sample = model.generate(torch.tensor([list(b"ROMEO")]), 300)[0]
-    print(f"held-out text: {bits:.3f} bits per byte; a sample:\n")
-    print(bytes(sample.tolist()).decode(errors="replace"))
+    sample = bytes(model.generate(torch.tensor([list(b"ROMEO")]), 300)[0].tolist())
+    print(f"held-out: {bits:.3f} bits per byte; a sample:\n\n{sample.decode(errors='replace')}")

@@ -223,20 +223,22 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 done, 1 the run failed, 2 a mistake in what was asked, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if sys.stdout is None:  # closed, as `>&-` does: there is nowhere to write what every command writes
+        return _fail("there is no standard output to write to; give it a file, or /dev/null (>/dev/null)", 1)
     try:
         return parse(argv).run(shlex.join(["reformer-ref", *argv]))
     except (ValueError, TypeError, ModuleNotFoundError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output has gone, for example `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        return _fail(error, getattr(error, "exit_code", 2))
+        return _fail(error, getattr(error, "exit_code", 2), of_all=isinstance(error, (ValueError, TypeError)))
     except (FloatingPointError, RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or re.search("allocat|overflow", str(error)):
             first = str(error).partition("\n")[0]
             return _fail(f"out of memory: {first} (`reformer-ref memory` says what fits)", 1)
         if isinstance(error, RuntimeError) and not hasattr(error, "exit_code"):
             raise
-        return _fail(error, 1)
+        return _fail(error, 1, of_all=isinstance(error, FloatingPointError))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 
@@ -272,7 +274,11 @@ def _text_of_box(text):
     return " ".join([*lines[: rules[0]], *(f"({line})" for line in lines[-1:] if "--help" in line)])
 
 
-def _fail(message, code):
+def _fail(message, code, of_all=False):
+    """Print the message and return the code. of_all: all processes of a run on this machine fail alike; the first
+    one says so.
+    """
     text = " ".join(str(message).split())
-    print("reformer-ref: " + (text if len(text) <= MESSAGE else text[:MESSAGE] + " …"), file=sys.stderr)
+    if not (of_all and os.environ.get("LOCAL_RANK", "0") != "0"):
+        print("reformer-ref: " + (text if len(text) <= MESSAGE else text[:MESSAGE] + " …"), file=sys.stderr)
     return code

@@ -47,6 +47,14 @@ def require_bool(name: str, value: Any) -> bool:
     return value
 
 
+def require_callable(name: str, value: Any, signature: str = "") -> Any:
+    """``value`` if it can be called; TypeError otherwise."""
+    if not callable(value):
+        given = f"{short_repr(value)} ({type(value).__name__})"
+        raise TypeError(f"{name} must be a function{signature}, got {given}")
+    return value
+
+
 def require_float(
     name: str, value: Any, minimum: float | None = None, below: float | None = None
 ) -> float:

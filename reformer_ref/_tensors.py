@@ -40,17 +40,19 @@ def has_values(x: Tensor) -> bool:
 
 
 def require_tensor(name: str, x: Any) -> Tensor:
-    """TypeError unless ``x`` is a tensor."""
+    """TypeError unless ``x`` is a dense tensor: neither sparse nor nested nor quantized."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested or x.is_quantized:
+        given = "a nested one; pad it" if x.is_nested else f"one of {x.dtype}, {x.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {given}")
     return x
 
 
 def require_floating(name: str, x: Any) -> Tensor:
     """TypeError unless ``x`` is a dense tensor of float32, float64, bfloat16 or float16."""
-    if require_tensor(name, x).dtype not in FLOATING or x.layout != torch.strided:
-        given = f"{x.dtype}, {x.layout}"
-        raise TypeError(f"{name} must be dense, of dtype {FLOATING_NAMES}, got {given}")
+    if require_tensor(name, x).dtype not in FLOATING:
+        raise TypeError(f"{name} must be dense, of dtype {FLOATING_NAMES}, got {x.dtype}")
     return x
 
 
@@ -64,8 +66,8 @@ def require_rows(name: str, x: Any) -> Tensor:
 
 def require_integers(name: str, x: Any, must: str = "be integers") -> Tensor:
     """``x`` as int64; TypeError unless it is a dense tensor of integers that int64 can hold."""
-    if require_tensor(name, x).dtype not in INTEGERS or x.layout != torch.strided:
-        raise TypeError(f"{name} must {must}, dense, and not uint64, got {x.dtype}, {x.layout}")
+    if require_tensor(name, x).dtype not in INTEGERS:
+        raise TypeError(f"{name} must {must}, dense, and not uint64, got {x.dtype}")
     return x.long()
 
 

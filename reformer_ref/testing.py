@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from reformer_ref._arguments import as_array
+from reformer_ref._arguments import as_array, require_callable, require_shape
 
 
 def relative_error(got: Any, want: Any) -> float:
@@ -132,7 +132,11 @@ def central_difference(
 
     Returns:
         The gradient, of the shape of ``x``.
+
+    Raises:
+        TypeError: ``fn`` is no function.
     """
+    require_callable("fn", fn)
     x = np.array(x, dtype=np.float64)
     grad = np.zeros_like(x)
     for index in np.ndindex(x.shape):
@@ -210,7 +214,11 @@ def as_numpy(fn: Callable, dtype: Any = None, device: Any = "cpu") -> Callable:
 
     Returns:
         The same function on arrays.
+
+    Raises:
+        TypeError: ``fn`` is no function.
     """
+    require_callable("fn", fn)
 
     def wrapped(*args, **kwargs):
         args = [to_torch(a, dtype, device) for a in args]
@@ -226,20 +234,31 @@ def autograd_vjp(
     """Run ``fn(*inputs)`` and differentiate it by autograd.
 
     Args:
-        fn: a function on tensors.
-        inputs: arrays.
+        fn: a function on tensors that returns one tensor.
+        inputs: floating-point arrays.
         d_out: the cotangent, of the shape of the output.
         dtype: to compute in; None: float64.
         device: to compute on.
 
     Returns:
         The output, and the gradients of every input: zero where ``fn`` does not depend on it.
+
+    Raises:
+        TypeError: ``fn`` is no function or returns anything but a floating-point tensor, or inputs
+            or cotangent are no numbers.
+        ValueError: ``d_out`` is not of the shape of the output.
     """
     import torch
 
-    tensors = [to_torch(np.asarray(a), dtype, device).requires_grad_() for a in inputs]
-    out = fn(*tensors)
-    d_out = to_torch(np.asarray(d_out), dtype, device)
-    partial = torch.autograd.grad(out, tensors, d_out, allow_unused=True)
-    grads = [torch.zeros_like(t) if g is None else g for g, t in zip(partial, tensors, strict=True)]
+    from reformer_ref._tensors import require_floating
+
+    require_callable("fn", fn)
+    tensors = [to_torch(_numbers("inputs", a), dtype, device).requires_grad_() for a in inputs]
+    d_out = to_torch(_numbers("d_out", d_out), dtype, device)
+    out = require_floating("the result of fn", fn(*tensors))
+    require_shape("d_out", d_out, out.shape, "the shape of the result of fn")
+    grads = [torch.zeros_like(t) for t in tensors]
+    if out.requires_grad:
+        partial = torch.autograd.grad(out, tensors, d_out.to(out), allow_unused=True)
+        grads = [zero if g is None else g for g, zero in zip(partial, grads, strict=True)]
     return to_numpy(out), to_numpy(grads)

@@ -215,6 +215,26 @@ def test_a_mistake_gives_no_traceback_in_a_real_process(trained):
     assert err == "reformer-ref: path: the text file 'missing.txt' does not exist\n"
 
 
+@pytest.mark.parametrize("line", ["generate", "memory --length 64", "train --text text.txt", "dance", "--help"])
+def test_without_standard_output_there_is_one_line(line, trained):
+    command = f"{sys.executable} -m reformer_lab {line} >&-"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, shell=True, cwd=trained, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("reformer-ref: there is no standard output to write to")
+
+
+def test_processes_that_fail_alike_say_so_once(trained, tmp_path):
+    words = ["--text", trained / "text.txt", "--out", trained / "runs/text", "--processes", 2]
+    code, _, err = call("train", *words, "--steps", 3, *TINY, cwd=tmp_path)
+    assert code == 2
+    assert err.count("reformer-ref:") == 1, err
+    assert "runs/text already holds a run" in err
+
+
 def test_a_run_that_diverges_exits_with_1(trained, monkeypatch, capfd):
     def diverge(*args, **kwargs):
         raise training.NonFiniteLoss("the loss is nan at step 3")

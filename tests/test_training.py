@@ -82,6 +82,19 @@ def test_same_seed_same_result_and_no_global_state():
     assert not torch.equal(weights(model), weights(other))
 
 
+@pytest.mark.parametrize(("precision", "wanted"), [("32", torch.float32), ("bf16", torch.bfloat16)])
+def test_one_process_computes_in_the_precision_asked_for(precision, wanted):
+    used = set()
+
+    class Watched(ReformerLM):
+        def loss(self, *args, **kwargs):
+            used.add(torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype)
+            return super().loss(*args, **kwargs)
+
+    run(steps=1, model=Watched(CONFIG), precision=precision)
+    assert used == {wanted}
+
+
 def test_evaluation_leaves_every_mode_as_it_was():
     model = ReformerLM(CONFIG)
     model.train()
@@ -336,12 +349,36 @@ def test_a_state_of_another_optimiser_is_refused(tmp_path, damage, message):
         run_in(tmp_path / "run")
 
 
-def test_metrics_that_are_not_those_of_the_checkpoint_are_refused(tmp_path):
+def test_a_run_whose_steps_were_all_left_out_goes_on(tmp_path):
+    run_in(tmp_path / "run", stop_after=1)
+    newest, _ = checkpoint.newest(tmp_path / "run")
+    state = {**newest.state, "skipped": 1}  # by the scaling of fp16; the optimiser has no state then
+    checkpoint.save(tmp_path / "run/checkpoints", checkpoint.build(newest), step=1, state=state)
+    assert run_in(tmp_path / "run")[0].steps == 12
+
+
+@pytest.mark.parametrize("name", ["metrics", "timings"])
+@pytest.mark.parametrize(
+    "change", [lambda content: content.replace(b'"step": 1,', b'"step": 7,'), lambda content: content[:-9]]
+)
+def test_lines_that_are_not_those_of_the_checkpoint_are_refused(tmp_path, name, change):
     run_in(tmp_path / "run", stop_after=4)
-    path = tmp_path / "run/metrics.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'"step": 1,', b'"step": 7,'))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl does not hold the metrics that the checkpoint"):
+    path = tmp_path / f"run/{name}.jsonl"
+    changed = change(path.read_bytes())
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=rf"{name}\.jsonl does not hold the {name} that the checkpoint"):
         run_in(tmp_path / "run")
+    assert path.read_bytes() == changed  # nothing was cut off
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "timings.jsonl"])
+def test_links_in_the_folder_of_a_run_are_not_followed(tmp_path, name):
+    (tmp_path / "mine").write_text("not to be touched")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match="cannot write to --out"):
+        run_in(tmp_path / "run")
+    assert (tmp_path / "mine").read_text() == "not to be touched"
 
 
 def test_a_plain_checkpoint_is_no_run_to_go_on_with(tmp_path):

@@ -64,7 +64,7 @@ def model_config(command):
 
 def read_tokens(path, length, repeat=False):
     """(tokens int64 (1, length), what the record says about the text). ValueError for a text that is too short."""
-    data = read_text(path)
+    data = read_text(path, "--text")
     length = require_int("length", length, 2, LONGEST)
     if data.size < length and not repeat:
         raise ValueError(

@@ -19,31 +19,31 @@ N_PLAYS = 38
 _MARKDOWN = re.compile(rb"^#+ |[*_\\]|[ \t]+$", re.MULTILINE)
 
 
-def read_text(path):
+def read_text(path, name="path"):
     """The bytes of a file as a uint8 array of shape (n,). Any file will do: nothing is decoded.
 
-    Raises ValueError if there is no such file, it is a directory, a pipe or a device (which could
-    block, or never end), it is empty or it may not be read.
+    name: what messages call the path. Raises ValueError if there is no such file, it is a directory, a pipe or a
+    device (which could block, or never end), it is empty or it may not be read.
     """
     if not isinstance(path, (str, Path)):
-        raise TypeError(f"path must be that of a text file, got {type(path).__name__}")
+        raise TypeError(f"{name} must be that of a text file, got {type(path).__name__}")
     path = Path(path)
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise ValueError(f"path: the text file {short_repr(str(path))} is a pipe or a device; give a file")
+        raise ValueError(f"{name}: the text file {short_repr(str(path))} is a pipe or a device; give a file")
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except FileNotFoundError:
-        raise ValueError(f"path: the text file {short_repr(str(path))} does not exist") from None
+        raise ValueError(f"{name}: the text file {short_repr(str(path))} does not exist") from None
     except IsADirectoryError:
-        raise ValueError(f"path: the text file {short_repr(str(path))} is a directory; give one file") from None
+        raise ValueError(f"{name}: the text file {short_repr(str(path))} is a directory; give one file") from None
     except OSError as error:
         raise ValueError(
-            f"path: the text file {short_repr(str(path))} cannot be read: {error.strerror or error}"
+            f"{name}: the text file {short_repr(str(path))} cannot be read: {error.strerror or error}"
         ) from None
     except ValueError:  # a zero byte, or what this system cannot encode
-        raise ValueError(f"path must be a name that this system can have, got {short_repr(str(path))}") from None
+        raise ValueError(f"{name} must be a name that this system can have, got {short_repr(str(path))}") from None
     if data.size == 0:
-        raise ValueError(f"path: the text file {short_repr(str(path))} is empty; training needs some bytes")
+        raise ValueError(f"{name}: the text file {short_repr(str(path))} is empty; training needs some bytes")
     return data
 
 

@@ -56,6 +56,7 @@ class TrainCommand:
     checkpoint_minutes: float = 2.0  # a checkpoint after so many minutes; 0: none
     evaluate_every: int = 100  # steps between quick evaluations; 0: none
     processes: int = 1  # processes on this machine (with torchrun: leave it out)
+    strategy: str = "ddp"  # what each of several processes holds: the whole model (ddp), or a part of it (fsdp)
     timeout: float = 300.0  # seconds after which a silent process is given up
     device: str = "cpu"  # cpu or cuda
     threads: Optional[int] = None  # CPU threads (default: as PyTorch chooses)
@@ -77,7 +78,7 @@ class TrainCommand:
         config = self.model_config()
         device = usable_device(self.device)
         processes = require_int("--processes", self.processes, 1, 4096)
-        fabric = make_fabric(device, processes, options.precision, _timeout(self.timeout))
+        fabric = make_fabric(device, processes, options.precision, _timeout(self.timeout), self.strategy)
         with naming_lost_processes(fabric):
             fabric.launch()
         if self.threads is not None:

@@ -1,4 +1,4 @@
-"""Files that survive: written whole or not at all, and read only where they are what they seem."""
+"""Files that survive: written whole or not at all, and opened only where they are what they seem."""
 
 import contextlib
 import errno
@@ -16,11 +16,10 @@ def as_path(name, value):
     if not isinstance(value, (str, Path)):
         raise TypeError(f"{name} must be a path, got {short_repr(value)}")
     try:
-        parts = [os.fsencode(part) for part in Path(value).parts]
-        possible = len(os.fsencode(value)) <= 4096 and all(len(part) <= 255 and b"\0" not in part for part in parts)
+        encoded = os.fsencode(value)
     except UnicodeEncodeError:
-        possible = False
-    if not possible:
+        encoded = b"\0"
+    if b"\0" in encoded or len(encoded) > 4096 or any(len(part) > 255 for part in encoded.split(b"/")):
         raise ValueError(f"{name} must be a name that a file can have, got {short_repr(str(value))}")
     return Path(value)
 
@@ -47,9 +46,10 @@ def write_atomically(path, content):
     sync_folder(path.parent)
 
 
-def is_left_over(path):
-    """Whether a file is what a killed `write_atomically` leaves behind."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
+def remove_left_overs(folder):
+    """Remove what a killed `write_atomically` has left in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder):
@@ -68,14 +68,17 @@ def write_json(path, value):
 
 
 @contextlib.contextmanager
-def open_regular(path, most=None):
-    """A regular file of at most ``most`` bytes, open for reading bytes; OSError for everything else.
+def open_regular(path, most=None, append=False):
+    """A regular file of at most ``most`` bytes, open for reading bytes (and adding to them); OSError for all else.
 
     Symbolic links are not followed, and pipes and devices, which could block or never end, are refused: the content
     of a folder from other people must not lead out of it.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT if append else os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # some systems lack some of them
+        flags |= getattr(os, name, 0)
+    # Without a buffer, what is added goes to the system at once: a killed process loses no line of it.
+    with os.fdopen(os.open(path, flags, 0o644), "a+b" if append else "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"it is not a regular file: {path}")

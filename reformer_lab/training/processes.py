@@ -11,6 +11,8 @@ import torch.distributed
 from reformer_ref._arguments import require_choice, require_float, require_int
 from reformer_ref._tensors import require_device
 
+from reformer_lab.training.strategy import STRATEGIES, shard
+
 FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed", "64": "32-true"}  # "64": model.double()
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "socket", "tcpstore")
 
@@ -21,7 +23,7 @@ class LostProcess(RuntimeError):
     exit_code = 1
 
 
-def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
+def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0, strategy="ddp"):
     """Make a Lightning Fabric for ``processes`` processes on this machine, or for those that torchrun has started.
 
     With more than one process and no torchrun, ``fabric.launch()`` starts the others with the command line of this one.
@@ -31,16 +33,18 @@ def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
         processes: their number on this machine.
         precision: as in `TrainingOptions`.
         timeout: seconds after which a process that does not answer is given up; one that has died is noticed at once.
+        strategy: of several processes: "ddp", each holds the whole model; or "fsdp", each holds a part of it (`shard`).
     """
     try:
         from lightning_fabric import Fabric
         from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
     except ModuleNotFoundError:
         raise ModuleNotFoundError("training needs Lightning Fabric: pip install 'reformer_ref[lab]'") from None
     processes = require_int("processes", processes, 1, 4096)
     timeout = require_float("timeout", timeout, 0.001, 1e6)
     require_choice("precision", precision, tuple(FABRIC_PRECISION))
+    require_choice("strategy", strategy, STRATEGIES)
     if device is None:
         raise TypeError("device must be 'cpu' or 'cuda', got None")
     device = torch.device(require_device("device", device))
@@ -53,11 +57,20 @@ def make_fabric(device="cpu", processes=1, precision="32", timeout=300.0):
         raise ValueError(f"torchrun has started {local} processes, not {processes}; leave --processes to it")
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f"precision fp16 needs a GPU (--device cuda), got {device.type}; use bf16 on a CPU")
+    if strategy == "fsdp" and local * hosts == 1:
+        raise ValueError("strategy fsdp divides the model among processes and needs 2 or more, got 1 (--processes)")
+    if strategy == "fsdp" and precision == "fp16":
+        raise ValueError("precision fp16 needs strategy ddp, got fsdp; use bf16")
     options = {"accelerator": device.type, "precision": FABRIC_PRECISION[precision]}
     if local * hosts == 1:
         return Fabric(devices=[device.index or 0] if device.type == "cuda" else 1, **options)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(seconds=timeout))
+    how = {"process_group_backend": backend, "timeout": timedelta(seconds=timeout)}
+    if strategy == "fsdp":
+        sizes = {"data_parallel_size": local * hosts, "tensor_parallel_size": 1}
+        strategy = ModelParallelStrategy(lambda model, mesh: shard(model, mesh["data_parallel"]), **sizes, **how)
+    else:
+        strategy = DDPStrategy(**how)
     environment = TorchElasticEnvironment() if under_torchrun else LightningEnvironment()
     return Fabric(devices=local, num_nodes=hosts, strategy=strategy, plugins=[environment], **options)
 

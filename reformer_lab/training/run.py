@@ -4,6 +4,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,15 +16,17 @@ from reformer_lab.benchmarks.record import peak_rss
 from reformer_lab.data.text import bits
 from reformer_lab.training import checkpoint
 from reformer_lab.training.checkpoint import CheckpointError
-from reformer_lab.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
-from reformer_lab.training.run_folder import differences
+from reformer_lab.training.optimizer import load_optimizer, make_optimizer
+from reformer_lab.training.run_folder import differences, is_mark
 from reformer_lab.training.schedule import STOP_OVER, Plan, learning_rate_at
+from reformer_lab.training.strategy import divides, gathered, set_up, whole
 
 FREE = ("checkpoint_every", "checkpoint_minutes")  # options that change no result: a resumed run may have others
 STATE = {  # of a run in a checkpoint, with a test of each value; "scaler" is there with fp16 only
     "about": lambda v: isinstance(v, dict),
     "where": lambda v: isinstance(v, dict),
-    "metrics": lambda v: isinstance(v, dict) and type(v.get("bytes")) is int and isinstance(v.get("sha256"), str),
+    "metrics": is_mark,
+    "timings": is_mark,
     "tokens": lambda v: type(v) is int and v >= 0,
     "seconds": lambda v: type(v) in (int, float) and v >= 0,
     "evaluation_seconds": lambda v: type(v) in (int, float) and v > 0,
@@ -88,7 +91,7 @@ class Run:
         self.started = time.perf_counter() if started is None else started
         self.about = {"options": asdict(options), **({} if about is None else about)}
         self.model = model.double() if options.precision == "64" else model
-        self.result, self.journal = TrainingResult(), None
+        self.result = TrainingResult()
         self.skipped = 0  # steps in a row that loss scaling left out
 
     @property
@@ -110,9 +113,10 @@ class Run:
         resumed = together(self.fabric, self._newest) if resume and self.folder is not None else None
         self.optimizer = make_optimizer(self.model, self.options)
         if resumed is not None:
-            self.model.load_state_dict(resumed.weights)
             load_optimizer(self.model, self.optimizer, resumed)
-        self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
+            self.model.load_state_dict(resumed.weights)
+        make = partial(make_optimizer, options=self.options)
+        self.wrapped, self.wrapped_optimizer, self.optimizer = set_up(self.fabric, self.model, self.optimizer, make)
         self.wrapped.mark_forward_method("loss")
         self.model.train()
         state = {} if resumed is None else resumed.state
@@ -166,15 +170,15 @@ class Run:
     def _where(self):
         """What may change the rounding, and nothing else."""
         threads, device = torch.get_num_threads(), self.fabric.device.type
-        return {"torch": torch.__version__, "device": device, "threads": threads, "processes": self.fabric.world_size}
+        where = {"torch": torch.__version__, "device": device, "threads": threads, "processes": self.fabric.world_size}
+        return where | ({"strategy": "fsdp"} if divides(self.fabric) else {})
 
     def _recall(self, resumed, state):
         """What happened before the checkpoint, from the lines in the folder."""
         if self._writes:
-            self.journal = self.folder.journal(state.get("metrics"), 0 if resumed is None else resumed.step)
-            metrics, timings = self.journal.lines
-            seconds = {line["step"]: line["seconds"] for line in timings}
-            for line in metrics:
+            lines = self.folder.cut_back(state, 0 if resumed is None else resumed.step)
+            seconds = {line["step"]: line["seconds"] for line in lines["timings"]}
+            for line in lines["metrics"]:
                 line["seconds"] = seconds.get(line["step"], 0.0)
                 if "held_out_bits" in line:
                     line["bits"] = line.pop("held_out_bits")
@@ -222,10 +226,10 @@ class Run:
         line = {"step": self.step + 1, "bits": bits(loss), "learning_rate": rate, "gradient_norm": norm}
         self.result.curve.append({**line, "seconds": now - self.started})
         self.speed, self.learned = tokens / (now - begun), self._is_learned()
-        if self.journal is not None:
-            self.journal.metrics(**line)
-            speed = round(self.speed, 1)
-            self.journal.timing(step=self.step, seconds=now - self.started, tokens_per_second=speed, peak_bytes=_peak())
+        if self._writes:
+            self.folder.add("metrics", **line)
+            took = {"seconds": now - self.started, "tokens_per_second": round(self.speed, 1), "peak_bytes": _peak()}
+            self.folder.add("timings", step=self.step, **took)
         if options.evaluate_every and self.step % options.evaluate_every == 0 and not self.finished:
             self._evaluate(self.held_out[: options.quick_windows])
         self._plan_on()
@@ -250,12 +254,13 @@ class Run:
         norm = fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=options.clip, error_if_nonfinite=False
         )
-        return value, float(norm)
+        return value, float(whole(norm))
 
     def _loss(self, micro_batch):
         """The loss of some rows of a batch, a scalar tensor; NaN if numbers overflowed on the way."""
         try:
-            return self.wrapped.loss(*micro_batch, generator=step_generator(self.options.seed, self.step))
+            with self.fabric.autocast():
+                return self.wrapped.loss(*micro_batch, generator=step_generator(self.options.seed, self.step))
         except NotFinite:
             return torch.tensor(math.nan)
 
@@ -278,8 +283,8 @@ class Run:
             f"{failure} at step {self.step + 1} (learning rate {rate:.3g}, clip {self.options.clip:g}); begin again "
             "with a lower learning rate or a longer warm-up"
         )
+        self.save()
         if self._writes:
-            self.save()
             path = self.folder.keep_batch(self.step + 1, batch, message)
             message += f"; state and batch are kept in {path.parent.parent} ({path.name})"
         self.fabric.barrier()  # a process that ends earlier takes process 0 with it, in the middle of writing
@@ -289,7 +294,10 @@ class Run:
         """Evaluate on held-out windows, each process on some of them; the seconds it took."""
         begun, fabric = time.perf_counter(), self.fabric
         with fabric.autocast():
-            nats = held_out_nats(self.model, windows[fabric.global_rank :: fabric.world_size])
+            # Every process evaluates the same number: where the model is sharded, all of them compute together.
+            mine = list(windows[fabric.global_rank :: fabric.world_size])
+            missing = -(-len(windows) // fabric.world_size) - len(mine)
+            nats = held_out_nats(self.model, mine + list(windows[:missing]))[: len(mine)]
         value = bits(self._sum(sum(nats)) / len(windows))
         if not math.isfinite(value):
             if self.step:
@@ -299,8 +307,8 @@ class Run:
         now = time.perf_counter()
         line = {"step": self.step, "windows": len(windows)}
         self.result.evaluations.append({**line, "bits": value, "seconds": now - self.started})
-        if self.journal is not None:
-            self.journal.metrics(step=self.step, held_out_bits=value, windows=len(windows))
+        if self._writes:
+            self.folder.add("metrics", step=self.step, held_out_bits=value, windows=len(windows))
         return now - begun
 
     def _plan_on(self):
@@ -314,28 +322,32 @@ class Run:
     def _due(self):
         interval, minutes = self.options.checkpoint_every, self.options.checkpoint_minutes
         by_time = minutes and time.perf_counter() - self.saved_at >= 60.0 * minutes
-        return not self.finished and (by_time or (interval and self.step % interval == 0))
+        due = not self.finished and (by_time or (interval and self.step % interval == 0))
+        return self.fabric.broadcast(due) if divides(self.fabric) else due  # all gather then; their clocks differ
 
     def save(self, finished=False):
-        """Write a checkpoint of this moment, if this process is the one that writes."""
+        """Write a checkpoint of this moment, in the process that writes; all must call it if the model is sharded."""
+        if self.folder is None:
+            return
+        weights, tensors = gathered(self.model, self.optimizer, keep=self._writes)
         if not self._writes:
             return
-        self.folder.require_unmoved()
-        state = {
-            "about": self.about, "where": self._where(), "metrics": self.journal.mark(), "tokens": self.result.tokens,
+        state = self.folder.marks() | {
+            "about": self.about, "where": self._where(), "tokens": self.result.tokens,
             "seconds": round(time.perf_counter() - self.started, 3), "evaluation_seconds": self.evaluation_seconds,
             "total": self.plan.total, "replanned": self.plan.replanned, "finished": finished,
             "skipped": self.skipped, "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }  # fmt: skip
-        tensors = optimizer_tensors(self.model, self.optimizer)
-        checkpoint.save(self.folder.checkpoints, self.model, step=self.step, training=tensors, state=state)
+        files = self.folder.checkpoints
+        checkpoint.save(files, self.model, step=self.step, weights=weights, training=tensors, state=state)
         self.saved_at = time.perf_counter()
 
     def end(self):
         """The last evaluation, on all held-out windows, and the last checkpoint; all processes end together."""
         result = self.result
         done = bool(result.evaluations) and result.evaluations[-1].get("step") == self.step and self.plan.was_finished
-        if not result.interrupted and not self.fabric.broadcast(done):
+        done = self.fabric.broadcast(done)
+        if not result.interrupted and not done:
             self._evaluate(self.held_out)
         if not done:
             self.save(finished=not result.interrupted)

@@ -18,9 +18,11 @@ import safetensors.torch
 
 from reformer_lab.training import checkpoint
 from reformer_lab.training.checkpoint import CheckpointNotWritten
-from reformer_lab.training.files import is_left_over, sync_folder, write_atomically, write_json
+from reformer_lab.training.files import open_regular, remove_left_overs, sync_folder, write_atomically, write_json
 
-METRICS, TIMINGS, LOCK = "metrics.jsonl", "timings.jsonl", ".lock"
+LINES = {"metrics": "metrics.jsonl", "timings": "timings.jsonl"}
+FILES = {"lock": ".lock", **LINES}
+START = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}  # the mark of an empty file
 
 
 class RunFolder:
@@ -33,43 +35,30 @@ class RunFolder:
     def __init__(self, path, resume=False, tensorboard=False):
         self.path, self.resume, self.tensorboard = Path(path), resume, tensorboard
         self.checkpoints = self.path / checkpoint.SUBFOLDER
-        self._open_files = contextlib.ExitStack()
+        self._files, self._stack = {}, contextlib.ExitStack()
 
     def __enter__(self):
-        with contextlib.ExitStack() as files:
+        with contextlib.ExitStack() as stack:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._lock = files.enter_context(open(self.path / LOCK, "a+", encoding="utf-8"))
-                _lock(self._lock, self.path)
-                self.checkpoints.mkdir(exist_ok=True)
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                for name, file in FILES.items():
+                    self._files[name] = stack.enter_context(open_regular(self.path / file, append=True))
+                _lock(self._files["lock"], self.path)
                 sync_folder(self.path)
                 sync_folder(self.path.parent)
-                for path in filter(is_left_over, self.path.iterdir()):
-                    path.unlink()
-                metrics = self.path / METRICS
-                used = checkpoint.paths(self.checkpoints) or (metrics.exists() and metrics.stat().st_size)
+                remove_left_overs(self.path)
+                used = checkpoint.paths(self.checkpoints) or self._size("metrics")
             except OSError as error:
                 raise ValueError(f"cannot write to --out {self.path}: {error.strerror or error}") from None
             if used and not self.resume:
                 raise ValueError(
                     f"{self.path} already holds a run; go on with it (--resume), or give another folder (--out)"
                 )
-            self._open_files = files.pop_all()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error):
-        self._open_files.close()
-
-    def require_unmoved(self):
-        """CheckpointNotWritten if the folder, or the metrics in it, were moved or removed meanwhile."""
-        for file, name in ((self._lock, LOCK), (self._journal.file, METRICS)):
-            try:
-                same = os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / name))
-            except OSError:
-                same = False
-            if not same:
-                reason = "the folder of this run, or a file in it, was moved or removed while it trained"
-                raise CheckpointNotWritten(errno.ENOENT, reason, str(self.path / name))
+        self._stack.close()
 
     def newest(self, report):
         """The newest good `Checkpoint`, or None before the first. Damaged ones are set aside and reported."""
@@ -78,18 +67,64 @@ class RunFolder:
             return None
         newest, damaged = checkpoint.newest(self.checkpoints)
         for path, reason in damaged:
-            report(f"skipped: {reason} (kept as {checkpoint.set_aside(path).name})")
+            path.rename(f"{path}.damaged")  # neither read again nor lost
+            report(f"skipped: {reason} (kept as {path.name}.damaged)")
         return newest
 
-    def journal(self, mark=None, step=0):
-        """Open metrics and timings, cut back to where they were at ``mark``, that of the checkpoint of ``step``."""
-        try:
-            self._journal = self._open_files.enter_context(contextlib.closing(Journal(self.path, mark, step)))
-        except OSError as error:
-            raise ValueError(f"cannot write metrics to {self.path}: {error.strerror or error}") from None
+    def cut_back(self, marks, step):
+        """Cut metrics and timings back to `marks`, {} for a new run, made after ``step`` steps; their lines, as dicts.
+
+        ValueError if they are not those that the marks were made of.
+        """
+        self._digests, lines = {}, {}
+        for name in LINES:
+            file, mark = self._files[name], marks.get(name, START)
+            file.seek(0)
+            content = file.read()[: mark["bytes"]]
+            self._digests[name] = hashlib.sha256(content)
+            if self._digests[name].hexdigest() != mark["sha256"]:
+                raise ValueError(
+                    f"{self.path / LINES[name]} does not hold the {name} that the checkpoint was written after; put "
+                    "them back, or train anew into another folder"
+                )
+            file.truncate(len(content))
+            lines[name] = [json.loads(line) for line in content.splitlines()]
         if self.tensorboard:
-            self._journal.board = self._open_files.enter_context(_board(self.path / "tensorboard", step))
-        return self._journal
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Events of later steps, from before a crash, are hidden.
+            self._board = self._stack.enter_context(SummaryWriter(self.path / "tensorboard", purge_step=step + 1))
+        return lines
+
+    def add(self, name, **values):
+        """Add a line to "metrics" or "timings"; numbers of the metrics go to TensorBoard too, if it is on."""
+        line = (json.dumps(values, allow_nan=False) + "\n").encode()
+        try:
+            self._files[name].write(line)
+        except OSError as error:
+            reason = f"a line could not be written ({error.strerror or error}); the checkpoints are whole"
+            raise CheckpointNotWritten(error.errno, reason, str(self.path / LINES[name])) from error
+        self._digests[name].update(line)
+        if self.tensorboard and name == "metrics":
+            for key, value in values.items():
+                if value is not None and key not in ("step", "windows"):
+                    self._board.add_scalar(key, value, values["step"])
+
+    def marks(self):
+        """Where metrics and timings end, for a checkpoint: all before is on the disk, in the folder that it was in.
+
+        CheckpointNotWritten if the folder, or a file that is open in it, was moved or removed meanwhile.
+        """
+        for name, file in self._files.items():
+            path = self.path / FILES[name]
+            if not path.exists() or not os.path.samefile(path, file.fileno()):
+                reason = "the folder of this run, or a file in it, was moved or removed while it trained"
+                raise CheckpointNotWritten(errno.ENOENT, reason, str(path))
+            os.fsync(file.fileno())
+        return {name: {"bytes": self._size(name), "sha256": self._digests[name].hexdigest()} for name in LINES}
+
+    def _size(self, name):
+        return os.fstat(self._files[name].fileno()).st_size
 
     def keep_batch(self, step, batch, message):
         """Write the batch at which training failed, for diagnosis; the path."""
@@ -101,81 +136,6 @@ class RunFolder:
         return path
 
 
-class Journal:
-    """The two files of lines. `lines` holds what was read back of them: (metrics, timings), lists of dicts."""
-
-    def __init__(self, folder, mark=None, step=0):
-        metrics, timings = Path(folder, METRICS), Path(folder, TIMINGS)
-        kept = _read_up_to(metrics, mark)
-        times = [line for line in _timing_lines(timings) if line["step"] <= step] if step else []
-        self.lines = [json.loads(line) for line in kept.splitlines()], times
-        self.digest = hashlib.sha256(kept)
-        self.bytes = len(kept)
-        self.board = None
-        write_atomically(metrics, kept)
-        write_atomically(timings, b"".join(map(_json_line, times)))
-        self.file, self._timings = open(metrics, "ab", 0), open(timings, "ab", 0)  # noqa: SIM115 see close()
-
-    def metrics(self, **values):
-        """Write one line of what can be repeated; to TensorBoard too, if it is on."""
-        line = _json_line(values)
-        self._append(self.file, line)
-        self.digest.update(line)
-        self.bytes += len(line)
-        for name, value in values.items() if self.board is not None else ():
-            if value is not None and name not in ("step", "windows"):
-                self.board.add_scalar(name, value, values["step"])
-
-    def timing(self, **values):
-        """Write one line of what cannot be repeated."""
-        self._append(self._timings, _json_line(values))
-
-    def _append(self, file, line):
-        try:
-            file.write(line)
-        except OSError as error:
-            reason = f"a line could not be written ({error.strerror or error}); the checkpoints are whole"
-            raise CheckpointNotWritten(error.errno, reason, file.name) from error
-
-    def mark(self):
-        """Where the metrics end, for a checkpoint: all before it is on the disk."""
-        os.fsync(self.file.fileno())
-        return {"bytes": self.bytes, "sha256": self.digest.hexdigest()}
-
-    def close(self):
-        """Close both files."""
-        self.file.close()
-        self._timings.close()
-
-
-def _json_line(values):
-    return (json.dumps(values, allow_nan=False) + "\n").encode()
-
-
-def _read_up_to(path, mark):
-    """The bytes of the metrics up to a checkpoint; ValueError if they are not those it was written after."""
-    if mark is None:
-        return b""
-    content = path.read_bytes()[: mark["bytes"]] if path.exists() else b""
-    if hashlib.sha256(content).hexdigest() != mark["sha256"]:
-        raise ValueError(
-            f"{path} does not hold the metrics that the checkpoint was written after; put them back, or train anew "
-            "into another folder"
-        )
-    return content
-
-
-def _timing_lines(path):
-    """The whole lines of the timings, as dicts; the last one may have been cut by a crash."""
-    lines = []
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError):
-            value = json.loads(line)
-            if isinstance(value, dict) and type(value.get("step")) is int and type(value.get("seconds")) is float:
-                lines.append(value)
-    return lines
-
-
 def _lock(file, folder):
     """Lock the file for this process; ValueError with the process that holds it."""
     import fcntl  # not on Windows, where this project is not tested
@@ -184,20 +144,15 @@ def _lock(file, folder):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = file.read(200).strip() or "another process"
+        holder = file.read(200).decode(errors="replace").strip() or "another process"
         raise ValueError(f"{folder} is in use by {holder}; wait for it, or give another folder") from None
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def _board(folder, step):
-    """TensorBoard's writer; events of steps after ``step``, from before a crash, are hidden."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("--tensorboard needs TensorBoard: pip install 'reformer_ref[lab]'") from None
-    return SummaryWriter(folder, purge_step=step + 1 if step else None)
+def is_mark(value):
+    """Whether a value can be one of `RunFolder.marks`."""
+    return isinstance(value, dict) and type(value.get("bytes")) is int and isinstance(value.get("sha256"), str)
 
 
 def differences(stored, asked, prefix=""):

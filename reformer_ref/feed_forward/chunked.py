@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from reformer_ref._blocks import block_starts
@@ -106,8 +105,12 @@ class _Chunked(torch.autograd.Function):
             return _in_chunks(fn, tensors[:n_xs], tensors[n_xs:], chunk_length, dim, add)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_out):
+        if torch.is_grad_enabled():  # only with create_graph=True
+            raise RuntimeError(
+                "what is computed in chunks has no second derivative: for create_graph give no "
+                "chunk lengths (chunk_length, ff_chunk, loss_chunk)"
+            )
         dim, n_xs = ctx.dim, ctx.n_xs
         needs = ctx.needs_input_grad[6:]
         tensors = [None if t is None else t.detach() for t in ctx.saved_tensors]

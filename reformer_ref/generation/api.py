@@ -10,12 +10,12 @@ from torch import Tensor
 from reformer_ref._arguments import (
     LARGEST_ARRAY,
     require_bool,
+    require_callable,
     require_choice,
     require_float,
     require_int,
-    short_repr,
 )
-from reformer_ref._tensors import has_values, require_floating, require_padding_mask
+from reformer_ref._tensors import has_values, require_floating, require_padding_mask, require_tensor
 from reformer_ref.generation import beam
 from reformer_ref.generation import pytorch as plain
 from reformer_ref.generation.decoder import MOST_ROWS, Decoder, Recomputer, cache_unsupported_reason
@@ -76,7 +76,7 @@ def generate(
     require_choice("cache", cache, (True, False, None))
     require_bool("progress", progress)
     if on_token is not None:
-        _require_function("on_token", on_token, " of the new token or None")
+        require_callable("on_token", on_token, " of the new token or None")
     several = isinstance(prompt, (list, tuple))
     prompts = [_prompt_tokens(p, config.vocab_size) for p in (prompt if several else [prompt])]
     if not prompts:
@@ -182,7 +182,7 @@ def beam_search(
         raise ValueError(f"max_new_tokens must be at most {limit}, got {max_new_tokens}")
     require_int("beams", beams, 1, 1024)
     require_float("length_penalty", length_penalty, minimum=0.0, below=1e3)
-    _require_function("check_stop", check_stop)
+    require_callable("check_stop", check_stop)
     if hasattr(model, "encoder_config"):
         check_tokens(model.encoder_config, source, None, name="source")
     mask = require_padding_mask(source_padding_mask, source.shape, source.device)
@@ -269,11 +269,6 @@ def _require_model(model):
     return model
 
 
-def _require_function(name, value, signature=""):
-    if not callable(value):
-        raise TypeError(f"{name} must be a function{signature}, got {short_repr(value)}")
-
-
 def _require_sampling_generator(generator, temperature):
     if temperature > 0 and not isinstance(generator, torch.Generator):
         given = type(generator).__name__
@@ -286,7 +281,7 @@ def _prompt_tokens(prompt, vocab_size):
     if not isinstance(prompt, Tensor) or prompt.dtype != torch.int64:
         given = prompt.dtype if isinstance(prompt, Tensor) else type(prompt).__name__
         raise TypeError(f"prompt must be bytes or an int64 tensor, got {given}")
-    if prompt.ndim != 1 or prompt.numel() == 0:
+    if require_tensor("prompt", prompt).ndim != 1 or prompt.numel() == 0:
         raise ValueError(f"prompt must have shape (n,) with n >= 1, got {tuple(prompt.shape)}")
     low, high = (int(token) for token in prompt.aminmax())
     if low < 0 or high >= vocab_size:

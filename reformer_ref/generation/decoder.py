@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reformer_ref._arguments import bucket_factors, require_int
-from reformer_ref._tensors import evaluating
+from reformer_ref._tensors import evaluating, require_tensor
 from reformer_ref.generation.caches import DenseCache, LocalCache, StrictCache
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.model.arguments import check_tokens
 from reformer_ref.model.config import ReformerConfig, n_buckets_for, require_config
 from reformer_ref.model.layers import merge_heads
 from reformer_ref.model.pytorch import ReformerLM, count_positions
+from reformer_ref.reversible.sharded import require_gathered
 
 MOST_ROWS = 1 << 16  # continuations of one prompt
 
@@ -30,6 +31,8 @@ class TokenDecoder:
         if not isinstance(model, ReformerLM):
             raise TypeError(f"model must be a ReformerLM, got {type(model).__name__}")
         require_causal(model.config)
+        remedy = "load the weights (get_model_state_dict, full_state_dict=True) into a model of one process"
+        require_gathered("model", model, remedy=remedy)
         limit = model.config.max_length
         self.model = model
         self.capacity = limit if capacity is None else require_int("capacity", capacity, 1, limit)
@@ -79,8 +82,9 @@ class TokenDecoder:
             TypeError, ValueError: for tokens that do not fit, before a prompt, or when full.
         """
         self._require_prompt("step")
-        if not isinstance(tokens, Tensor) or tokens.shape != (self.rows,):
-            given = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        is_tensor = isinstance(tokens, Tensor)
+        if not is_tensor or require_tensor("tokens", tokens).shape != (self.rows,):
+            given = tuple(tokens.shape) if is_tensor else type(tokens).__name__
             raise ValueError(
                 f"tokens must be a tensor ({self.rows},), one token per row, got {given}"
             )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from reformer_ref._arguments import clear_errors, require_bool, short_repr
+from reformer_ref._tensors import require_tensor
 from reformer_ref.huggingface.files import read_pretrained
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
@@ -41,6 +42,9 @@ ATTENTION_WEIGHTS = {
 }
 POSITIONS = "reformer.embeddings.position_embeddings"
 TRANSPOSED = re.compile(r".*\.feed_forward\.(dense|output)\.dense\.weight")
+# Options of attention, of every kind and of LSH alone, that transformers has; others are fixed there.
+CHOICES = ("chunk_length", "chunks_before", "chunks_after", "causal")
+LSH_CHOICES = ("n_hashes", "n_buckets")
 # Not weights, but early versions of transformers saved these constants among them.
 CONSTANTS = re.compile(
     r"reformer\.encoder\.layers\.\d+\.attention\.self_attention\.(self_)?mask_value_float(16|32)"
@@ -129,7 +133,8 @@ def carry_over(
 
     Raises:
         TypeError: for other objects.
-        ValueError: one that lists all weights that are missing, unknown, of another shape or dtype.
+        ValueError: one that lists all weights that are missing, unknown, of another shape or dtype,
+            or all that transformers does not compute of a ``config``.
     """
     require_bool("add_head_bias", add_head_bias)
     if not (isinstance(model_class, type) and issubclass(model_class, torch.nn.Module)):
@@ -187,8 +192,9 @@ def to_huggingface(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     Raises:
         TypeError: for anything but a ReformerLM.
-        ValueError: for a model that transformers has no counterpart of: other kinds of layers or
-            positions, a tied head.
+        ValueError: for a model that transformers cannot compute, with every reason: other kinds of
+            layers or positions, a tied head, one stream, ``d_v`` other than ``d_head``, options of
+            attention other than ``config_from_huggingface`` gives.
     """
     if not (
         isinstance(model, torch.nn.Module)
@@ -255,22 +261,71 @@ def _local_options(hf_config, causal):
 
 
 def _require_carriable(config, hash_seed):
-    """ValueError unless every weight and rotation of this configuration has its place in a Reformer
-    of transformers.
+    """One ValueError that lists what a Reformer of transformers does not compute: only what
+    ``config_from_huggingface`` returns has its counterpart there, but for lengths, sizes of chunks
+    that save memory, dropout and seed.
     """
     wrong = []
-    if not set(config.layers) <= {"lsh", "local"}:
+    kinds = set(config.layers)
+    if not kinds <= {"lsh", "local"}:
         wrong.append(f'pattern must hold "lsh" and "local" only, got {config.pattern}')
     if config.positions not in ("axial", "learned"):
         wrong.append(f'positions must be "axial" or "learned", got {config.positions!r}')
+    if config.positions == "axial" and len(config.axial_shape) != 2:
+        wrong.append(f"axial_shape must have two axes, got {config.axial_shape}")
     if config.tie_head:
         wrong.append("tie_head must be False, because the head has weights of its own")
-    if hash_seed is not None and "lsh" in config.layers and config.lsh.n_buckets is None:
+    if config.streams != 2:
+        wrong.append(f"streams must be 2, got {config.streams}")
+    if config.d_v != config.d_head:
+        wrong.append(f"d_v must be d_head ({config.d_head}), got {config.d_v}")
+    wrong += _wrong_options(config, kinds & {"lsh", "local"})
+    if hash_seed is not None and "lsh" in kinds and config.lsh.n_buckets is None:
         wrong.append(
             "with a hash_seed n_buckets (num_buckets) must be given, because the rotations depend on it"
         )
     if wrong:
         raise ValueError(f"config does not fit weights of transformers: {'; '.join(wrong)}")
+
+
+def _wrong_options(config, kinds):
+    """What transformers does not compute of the options of these kinds of attention, and of the
+    padding.
+    """
+    wrong = []
+    # 1. Options: those of CHOICES are free, the others fixed.
+    if "lsh" in kinds:
+        expected = LSHOptions.preset("huggingface", **_choices(config.lsh, *LSH_CHOICES))
+        wrong += _differences("lsh", config.lsh, expected)
+    if "local" in kinds:
+        local, choices = config.local, _choices(config.local)
+        if local.scale == config.d_head**-0.5:  # what None stands for
+            choices["scale"] = local.scale
+        wrong += _differences("local", local, LocalOptions(wrap=True, **choices))
+    # 2. Padding inside the model, which matters to windows that wrap. With one chunk length
+    #    attention pads to it anyway.
+    lengths = {getattr(config, kind).chunk_length for kind in kinds}
+    multiple, given = math.lcm(*lengths), config.length_multiple
+    if kinds and given != multiple and (len(lengths) > 1 or multiple % given):
+        reason = "the least common multiple of the chunk lengths"
+        wrong.append(f"length_multiple must be {multiple}, {reason}, got {given}")
+    return wrong
+
+
+def _choices(options, *more):
+    """The options that a Reformer of transformers may have otherwise, as these have them."""
+    choices = {name: getattr(options, name) for name in (*CHOICES, *more)}
+    return choices | ({"chunks_after": 0} if options.causal else {})  # its rule for causal models
+
+
+def _differences(name, options, expected):
+    """A sentence for each field in which the options differ from the expected ones."""
+    given = options.to_dict()
+    return [
+        f"{name}.{field} must be {value!r}, got {given[field]!r}"
+        for field, value in expected.to_dict().items()
+        if given[field] != value
+    ]
 
 
 def _their_shapes(config, names, ours):
@@ -298,13 +353,13 @@ def _require_weights(given, shapes):
         ("lm_head.bias", "lm_head.decoder.bias"), shapes["lm_head.decoder.weight"][:1]
     )
     known = {name: w for name, w in given.items() if name in allowed}
-    tensors = {name: w for name, w in known.items() if isinstance(w, torch.Tensor)}
+    tensors = {name: w for name, w in known.items() if _is_dense(w)}
     dtypes = [w.dtype for w in tensors.values() if w.is_floating_point()]
     dtype = max(dtypes, key=dtypes.count, default=torch.float32)  # the most common one
     wrong = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in given]
     wrong += [f"unknown: {name}" for name in given if name not in allowed]
     wrong += [
-        f"not a tensor: {name} ({type(w).__name__})"
+        f"not a {'dense ' if isinstance(w, torch.Tensor) else ''}tensor: {name} ({type(w).__name__})"
         for name, w in known.items()
         if name not in tensors
     ]
@@ -318,6 +373,14 @@ def _require_weights(given, shapes):
     if wrong:
         raise ValueError("the weights do not fit the configuration:\n  " + "\n  ".join(wrong))
     return tensors, dtype, tensors["lm_head.decoder.weight"].device
+
+
+def _is_dense(w):
+    try:
+        require_tensor("the weight", w)
+    except TypeError:
+        return False
+    return True
 
 
 def _fill_rotations(model, hash_seed):

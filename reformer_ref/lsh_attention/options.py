@@ -43,7 +43,9 @@ class LSHOptions:
     Attributes:
         n_hashes: rounds of hashing.
         n_buckets: an even int, a tuple of even factors, or None for ``default_n_buckets(L,
-            chunk_length)``.
+            chunk_length)``. With None, L is in a model the most real tokens of any row in the batch
+            (compiled or exported: the padded length), so a shorter row may be hashed into more
+            buckets than by itself; a number given here makes padding exact.
         chunk_length: slots of the sorted sequence in a chunk.
         chunks_before: a query sees its own chunk, and so many chunks before it …
         chunks_after: … and after it.

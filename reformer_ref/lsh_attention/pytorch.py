@@ -25,7 +25,7 @@ from reformer_ref.chunking.pytorch import (
     undo_sort,
 )
 from reformer_ref.lsh_attention.options import LSHOptions
-from reformer_ref.lsh_attention.record import AttentionRecord
+from reformer_ref.lsh_attention.record import AttentionRecord, record_of_call
 
 
 def lsh_attention(
@@ -120,7 +120,7 @@ def lsh_attention(
     if not return_record:
         return out
     weights = weights * at(round_weights, queries)[..., None]
-    record = AttentionRecord.from_call(buckets, order, queries, keys, weights, only_self, before)
+    record = record_of_call(buckets, order, queries, keys, weights, only_self, before)
     return out, record
 
 

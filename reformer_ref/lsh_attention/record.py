@@ -25,31 +25,6 @@ class AttentionRecord:
     keys: Int[Tensor, "*batch n_hashes n_chunks window"]
     weights: Float[Tensor, "*batch n_hashes n_chunks chunk_length window"]
 
-    @classmethod
-    @torch.no_grad()
-    def from_call(
-        cls,
-        buckets: Tensor,
-        order: Tensor,
-        queries: Tensor,
-        keys: Tensor,
-        weights: Tensor,
-        only_self: Bool[Tensor, "*batch L"],
-        chunks_before: int,
-    ) -> "AttentionRecord":
-        """Make the record of merged weights: clear those of free slots, apply the self rule."""
-        weights = weights.masked_fill(queries[..., None] < 0, 0.0)
-        # A token that sees only itself does so in the first round.
-        first = queries[..., 0, :, :].flatten(-2)  # (…, n·m)
-        sees_self = only_self.gather(-1, first.clamp(min=0)) & (first >= 0)
-        chunk_length = queries.shape[-1]
-        query_chunk = weights[..., 0, :, :, :].narrow(
-            -1, chunks_before * chunk_length, chunk_length
-        )
-        diagonal = query_chunk.diagonal(dim1=-2, dim2=-1)  # (…, n, m), a view
-        diagonal.masked_fill_(sees_self.view_as(diagonal), 1.0)
-        return cls(buckets, order, queries, keys, weights)
-
     def dense(self) -> Float[Tensor, "*batch L L"]:
         """The attention matrix: row i holds the weights with which query i sees each position."""
         length = self.buckets.shape[-1]
@@ -60,3 +35,25 @@ class AttentionRecord:
         matrix = self.weights.new_zeros(*batch, (length + 1) ** 2)
         matrix.scatter_add_(-1, cells, self.weights.flatten(len(batch)))
         return matrix.view(*batch, length + 1, length + 1)[..., :length, :length]
+
+
+@torch.no_grad()
+def record_of_call(
+    buckets: Tensor,
+    order: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    weights: Tensor,
+    only_self: Bool[Tensor, "*batch L"],
+    chunks_before: int,
+) -> AttentionRecord:
+    """Make the record of merged weights: clear those of free slots, apply the self rule."""
+    weights = weights.masked_fill(queries[..., None] < 0, 0.0)
+    # A token that sees only itself does so in the first round.
+    first = queries[..., 0, :, :].flatten(-2)  # (…, n·m)
+    sees_self = only_self.gather(-1, first.clamp(min=0)) & (first >= 0)
+    chunk_length = queries.shape[-1]
+    query_chunk = weights[..., 0, :, :, :].narrow(-1, chunks_before * chunk_length, chunk_length)
+    diagonal = query_chunk.diagonal(dim1=-2, dim2=-1)  # (…, n, m), a view
+    diagonal.masked_fill_(sees_self.view_as(diagonal), 1.0)
+    return AttentionRecord(buckets, order, queries, keys, weights)

@@ -15,7 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from reformer_ref.memory.measure import Peak, as_device, require_callable
+from reformer_ref._arguments import require_callable
+from reformer_ref.memory.measure import Peak, as_device
 
 BLOCK = 512  # bytes: the CUDA allocator gives memory out in these
 NOT_COUNTED = (
@@ -45,7 +46,7 @@ def count_peak(fn: Callable[[], object], *, on: str | torch.device | None = None
     Raises:
         TypeError: ``fn`` cannot be called, or makes sparse tensors.
     """
-    require_callable(fn)
+    require_callable("fn", fn, " without arguments")
     with Counter(on) as counter:
         result = fn()
     sizes: dict[str, int] = {}

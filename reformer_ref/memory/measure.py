@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from reformer_ref._arguments import require_choice, short_repr
+from reformer_ref._arguments import require_callable, require_choice, short_repr
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def measure_peak(fn: Callable[[], object], device: str | torch.device | None = N
         ValueError: for other devices.
         RuntimeError: there is no CUDA device, or the system does not report memory.
     """
-    require_callable(fn)
+    require_callable("fn", fn, " without arguments")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = as_device("device", device)
@@ -136,14 +136,6 @@ def _usage_peak():
         ) from None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def require_callable(fn):
-    """Raise a TypeError unless ``fn`` can be called."""
-    if not callable(fn):
-        raise TypeError(
-            f"fn must be a function without arguments, got {short_repr(fn)} ({type(fn).__name__})"
-        )
 
 
 def as_device(name: str, device: object) -> torch.device:

@@ -20,7 +20,7 @@ def check_tokens(config, tokens, padding_mask, generator=None, *, name="tokens",
         most = f"max_length = {config.max_length}"
         raise ValueError(f"{name} must be at most {most} long, got {length}")
     if has_values(tokens):
-        low, high = (int(value) for value in tokens.aminmax())
+        low, high = torch.stack(tokens.aminmax()).tolist()
         if low < 0 or high >= config.vocab_size:
             accepted = f"0 … {config.vocab_size - 1}"
             raise ValueError(f"{name} must lie in {accepted}, got {low} … {high}")
@@ -55,9 +55,7 @@ def check_head(head):
 
 
 def _require_token_integers(name, tokens, device):
-    kinds = torch.int64, torch.int32
-    if require_tensor(name, tokens).dtype not in kinds or tokens.layout != torch.strided:
-        given = f"{tokens.dtype}, {tokens.layout}"
-        raise TypeError(f"{name} must be int64 or int32, dense, got {given}")
+    if require_tensor(name, tokens).dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be int64 or int32, got {tokens.dtype}")
     if device is not None and tokens.device != device:
         raise ValueError(f"{name} must be on {device}, got {tokens.device}")

@@ -177,8 +177,11 @@ class ReformerConfig:
         shape = self.axial_shape
         shape = (-(-self.max_length // rows), rows) if shape is None else shape
         shape = _tuple("axial_shape", shape, "integers")
-        width, rest = divmod(self.d_model, len(shape))
         dims = self.axial_dims
+        if dims is None and self.d_model < len(shape):
+            requirement = f"d_model must be at least {len(shape)}, one for each axis of axial_shape"
+            raise ValueError(f"{requirement}, or positions not axial, got d_model {self.d_model}")
+        width, rest = divmod(self.d_model, len(shape))
         dims = (*[width] * (len(shape) - 1), width + rest) if dims is None else dims
         dims = _tuple("axial_dims", dims, "integers")
         self._set("axial_shape", tuple([require_int("axial_shape", n) for n in shape]))

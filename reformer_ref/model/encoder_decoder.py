@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from reformer_ref._arguments import require_shape
-from reformer_ref._tensors import require_floating, require_padding_mask
+from reformer_ref._tensors import require_finite, require_floating, require_padding_mask
 from reformer_ref.model.arguments import check_head, check_targets, check_tokens
 from reformer_ref.model.config import ReformerConfig, require_config
 from reformer_ref.model.loss import logits_of
-from reformer_ref.model.pytorch import ReformerBackbone, initialize, next_tokens
+from reformer_ref.model.pytorch import COMPUTED, ReformerBackbone, initialize, next_tokens
+from reformer_ref.reversible.sharded import require_gathered
 
 
 class ReformerEncoderDecoder(nn.Module):
@@ -24,8 +25,9 @@ class ReformerEncoderDecoder(nn.Module):
     ``decoder_config.seed`` alone; the global random state is not touched.
 
     In all methods source (B, L_s) and target (B, L_t) are int64 or int32; masks are of their
-    shapes, True = real token: padding on any side changes nothing. generator: a CPU generator for
-    fresh rotations; None: stored ones. TypeError or ValueError for anything that does not fit.
+    shapes, True = real token, padding as in ``ReformerLM.forward``. generator: a CPU generator for
+    fresh rotations; None: stored ones. TypeError or ValueError for anything that does not fit, and
+    for weights that are not finite.
 
     Args:
         encoder_config: not causal.
@@ -73,7 +75,7 @@ class ReformerEncoderDecoder(nn.Module):
     ) -> Float[Tensor, "B L_s two_d_model"]:
         """Compute what the decoder looks at; it may be kept for many calls of ``decode``."""
         mask = self._check("source", source, source_padding_mask, generator)
-        return self.encoder(source, mask, generator)
+        return require_finite(COMPUTED, self.encoder(source, mask, generator))
 
     def decode(
         self,
@@ -88,7 +90,7 @@ class ReformerEncoderDecoder(nn.Module):
         encoder_mask = self._check_encoder_output(target, encoder_output, source_padding_mask)
         check_head(self.head)
         hidden = self.decoder(target, mask, generator, encoder_output, encoder_mask)
-        return logits_of(hidden, *self.decoder.head_weights(self.head))
+        return logits_of(require_finite(COMPUTED, hidden), *self.decoder.head_weights(self.head))
 
     def loss(
         self,
@@ -106,11 +108,14 @@ class ReformerEncoderDecoder(nn.Module):
         encoder_output = self.encode(source, source_padding_mask, generator)
         encoder_mask = self._check_encoder_output(target, encoder_output, source_padding_mask)
         targets = check_targets(self.decoder_config, next_tokens(target, mask), target, mask)
-        return self.decoder.loss(
+        loss = self.decoder.loss(
             self.head, target, targets, mask, generator, encoder_output, encoder_mask
         )
+        return require_finite(COMPUTED, loss)
 
     def _check(self, name, tokens, padding_mask, generator):
+        blocks = [*self.encoder.stack.blocks, *self.decoder.stack.blocks]
+        require_gathered("model", self, blocks)
         config = self.encoder_config if name == "source" else self.decoder_config
         device = self.decoder.embedding.weight.device
         return check_tokens(config, tokens, padding_mask, generator, name=name, device=device)

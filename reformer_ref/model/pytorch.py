@@ -27,9 +27,12 @@ from reformer_ref.model.layers import CrossAttention, FeedForwardLayer, SelfAtte
 from reformer_ref.model.loss import chunked_cross_entropy, final_norm, logits_of
 from reformer_ref.positions import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_ref.reversible import ReversibleBlock, ReversibleStack
-from reformer_ref.reversible.in_place import reversible_loss, unobserved
+from reformer_ref.reversible.in_place import plain_stack, reversible_loss, unobserved
 from reformer_ref.reversible.in_place import reversible_stack as reversible_stack_in_place
 from reformer_ref.reversible.pytorch import reversible_stack
+from reformer_ref.reversible.sharded import any_sharded, call_blocks, require_gathered
+
+COMPUTED = "what the model computes from its weights"  # in messages, where it is not finite
 
 
 class ReformerBackbone(nn.Module):
@@ -116,7 +119,7 @@ class ReformerBackbone(nn.Module):
         )
         # In place, stack and loss are one function with one backward pass. It may overwrite the
         # streams, because nothing outside has seen them.
-        if self._works_in_place():
+        if self._works_in_place() and not any_sharded(self.stack.blocks):
             layers = [in_place_layer(layer) for layer in self.layers()]
             return reversible_loss(
                 loss_of_streams, loss_tensors, x, x, layers, *context, observe=self.observe
@@ -126,19 +129,34 @@ class ReformerBackbone(nn.Module):
 
     def _streams(self, x, context):
         """Both streams after the last block. All layers are called ``layer(x, *context)``."""
-        if (
-            self.config.streams == 1
-        ):  # an ordinary Transformer, whose result stands for both streams
+        blocks, reversible = self.stack.blocks, self.stack.reversible
+        if any_sharded(blocks):
+            return call_blocks(self._sharded_block, x, x, blocks, *context)
+        if self.config.streams == 1:
+            # An ordinary Transformer, whose result stands for both streams.
             for layer in self.layers():
                 x = x + layer(x, *context)
             return x, x
         if self._works_in_place():
             layers = [in_place_layer(layer) for layer in self.layers()]
             return reversible_stack_in_place(x, x, layers, *context, observe=self.observe)
-        return reversible_stack(x, x, self.stack.blocks, *context, reversible=self.stack.reversible)
+        return reversible_stack(x, x, blocks, *context, reversible=reversible)
 
     def _works_in_place(self):
         return self.in_place and self.stack.reversible and self.config.streams == 2
+
+    def _sharded_block(self, x1, x2, layers, *context, link):
+        """Both streams after one block, of whose weights each process holds a part (FSDP)."""
+        if self.config.streams == 1:
+            for layer in layers:
+                x1 = x1 + layer(x1, *context)
+            return x1, x1
+        if self.stack.reversible:
+            layers = [in_place_layer(layer) for layer in layers]
+            return reversible_stack_in_place(
+                x1, x2, layers, *context, observe=self.observe, link=link
+            )
+        return plain_stack(x1, x2, layers, *context, start=link.start, reversible=False)
 
     def layers(self):
         """All layers of all blocks, in order."""
@@ -216,8 +234,9 @@ class ReformerLM(nn.Module):
         Args:
             tokens: int64 or int32, in [0, vocab_size).
             padding_mask: True = real token, broadcast to (B, L). Positions count real tokens only,
-                so padding on any side changes nothing (with ``lsh.wrap``: see ``LSHOptions``; on
-                CUDA, and where the model is traced: if ``lsh.n_buckets`` is given).
+                so padding on any side changes nothing. (With ``lsh.wrap``, or without
+                ``lsh.n_buckets`` next to a longer row, on CUDA or in a traced model, it may:
+                see ``LSHOptions``.)
             generator: a CPU generator that draws fresh rotations for this call; None: the stored
                 ones.
 
@@ -239,7 +258,7 @@ class ReformerLM(nn.Module):
         """Compute what the head is given; arguments and errors as in ``forward``."""
         padding_mask = self._check(tokens, padding_mask, generator)
         hidden = self.backbone(tokens, padding_mask, generator)
-        return require_finite("what the model computes from its weights", hidden)
+        return require_finite(COMPUTED, hidden)
 
     def logits(self, hidden: Float[Tensor, "*batch two_d_model"]) -> Float[Tensor, "*batch V"]:
         """Compute the logits of what ``hidden`` returns."""
@@ -289,7 +308,8 @@ class ReformerLM(nn.Module):
                 raise ValueError("tokens must hold at least 2 tokens to predict one, got 1")
             targets = next_tokens(tokens, padding_mask)
         targets = check_targets(self.config, targets, tokens, padding_mask)
-        return self.backbone.loss(self.head, tokens, targets, padding_mask, generator)
+        loss = self.backbone.loss(self.head, tokens, targets, padding_mask, generator)
+        return require_finite(COMPUTED, loss)
 
     @classmethod
     def from_huggingface(
@@ -305,6 +325,7 @@ class ReformerLM(nn.Module):
         return carry_over(cls, model_or_state_dict, config, add_head_bias=add_head_bias)
 
     def _check(self, tokens, padding_mask, generator):
+        require_gathered("model", self, self.backbone.stack.blocks)
         device = self.backbone.embedding.weight.device
         return check_tokens(self.config, tokens, padding_mask, generator, device=device)
 

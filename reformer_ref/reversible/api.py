@@ -1,15 +1,20 @@
 """The reversible stack: the public functions, which check their arguments once, and the modules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from reformer_ref._arguments import require_bool, short_repr
-from reformer_ref._tensors import require_floating
+from reformer_ref._tensors import require_floating, require_tensor
+from reformer_ref.reversible import in_place
 from reformer_ref.reversible import pytorch as plain
-from reformer_ref.reversible.in_place import InPlaceLayer
+from reformer_ref.reversible.in_place import InPlaceLayer, ModuleLayer
+from reformer_ref.reversible.pytorch import flat
+from reformer_ref.reversible.sharded import any_sharded, call_blocks, require_gathered
 
 __all__ = [
     "InPlaceLayer",
@@ -31,10 +36,16 @@ class ReversibleBlock(nn.Module):
         return iter(self.layers)
 
     def forward(
-        self, x1: Float[Tensor, "*batch d"], x2: Float[Tensor, "*batch d"], *context: Tensor | None
-    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
-        """This block alone, as a stack."""
-        return reversible_stack(x1, x2, [self], *context)
+        self,
+        x1: Float[Tensor, "*batch d"],
+        x2: Float[Tensor, "*batch d"],
+        *context: Tensor | None,
+        compute: Callable[..., Any] | None = None,
+    ) -> Any:
+        """This block alone, as a stack; or ``compute(x1, x2, layers, *context)``, for sharded stacks."""
+        if compute is None:
+            return reversible_stack(x1, x2, [self.layers], *context)
+        return compute(x1, x2, self.layers, *context)
 
 
 Block = ReversibleBlock | Sequence[nn.Module] | nn.Module
@@ -83,6 +94,16 @@ def reversible_stack(
     _check_context(context)
     checked = _checked_blocks(blocks)
     require_bool("reversible", reversible)
+    called = [block for block in blocks if isinstance(block, ReversibleBlock)]
+    require_gathered("blocks", nn.ModuleList(flat(checked)), called)
+    if any_sharded(called):
+        modules = [
+            block if isinstance(block, ReversibleBlock) else ReversibleBlock(*layers)
+            for block, layers in zip(blocks, checked, strict=True)
+        ]
+        return call_blocks(
+            partial(_compute_block, reversible=reversible), x1, x2, modules, *context
+        )
     return plain.reversible_stack(x1, x2, checked, *context, reversible=reversible)
 
 
@@ -110,7 +131,10 @@ def reversible_stack_inverse(
     """
     _check_streams(("y1", y1), ("y2", y2))
     _check_context(context)
-    return plain.reversible_stack_inverse(y1, y2, _checked_blocks(blocks), *context)
+    checked = _checked_blocks(blocks)
+    remedy = "call the inverse in a process that holds them whole"
+    require_gathered("blocks", nn.ModuleList(flat(checked)), remedy=remedy)
+    return plain.reversible_stack_inverse(y1, y2, checked, *context)
 
 
 class ReversibleStack(nn.Module):
@@ -136,6 +160,14 @@ class ReversibleStack(nn.Module):
 
     def extra_repr(self) -> str:
         return f"reversible={self.reversible}"
+
+
+def _compute_block(x1, x2, layers, *context, link, reversible):
+    """A block of a sharded stack."""
+    if reversible:
+        layers = [ModuleLayer(layer) for layer in layers]
+        return in_place.reversible_stack(x1, x2, layers, *context, link=link)
+    return in_place.plain_stack(x1, x2, layers, *context, start=link.start, reversible=False)
 
 
 def _checked_blocks(blocks):
@@ -171,6 +203,8 @@ def _check_context(context):
         if tensor is not None and not isinstance(tensor, torch.Tensor):
             given = f"{short_repr(tensor)} ({type(tensor).__name__})"
             raise TypeError(f"context must be tensors or None, got {given}")
+        if tensor is not None:
+            require_tensor("context", tensor)
 
 
 def _check_streams(first, second):

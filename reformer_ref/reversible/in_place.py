@@ -7,7 +7,7 @@ functions equal those of ``reversible.pytorch``.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -73,21 +73,37 @@ class ModuleLayer:
         return d_context, {name: d_params.get(p) for name, p in self.params.items()}
 
 
+class Link(NamedTuple):
+    """The place of a block in a stack of which every block is a node (``reversible.sharded``)."""
+
+    start: int = 0
+    """The number of layers before the block."""
+    before: list | None = None
+    """Where backward puts the inputs of the block, which are the outputs of the block before."""
+    after: list | None = None
+    """Where backward finds the outputs, put there by the block after. None: they are stored."""
+
+
+WHOLE = Link()  # the stack is one node
+
+
 def unobserved(name, module):
     """The observer that does nothing."""
     return nullcontext()
 
 
-def reversible_stack(x1, x2, layers, *context, observe: Observer = unobserved):
+def reversible_stack(x1, x2, layers, *context, observe: Observer = unobserved, link: Link = WHOLE):
     """The output streams of a flat list of `InPlaceLayer`, as ``reversible.pytorch`` has them."""
     modules = [layer.module for layer in layers]
     if torch.compiler.is_compiling() or not records_gradients(modules, x1, x2, *context):
-        return plain.reversible_stack(x1, x2, [modules], *context)
+        return plain_stack(x1, x2, modules, *context, start=link.start)
     params = parameters_of(modules)
-    return _apply(layers, None, observe, len(context), 0, x1, x2, *context, *params)
+    return _apply(layers, None, observe, link, len(context), 0, x1, x2, *context, *params)
 
 
-def reversible_loss(loss, loss_tensors, x1, x2, layers, *context, observe: Observer = unobserved):
+def reversible_loss(
+    loss, loss_tensors, x1, x2, layers, *context, observe: Observer = unobserved, link: Link = WHOLE
+):
     """``loss(y1, y2, *loss_tensors)`` of the stack's outputs, which exist only inside.
 
     loss: a function of two streams and of ``loss_tensors`` (weights, targets) that returns one
@@ -97,23 +113,32 @@ def reversible_loss(loss, loss_tensors, x1, x2, layers, *context, observe: Obser
     modules = [layer.module for layer in layers]
     tensors = (*context, *loss_tensors)
     if torch.compiler.is_compiling() or not records_gradients(modules, x1, x2, *tensors):
-        return loss(*plain.reversible_stack(x1, x2, [modules], *context), *loss_tensors)
+        return loss(*plain_stack(x1, x2, modules, *context, start=link.start), *loss_tensors)
     n_context, n_loss = len(context), len(loss_tensors)
     params = parameters_of(modules)
-    return _apply(layers, loss, observe, n_context, n_loss, x1, x2, *tensors, *params)
+    return _apply(layers, loss, observe, link, n_context, n_loss, x1, x2, *tensors, *params)
+
+
+def plain_stack(x1, x2, modules, *context, start=0, reversible=True):
+    """``reversible.pytorch.reversible_stack`` of layers that come after ``start`` others."""
+    if start % 2 == 0:
+        return plain.reversible_stack(x1, x2, [modules], *context, reversible=reversible)
+    # The first of these layers changes the second stream.
+    y2, y1 = plain.reversible_stack(x2, x1, [modules], *context, reversible=reversible)
+    return y1, y2
 
 
 class _InPlaceStack(torch.autograd.Function):
     """The whole stack, and the loss if there is one, as one node of the autograd graph."""
 
     @staticmethod
-    def forward(ctx, layers, loss, observe, n_context, n_loss, x1, x2, *tensors):
+    def forward(ctx, layers, loss, observe, link, n_context, n_loss, x1, x2, *tensors):
         context, loss_tensors = tensors[:n_context], tensors[n_context : n_context + n_loss]
         ctx.params = tensors[n_context + n_loss :]
-        ctx.loss, ctx.observe, ctx.n_context = loss, observe, n_context
+        ctx.loss, ctx.observe, ctx.link, ctx.n_context = loss, observe, link, n_context
         # 1. Add every layer to its stream, in copies of the inputs.
         streams, ctx.steps = [x1.clone(), x2.clone()], []
-        for k, layer in enumerate(layers):
+        for k, layer in enumerate(layers, link.start):
             target, source = k % 2, 1 - k % 2
             module = layer.module
             replay = Replay(x1, *context, module=module)
@@ -121,9 +146,10 @@ class _InPlaceStack(torch.autograd.Function):
             with observe("forward", module), step.replay.uncached_autocast():
                 layer.add_(streams[target], streams[source], context, step.saved)
             ctx.steps.append(step)
-        # 2. Without a loss the streams are the output.
+        # 2. Without a loss the streams are the output, stored unless backward finds them elsewhere.
         if loss is None:
-            ctx.save_for_backward(*tensors, *streams)
+            stored = streams if link.after is None else ()
+            ctx.save_for_backward(*tensors, *stored)
             return tuple(streams)
         # 3. With one they stay inside, and backward may overwrite them.
         ctx.save_for_backward(*tensors)
@@ -136,7 +162,7 @@ class _InPlaceStack(torch.autograd.Function):
     @never_compiled
     def backward(ctx, *d_out):
         refuse_second_derivative()
-        needs = ctx.needs_input_grad[7:]
+        needs = ctx.needs_input_grad[8:]
         saved = ctx.saved_tensors  # read once: some saved-tensor hooks allow no more
         tensors = saved[: len(needs)]
         leaves, leaf = detached_leaves(tensors, ctx.params, needs)
@@ -145,12 +171,14 @@ class _InPlaceStack(torch.autograd.Function):
         d_loss_tensors = []
         if ctx.loss is None:
             streams = [y.clone() for y in saved[len(needs) :]]
+            if ctx.link.after is not None:
+                streams = ctx.link.after.pop()
             d_streams = [d.clone() for d in d_out]
         else:
             streams, d_streams, d_loss_tensors = _differentiate_loss(ctx, loss_leaves, *d_out)
         # 2. Undo and differentiate layer by layer, the last one first.
         d_context, d_params = [None] * len(context), {}
-        for k, step in reversed(list(enumerate(ctx.steps))):
+        for k, step in reversed(list(enumerate(ctx.steps, ctx.link.start))):
             target, source = k % 2, 1 - k % 2
             params = {name: leaf[p] for name, p in step.params.items()}
             with ctx.observe("backward", step.layer.module), step.replay.restored():
@@ -166,9 +194,11 @@ class _InPlaceStack(torch.autograd.Function):
             trained = {p: d_named[n] for n, p in step.params.items() if leaf[p].requires_grad}
             add_gradients(d_context, d_params, d_context_of_layer, trained)
             del d_named, trained
-        # 3. What is left in d_streams are the gradients of x1 and x2.
+        # 3. What is left in the streams are x1 and x2, and in d_streams their gradients.
+        if ctx.link.before is not None:
+            ctx.link.before.append(streams)
         d_params = [d_params.get(p) for p in ctx.params]
-        return None, None, None, None, None, *d_streams, *d_context, *d_loss_tensors, *d_params
+        return *[None] * 6, *d_streams, *d_context, *d_loss_tensors, *d_params
 
 
 # Compiled separately, forward and recomputation would draw different random numbers.

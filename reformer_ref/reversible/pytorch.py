@@ -204,8 +204,11 @@ def add_gradients(d_context, d_params, d_context_of_layer, d_params_of_layer):
 def refuse_second_derivative():
     """RuntimeError for create_graph=True: only then is gradient mode on inside a backward."""
     if torch.is_grad_enabled():
-        reason = "a reversible stack has no second derivative"
-        raise RuntimeError(f"{reason}: give reversible=False for create_graph")
+        raise RuntimeError(
+            "a reversible stack has no second derivative: for create_graph give reversible=False "
+            "and no chunk lengths (ff_chunk, loss_chunk); LSH and local attention of long "
+            'sequences have none either, except with backend="plain"'
+        )
 
 
 def records_gradients(layers, *tensors):
@@ -217,8 +220,8 @@ def records_gradients(layers, *tensors):
     traced = torch.compiler.is_compiling() and not any(layer.training for layer in layers)
     if traced or not torch.is_grad_enabled():
         return False
-    given = [t for t in (*tensors, *parameters_of(layers)) if t is not None]
-    needs = [t.requires_grad for t in given]
+    given = (*tensors, *parameters_of(layers))
+    needs = [t.requires_grad for t in given if t is not None]
     return any(needs)
 
 

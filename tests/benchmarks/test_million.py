@@ -116,6 +116,7 @@ def test_a_short_text_is_repeated_only_if_asked(text):
         (["--pattern", "nothing"], "pattern must be one of"),
         (["--preset", "none"], "preset must be one of"),
         (["--n-heads", 3], "divisible by n_heads"),
+        (["--text", "nowhere"], "--text: the text file 'nowhere' does not exist"),
     ],
 )
 def test_mistakes_are_told(text, words, message):

@@ -175,6 +175,20 @@ def test_a_missing_text_says_what_to_do(monkeypatch):
         minimal.read_text(None)
 
 
+def test_a_short_text_says_how_long_it_must_be(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"short " * 1706)  # 10,236 of 10,240 bytes
+    done = subprocess.run([sys.executable, FILE, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "The text must have 10240 bytes or more, got 10236\n"
+
+
+def test_a_text_that_is_just_long_enough_trains(capsys):
+    model = minimal.Reformer(replace(SMALL, vocab_size=256))
+    text = torch.arange(10 * SMALL.axial_shape[0] * SMALL.axial_shape[1]).to(torch.uint8)
+    assert minimal.train(model, text, minutes=1e-6) > 0
+
+
 def test_the_command_explains_itself():
     done = subprocess.run([sys.executable, FILE, "--help"], capture_output=True, text=True, check=True)
     assert "--minutes" in done.stdout

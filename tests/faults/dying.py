@@ -36,8 +36,8 @@ class Dying:
 
         return call
 
-    def fdopen(self, handle, mode):
-        file = os.fdopen(handle, mode)
+    def fdopen(self, handle, mode, buffering=-1):
+        file = os.fdopen(handle, mode, buffering)
         if self.fault == "half-written" and mode == "wb":
             self.left -= 1
             if self.left == 0:

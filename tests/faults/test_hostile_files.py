@@ -47,15 +47,15 @@ class Box:
     def write(self, tensors=None, **metadata):
         """Write tensors and metadata with a right checksum: damage that only a reader of the contents can see."""
         tensors = safetensors.torch.load(self.content) if tensors is None else tensors
-        metadata = {**self.metadata, "sha256": "0" * 64, **metadata}
-        content = safetensors.torch.save(tensors, metadata)
-        self.path.write_bytes(content.replace(b"0" * 64, checkpoint._digest(content).encode(), 1))
+        metadata = {**self.metadata, **metadata}
+        metadata["sha256"] = checkpoint._checksum(metadata["manifest"], tensors)
+        self.path.write_bytes(safetensors.torch.save(tensors, metadata))
 
     def change(self, **values):
         self.write(manifest=json.dumps({**self.manifest, **values}))
 
     def configure(self, **values):
-        self.change(config={**self.manifest["config"], **values})
+        self.change(config={"config": {**self.manifest["config"]["config"], **values}})
 
     def edit(self, old, new):
         """Change bytes and leave the checksum as it is."""
@@ -86,14 +86,12 @@ def file(text, data=b""):
     return struct.pack("<Q", len(text)) + text + data
 
 
-def signed(tensors, data=b""):
-    """A file with a right checksum and a manifest, whose header describes tensors as no writer would."""
+def described(tensors, data=b""):
+    """A file with a right manifest, whose header describes tensors as no writer would; a checksum they cannot have."""
 
     def change(box):
-        metadata = {**box.metadata, "sha256": "0" * 64}
-        header = json.dumps({"__metadata__": metadata, **tensors}, separators=(",", ":")).encode()
-        content = file(header, data)
-        box.path.write_bytes(content.replace(b"0" * 64, checkpoint._digest(content).encode(), 1))
+        header = json.dumps({"__metadata__": box.metadata, **tensors}, separators=(",", ":")).encode()
+        box.path.write_bytes(file(header, data))
 
     return change
 
@@ -160,10 +158,10 @@ HOSTILE = {
     "header: a number of a million digits": content(lambda box: file(b'{"x": ' + b"9" * 10**6 + b"}")),
     "header: not UTF-8": content(lambda box: file(b'{"__metadata__": "\xff\xfe"}')),
     "header: metadata that are text": content(lambda box: file(b'{"__metadata__": "format"}')),
-    "header: offsets outside the file": signed({"x": f32([4], 0, 16)}, b"1234"),
-    "header: overlapping tensors": signed({"x": f32([1], 0, 4), "y": f32([1], 0, 4)}, b"1234"),
-    "header: a shape that overflows": signed({"x": f32([9223372036854775807, 4], 0, 4)}, b"1234"),
-    "header: a tensor of unknown type": signed({"x": {**f32([1], 0, 4), "dtype": "PICKLE"}}, b"1234"),
+    "header: offsets outside the file": described({"x": f32([4], 0, 16)}, b"1234"),
+    "header: overlapping tensors": described({"x": f32([1], 0, 4), "y": f32([1], 0, 4)}, b"1234"),
+    "header: a shape that overflows": described({"x": f32([9223372036854775807, 4], 0, 4)}, b"1234"),
+    "header: a tensor of unknown type": described({"x": {**f32([1], 0, 4), "dtype": "PICKLE"}}, b"1234"),
     # --- the manifest
     "manifest: another format": lambda box: box.write(format="99"),
     "manifest: without a checksum": lambda box: box.edit(b'"sha256"', b'"sha257"'),
@@ -211,7 +209,9 @@ HOSTILE = {
     "config: a length of 10^18": lambda box: box.configure(max_length=10**18, axial_shape=None),
     "config: the wrong types": lambda box: box.configure(n_heads="two"),
     "config: options that are no object": lambda box: box.configure(lsh=3),
-    "config: 10^9 rounds": lambda box: box.configure(lsh={**box.manifest["config"]["lsh"], "n_hashes": 10**9}),
+    "config: 10^9 rounds": lambda box: box.configure(
+        lsh={**box.manifest["config"]["config"]["lsh"], "n_hashes": 10**9}
+    ),
     "config: another kind of model": lambda box: box.change(model="os.system"),
 }
 

@@ -13,11 +13,11 @@ from tests.faults.runs import FULL, STEPS, arguments, finish, outcome, start, tr
 pytestmark = pytest.mark.nightly  # real processes, minutes of them
 
 KILLS = range(30 if FULL else 3)
-# A file takes an fsync of it, a rename, and an fsync of its folder. Before the first checkpoint two folders are synced
-# and two journals written, so checkpoint n is file n + 2, with the fsyncs 2n + 5 and 2n + 6.
+# A file takes an fsync of it, a rename, and an fsync of its folder. Before the first checkpoint two folders are synced,
+# so checkpoint n is file n, with the fsyncs 2n + 1 and 2n + 2.
 INSIDE = [
-    ("half-written", 5), ("replace", 4), ("fsync", 11), ("fsync", 12), ("half-written", 3), ("replace", 3),
-    ("fsync", 7), ("half-written", 2), ("replace", 10), ("half-written", 16),
+    ("half-written", 3), ("replace", 2), ("fsync", 7), ("fsync", 8), ("half-written", 1), ("replace", 1),
+    ("fsync", 3), ("fsync", 2), ("replace", 8), ("half-written", 14),
 ]  # fmt: skip
 
 

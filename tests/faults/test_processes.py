@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from reformer_lab.training import checkpoint
 from tests.faults.runs import arguments, finish, outcome, start, train, wait_for
 
@@ -45,13 +46,17 @@ def first_moments(run, step):
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "bound"), [("32", 1e-6), ("64", 1e-12)])
 def test_two_processes_compute_the_gradients_of_one(precision, bound, tmp_path):
-    for out, more in (("one", {}), ("two", {"processes": 2}), ("parts", {"accumulate": 2})):
+    two = {"processes": 2}
+    sharded = {**two, "strategy": "fsdp"}
+    runs = {"one": {}, "two": two, "parts": {"accumulate": 2}, "sharded": sharded}
+    runs["sharded parts"] = {**sharded, "accumulate": 2}
+    for out, more in runs.items():
         options = {"steps": 1, "batch": 4, "precision": precision, "dropout": 0.0, "clip": 1e5}
         code, _, err = finish(start(tmp_path, *arguments(out, **options, **more), **port()))
         assert code == 0, err
     want = first_moments(tmp_path / "one", 1)
     largest = max(g.abs().max() for g in want.values())
-    for other in ("two", "parts"):
+    for other in list(runs)[1:]:
         got = first_moments(tmp_path / other, 1)
         assert got.keys() == want.keys()
         worst = max(float((got[name] - want[name]).abs().max() / largest) for name in want)
@@ -70,6 +75,46 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     print(f"loss curves over 50 steps differ by {worst:.1e}")
     assert len(curve(tmp_path / "two")) == 50
     assert worst <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_sharded_or_in_one_process(tmp_path):
+    options = {
+        "steps": 12,
+        "batch": 4,
+        "dropout": 0.0,
+        "precision": "64",
+        "schedule": "constant",
+        "checkpoint_every": 5,
+    }
+    two = {**options, "processes": 2, "strategy": "fsdp", "held_out_windows": 3, "checkpoint_every": 5}
+    unsharded = {**two, "processes": 1, "strategy": "ddp", "resume": True}
+    train(tmp_path, "whole", **two)
+    train(tmp_path, "run", **{**two, "steps": 6})
+    shutil.copytree(tmp_path / "run", tmp_path / "unsharded")
+    train(tmp_path, "run", **two, resume=True)
+    said = train(tmp_path, "unsharded", **unsharded)
+    assert "strategy is 'fsdp' in the checkpoint and None now" in said
+    whole, again, changed = (checkpoint.newest(tmp_path / out)[0] for out in ("whole", "run", "unsharded"))
+    for name, t in (whole.weights | whole.training).items():
+        assert t.numpy().tobytes() == (again.weights | again.training)[name].numpy().tobytes(), name
+        np.testing.assert_allclose((changed.weights | changed.training)[name], t, rtol=1e-9, atol=1e-12)
+    model, _ = checkpoint.load(tmp_path / "run")
+    assert model.loss(torch.arange(64)[None]).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"strategy": "fsdp"}, "strategy fsdp divides the model among processes and needs 2 or more, got 1"),
+        ({"strategy": "zero"}, "strategy must be one of 'ddp', 'fsdp', got 'zero'"),
+        ({"strategy": "fsdp", "processes": 2, "optimizer": "adafactor"}, "strategy fsdp needs optimizer adam, got"),
+    ],
+)
+def test_what_a_sharded_run_cannot_do_is_refused(changes, reason, tmp_path):
+    code, _, err = finish(start(tmp_path, *arguments("run", **changes), **port()))
+    assert code == 2
+    assert reason in err
 
 
 def children(process):
@@ -208,8 +253,8 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path):
     time.sleep(0.7)
     process.kill()
     finish(process)
-    for age, path in enumerate(sorted((tmp_path / "run/checkpoints").glob("*"))):
-        os.utime(path, (10**9 - age * 10**6,) * 2)  # the newest has the oldest date
+    for age, stored in enumerate(sorted((tmp_path / "run/checkpoints").glob("*"))):
+        os.utime(stored, (10**9 - age * 10**6,) * 2)  # the newest has the oldest date
     code, _, err = finish(start(tmp_path, *arguments("run", resume=True), PYTHONPATH=path))
     assert code == 0, err
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

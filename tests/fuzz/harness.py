@@ -239,6 +239,9 @@ JUNK = [
     lambda: torch.arange(4),
     lambda: torch.ones(2, 3, device="meta"),
     lambda: torch.eye(3).to_sparse(),
+    lambda: _quietly(lambda: torch.eye(3).to_sparse_csr()),
+    lambda: _quietly(lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])),
+    lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged),
     lambda: torch.ones(2, 3, dtype=torch.complex64),
     lambda: _quietly(lambda: torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.quint8)),
     lambda: torch.nn.Parameter(torch.ones(2, 3)),
@@ -377,6 +380,8 @@ TENSOR_CHANGES = [
     lambda x: torch.cat([x, x]).detach() if x.ndim else x,
     lambda x: x.detach().to("meta"),
     lambda x: x.detach().to_sparse() if x.ndim else x,
+    lambda x: _quietly(lambda: torch.nested.nested_tensor([x.detach()])),
+    lambda x: torch.nested.nested_tensor([x.detach()], layout=torch.jagged) if x.ndim else x,
     lambda x: torch.nn.Parameter(x.detach().float()),
     lambda x: x.detach().transpose(0, -1).contiguous().transpose(0, -1) if x.ndim else x,
     lambda x: torch._neg_view(x.detach()) if x.is_floating_point() else x,
@@ -529,10 +534,14 @@ def _leaves(value):
 def _readable(x):
     """The tensor or array as float64 numbers, or None where it has none that count."""
     if isinstance(x, torch.Tensor):
-        if x.device.type == "meta" or x.layout != torch.strided or x.is_quantized or not x.is_floating_point():
+        if x.device.type == "meta" or not _plain(x) or not x.is_floating_point():
             return None
         return x.detach().cpu().double().resolve_neg().numpy()
     return np.asarray(x, dtype=np.float64) if isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind == "f" else None
+
+
+def _plain(x):
+    return x.layout == torch.strided and not x.is_quantized and not x.is_nested
 
 
 def _ordinary(values):
@@ -569,9 +578,10 @@ def _gradients(result, kwargs):
 def _short(value):
     if isinstance(value, torch.Tensor):
         extra = ", requires_grad" if value.requires_grad else ""
-        plain = value.device.type == "cpu" and value.layout == torch.strided and not value.is_quantized
+        plain = value.device.type == "cpu" and _plain(value)
         numbers = value.tolist() if plain and value.numel() < 20 else "…"
-        return f"tensor {tuple(value.shape)} {value.dtype} {value.device} {value.layout}{extra} {numbers}"
+        shape = "nested" if value.is_nested else tuple(value.shape)
+        return f"tensor {shape} {value.dtype} {value.device} {value.layout}{extra} {numbers}"
     if isinstance(value, np.ndarray):
         return f"{type(value).__name__} {value.shape} {value.dtype} {value.tolist() if value.size < 20 else '…'}"
     if isinstance(value, int) and abs(value) > 10**50:

@@ -74,11 +74,11 @@ add(training.train, constant=("batch_at", "report"), words=("tokens", "batch"), 
     batch_at=lambda: lambda step: TOKENS, held_out=TOKENS, options=TrainingOptions(steps=1, evaluate_every=0),
     progress=False, about={"a": 1}, report=lambda: str)  # fmt: skip
 add(checkpoint.save, also=(OSError,), folder=FOLDER / "saved", model=lambda: ReformerLM(CONFIG), step=3,
-    training=lambda: {"x": torch.ones(2)}, state={"a": 1})  # fmt: skip
+    weights=None, training=lambda: {"x": torch.ones(2)}, state={"a": 1})  # fmt: skip
 add(checkpoint.load, words=("checkpoint",), folder=FOLDER / "good", report=None)
 add(checkpoint.newest, words=("checkpoint",), folder=FOLDER / "good")
 add(checkpoint.read, words=("cannot be read", "holds step"), path=GOOD)
-add(processes.make_fabric, device="cpu", processes=1, precision="32", timeout=9.0)
+add(processes.make_fabric, device="cpu", processes=1, precision="32", timeout=9.0, strategy="ddp")
 # Data
 add(text.read_text, words=FILE, path=FOLDER / "text.txt")
 add(text.split, data=BYTES, held_out=0.1)

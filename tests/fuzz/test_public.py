@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -138,9 +139,9 @@ def _(draw):
 
 STRANGE_OPTIONS = {
     "options": [
-        LSHOptions(chunk_length=2**70),
+        LSHOptions(chunk_length=2**62),
         LSHOptions(chunks_before=2**40),
-        LSHOptions(chunks_after=10**30, causal=False, wrap=True),
+        LSHOptions(chunks_after=10**18, causal=False, wrap=True),
         LSHOptions(n_hashes=2**40),
         LSHOptions(n_buckets=2**62),
         LSHOptions(norm_eps=1e308),
@@ -148,9 +149,9 @@ STRANGE_OPTIONS = {
         LSHOptions(scale=1e-300),
         LSHOptions(scale=9.9e5),
         LocalOptions(),
-        LocalOptions(chunk_length=2**70),
+        LocalOptions(chunk_length=2**62),
         LocalOptions(chunks_before=2**40),
-        LocalOptions(chunks_after=10**30, causal=False, wrap=True),
+        LocalOptions(chunks_after=10**18, causal=False, wrap=True),
         LocalOptions(scale=9.9e5),
         LSHOptions,
         {"n_hashes": 1},
@@ -351,7 +352,7 @@ def _(draw):
 # Models
 
 STRICT = small_config("strict", max_length=16)
-TRAX = small_config("huggingface")
+TRAX = replace(small_config("huggingface"), local=LocalOptions(chunk_length=4, wrap=True))
 ENCODER = small_config(causal=False)
 BYTES = ReformerConfig(
     vocab_size=256, d_model=8, n_layers=1, n_heads=1, max_length=16, pattern=("lsh",),

@@ -143,6 +143,8 @@ def test_switches_must_be_booleans(name, value):
         ({"pattern": 3}, ValueError, "pattern"),
         ({"d_model": 10, "n_heads": 3}, ValueError, "d_head must be given"),
         ({"d_model": 9, "n_heads": 3, "positions": "sinusoidal"}, ValueError, "d_model must be even"),
+        ({"d_model": 1, "n_heads": 1}, ValueError, "d_model must be at least 2, one for each axis"),
+        ({"d_model": 2, "n_heads": 1, "axial_shape": (16, 16, 16)}, ValueError, "d_model must be at least 3"),
         ({"axial_shape": (4, 4)}, ValueError, "holds 16 positions"),
         ({"axial_shape": 4096}, ValueError, "axial_shape"),
         ({"axial_shape": (64, 64.0)}, TypeError, "axial_shape"),

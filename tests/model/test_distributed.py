@@ -31,13 +31,16 @@ class Loss(nn.Module):
     def __init__(self, kind, reversible=True):
         super().__init__()
         encoder, decoder = (dataclasses.replace(c, reversible=reversible) for c in (ENCODER, DECODER))
-        self.model = ReformerLM(decoder) if kind == "lm" else ReformerEncoderDecoder(encoder, decoder)
+        self.kind = kind
+        self.model = ReformerEncoderDecoder(encoder, decoder) if kind == "encoder-decoder" else ReformerLM(decoder)
         self.double()
 
     def forward(self, rank, step):
         generator = torch.Generator().manual_seed(10 * step + rank)
         source, target = (torch.randint(0, 11, (2, n), generator=generator) for n in (13, 17))
         inputs = (target,) if isinstance(self.model, ReformerLM) else (source, target)
+        if self.kind == "lm, forward":
+            return self.model(*inputs, generator=generator).square().mean()
         return self.model.loss(*inputs, generator=generator)
 
 
@@ -60,7 +63,7 @@ def worker(rank, folder, kind):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="needs torch.distributed with gloo")
-@pytest.mark.parametrize("kind", ["lm", "encoder-decoder"])
+@pytest.mark.parametrize("kind", ["lm", "lm, forward", "encoder-decoder"])
 def test_gradients_are_averaged(kind, tmp_path):
     mp.spawn(worker, (str(tmp_path), kind), nprocs=RANKS)
     model = Loss(kind, reversible=False)

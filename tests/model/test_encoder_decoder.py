@@ -264,3 +264,19 @@ def test_configurations_must_go_together(encoder, decoder, error, says):
 def test_what_does_not_fit_is_refused(call, error, says):
     with pytest.raises(error, match=says):
         call(model_of())
+
+
+def test_weights_that_are_not_finite_are_noticed():
+    model, source, target = model_of(), source_of(14), target_of(10)
+    memory = model.encode(source)
+    for weight, calls in (
+        (model.decoder.norm.weight, [lambda: model.decode(target, memory), lambda: model.loss(source, target)]),
+        (model.encoder.norm.weight, [lambda: model.encode(source), lambda: model(source, target)]),
+    ):
+        with torch.no_grad():
+            weight[0] = float("nan")
+        for call in calls:
+            with pytest.raises(ValueError, match="from its weights must be finite"):
+                call()
+        with torch.no_grad():
+            weight[0] = 1.0

@@ -8,7 +8,7 @@ import torch
 from reformer_ref.lsh_attention.options import PRESETS
 from reformer_ref.model.checks import small_config
 from reformer_ref.model.pytorch import ReformerLM
-from reformer_ref.testing import expect_close
+from reformer_ref.testing import expect_close, relative_error
 
 TOLERANCE = 1e-13
 WITHOUT_WRAP = [("paper", {}, True), ("paper", {"chunks_after": 1}, False), ("strict", {}, True)]
@@ -49,6 +49,24 @@ def test_padding_never_matters(preset, options, causal):
     rows[1, :23], mask[1, :23] = tokens[1], True
     got = model(rows, mask)[mask].view(2, 23, -1)
     expect_close("rows padded on different sides", got.detach(), want, TOLERANCE)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_buckets", [None, 4])
+@torch.no_grad()
+def test_a_given_number_of_buckets_makes_padding_exact_beside_longer_rows(n_buckets, compiled):
+    """By itself a row of 20 tokens has 10 buckets; beside one of 100, or compiled, it has 50."""
+    model = model_of("paper", {"n_buckets": n_buckets}, pattern=("local", "lsh"))
+    tokens, mask = tokens_of(100), torch.ones(2, 100, dtype=torch.bool)
+    mask[0, 20:] = False
+    torch.compiler.reset()
+    batched = torch.compile(model, backend="aot_eager") if compiled else model
+    got, want = batched(tokens, mask)[0, :20], model(tokens[:1, :20])[0]
+    if n_buckets is None:
+        assert relative_error(got, want) > 1e-3
+    else:
+        expect_close("a row beside a longer one", got, want, TOLERANCE)
+        expect_close("a row padded", batched(tokens[:1], mask[:1])[0, :20], want, TOLERANCE)
 
 
 def test_padding_never_matters_to_the_loss():

@@ -254,3 +254,23 @@ def test_autocast_gradients_are_as_good_as_those_of_ordinary_autograd(pair):
         errors.append({name: float((g - exact[name]).norm()) for name, g in gradients(model).items()})
     for name, want in errors[1].items():
         assert errors[0][name] <= 2 * want, f"gradient of {name}: error {errors[0][name]:.1e}, ordinary {want:.1e}"
+
+
+@pytest.mark.parametrize("kind", ["local", "lsh", "dense", "regular"])
+def test_second_derivatives_exist_without_reversible_layers_and_chunks(kind):
+    """What the refusals advise works; without it no gradient comes that silently lacks a graph."""
+
+    def model_and_gradients(**fields):
+        model = ReformerLM(small_config("paper", pattern=(kind,), **fields)).double()
+        return model, torch.autograd.grad(model.loss(batch()), tuple(model.parameters()), create_graph=True)
+
+    with pytest.raises(RuntimeError, match=r"reversible=False and no chunk lengths \(ff_chunk, loss_chunk\)"):
+        model_and_gradients()
+    for fields in ({"ff_chunk": 5}, {"loss_chunk": 5}):
+        with pytest.raises(RuntimeError, match=r"no chunk lengths \(chunk_length, ff_chunk, loss_chunk\)"):
+            model_and_gradients(reversible=False, **fields)
+    model, gradients = model_and_gradients(reversible=False)
+    sum(d.square().sum() for d in gradients).backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+    call = torch.func.grad(lambda weights: torch.func.functional_call(model, weights, (batch(),)).square().sum())
+    assert call({name: p.detach() for name, p in model.named_parameters()})["head.weight"].any()

@@ -250,8 +250,11 @@ def test_weights_that_are_not_finite_are_noticed():
     model = ReformerLM(CONFIG)
     with torch.no_grad():
         model.backbone.embedding.weight[3, 0] = float("nan")
-    with pytest.raises(ValueError, match="finite"):
-        model(torch.full((1, 5), 3))
+    tokens = torch.full((1, 5), 3)
+    for call in (model, model.loss, lambda tokens: model.loss(tokens, torch.full_like(tokens, 3))):
+        for context in (torch.enable_grad, torch.no_grad):
+            with context(), pytest.raises(ValueError, match="from its weights must be finite"):
+                call(tokens)
 
 
 # Learning
