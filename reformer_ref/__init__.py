@@ -84,5 +84,5 @@ __all__ = [
 for _function in (lsh_attention, local_attention):
     _package = import_module(f"{__name__}.{_function.__name__}")
     for _module in iter_modules(_package.__path__):
-        if _module.name != "triton":  # it needs the library of that name, and waits for a call
+        if _module.name not in ("fused", "triton"):  # which wait for a call
             setattr(_function, _module.name, import_module(f"{_package.__name__}.{_module.name}"))

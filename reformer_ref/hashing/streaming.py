@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from reformer_ref._blocks import block_device, block_starts
+from reformer_ref._blocks import block_starts
 from reformer_ref.hashing.spec import factors_of
 
 SCORES_AT_A_TIME = 1 << 20  # numbers: 4 MiB of float32
-SCORES_ON_CUDA = 1 << 25  # 128 MiB: all of 16,384 tokens in 8 heads and 4 rounds
 
 
 @torch.no_grad()
@@ -17,39 +16,15 @@ def hash_vectors(x, rotations, n_buckets):
     n_hashes, _, width = rotations.shape[-3:]
     length = x.shape[-2]
     batch = torch.broadcast_shapes(x.shape[:-2], rotations.shape[:-3])
-    rotations = rotations.to(x)
-    best_of, at_a_time = _argmax_of_both_signs, SCORES_AT_A_TIME
-    if block_device(x.device) == "cuda":  # few operations on much at a time
-        best_of, at_a_time = _argmax, SCORES_ON_CUDA
-        rotations = _with_both_signs(rotations, factors)
-        width = 2 * width
-    columns = rotations.transpose(-2, -1).flatten(-3, -2)  # (…, n_hashes·width, d)
+    columns = rotations.to(x).transpose(-2, -1).flatten(-3, -2)  # (…, n_hashes·width, d)
     buckets = torch.empty(*batch, n_hashes, length, dtype=torch.int64, device=x.device)
-    block = max(1, at_a_time // (batch.numel() * n_hashes * width))
+    block = max(1, SCORES_AT_A_TIME // (batch.numel() * n_hashes * width))
     for start in block_starts(length, block):
         rows = x[..., start : start + block, :]
         # einsum, unlike matmul, repeats neither x for every round nor R for every sequence
         scores = torch.einsum("...wd,...ld->...wl", columns, rows)  # (…, n_hashes·width, block)
         scores = scores.unflatten(-2, (n_hashes, width))
-        buckets[..., start : start + block] = best_of(scores, factors)
-    return buckets
-
-
-def _with_both_signs(rotations: Tensor, factors: tuple[int, ...]) -> Tensor:
-    """[R ; −R] for each factor, side by side along the last dimension."""
-    halves = [factor // 2 for factor in factors]
-    positive = rotations.split(halves, -1)
-    negative = rotations.neg().split(halves, -1)
-    return torch.cat([r for both in zip(positive, negative, strict=True) for r in both], -1)
-
-
-def _argmax(scores: Tensor, factors: tuple[int, ...]) -> Tensor:
-    """argmax per factor along dimension −2, combined to one number: the lowest index on a tie."""
-    first, *others = scores.split(factors, -2)  # (…, n_hashes, factor, block)
-    buckets, stride = first.argmax(-2), factors[0]
-    for factor, s in zip(factors[1:], others, strict=True):
-        buckets = torch.add(buckets, s.argmax(-2), alpha=stride)
-        stride *= factor
+        buckets[..., start : start + block] = _argmax_of_both_signs(scores, factors)
     return buckets
 
 

@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from reformer_ref._arguments import fit_window, require_fits, require_int
+from reformer_ref._arguments import fit_window, require_choice, require_fits, require_int
 from reformer_ref._tensors import (
     require_finite,
     require_padding_mask,
@@ -13,9 +13,10 @@ from reformer_ref._tensors import (
 from reformer_ref.local_attention import pytorch as plain
 from reformer_ref.local_attention import streaming
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention import fused
-from reformer_ref.lsh_attention.api import choose_backend, require_backend
+from reformer_ref.lsh_attention.api import require_fused
 
+BACKENDS = ("auto", "plain", "streaming", "triton")
+PLAIN_UP_TO = 1 << 17  # scores, over all sequences, up to which "auto" takes "plain"
 LARGEST = 1e9  # entries of q and k must be smaller in size
 
 
@@ -42,10 +43,9 @@ def local_attention(
         padding_mask: True = real token; broadcast to (…, L). Padding is moved behind the real
             tokens before chunks are cut, so without ``wrap`` it changes nothing, wherever it is.
         backend: "plain" is ``local_attention.pytorch``, whose memory grows with L·chunk_length;
-            "streaming" works block by block, also in backward; "triton" is fused kernels for CUDA,
-            with the limits and the exactness of those of ``lsh_attention``; "auto" takes "triton" on
-            CUDA wherever it can, else "plain" for calls of up to 2¹⁷ scores, where both take about
-            as long, and "streaming" beyond.
+            "streaming" works block by block, also in backward; "auto" takes "plain" for calls of
+            up to 2¹⁷ scores, where both take about as long, and "streaming" beyond; "triton": see
+            ``lsh_attention``.
         block_size: scores that the streaming version computes at a time; None: as suits the device.
 
     Returns:
@@ -70,7 +70,7 @@ def local_attention(
     require_finite("v", v)
     padding_mask = require_padding_mask(padding_mask, q.shape[:-1], q.device)
     require_fits(queries=q[..., 0].numel(), chunks_before_and_after=options.width)
-    require_backend(backend, q, v, options.n_hashes)
+    require_choice("backend", backend, BACKENDS)
     if block_size is not None:
         require_int("block_size", block_size)
     return unchecked_local_attention(
@@ -85,10 +85,9 @@ def unchecked_local_attention(
     options = fit_window(options, q.shape[-2])
     if backend == "auto":
         window = min(options.chunk_length, q.shape[-2]) * options.width
-        scores = q[..., 0].numel() * window
-        backend = choose_backend(q, v, options.n_hashes, scores)
+        backend = "plain" if q[..., 0].numel() * window <= PLAIN_UP_TO else "streaming"
     if backend == "plain":
         return plain.local_attention(q, k, v, options, padding_mask)
     if backend == "triton":
-        return fused.local_attention(q, k, v, options, padding_mask)
+        return require_fused(q, v, options).local_attention(q, k, v, options, padding_mask)
     return streaming.local_attention(q, k, v, options, padding_mask, block_size=block_size)

@@ -11,7 +11,6 @@ from reformer_ref._arguments import (
     require_fits,
     require_int,
 )
-from reformer_ref._blocks import block_device
 from reformer_ref._tensors import (
     has_values,
     require_finite,
@@ -20,13 +19,13 @@ from reformer_ref._tensors import (
     require_same_kind,
     require_tensor,
 )
-from reformer_ref.lsh_attention import fused, streaming
 from reformer_ref.lsh_attention import pytorch as plain
+from reformer_ref.lsh_attention import streaming
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.record import AttentionRecord
 
 BACKENDS = ("auto", "plain", "streaming", "triton")
-# Scores, over all sequences and rounds, up to which "auto" takes "plain" on a CPU. On one CPU core "plain" is
+# Scores, over all sequences and rounds, up to which "auto" takes "plain". On one CPU core "plain" is
 # the faster one up to about 2¹⁴; at 2¹⁷ either takes a few milliseconds, then "streaming" wins.
 PLAIN_UP_TO = 1 << 17
 LARGEST = 1e12  # entries of qk must be smaller in size
@@ -57,11 +56,10 @@ def lsh_attention(
         padding_mask: True = real token; broadcast to (…, L). Padding sorts last and is never seen.
         return_record: also return an ``AttentionRecord`` of the call, from the plain version.
         backend: "plain" is ``lsh_attention.pytorch``, whose memory grows with L·chunk_length;
-            "streaming" works block by block, also in backward; "triton" is fused kernels for CUDA,
-            in float32, bfloat16 or float16 for d and d_v up to 128 (extra ``kernels``). They multiply
-            float32 on tensor cores in three TF32 parts (tf32x3), nearly as exact as float32. "auto"
-            takes "triton" on CUDA wherever it can, else "plain" for calls of up to 2¹⁷ scores (two
-            heads, 256 tokens and two rounds), and "streaming" beyond.
+            "streaming" works block by block, also in backward; "auto" takes "plain" for calls of
+            up to 2¹⁷ scores (two heads, 256 tokens and two rounds), and "streaming" beyond;
+            "triton" is fused kernels for CUDA, which have not run on a GPU yet and which "auto"
+            does not take: float32 (products in three tf32 parts), bfloat16 or float16, d ≤ 128.
         block_size: scores that the streaming version computes at a time; None: as suits the device.
 
     Returns:
@@ -70,8 +68,8 @@ def lsh_attention(
     Raises:
         TypeError: for a wrong type or dtype.
         ValueError: for shapes that do not fit, another device, NaN or infinity, a negative bucket,
-            or backend="triton" where its kernels do not run. Values are not read on CUDA, unless
-            the environment says REFORMER_CHECK_VALUES=1.
+            or backend="triton" where its kernels do not run. Values are not read on CUDA, unless the
+            environment says REFORMER_CHECK_VALUES=1.
     """
     if not isinstance(options, LSHOptions):
         raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
@@ -88,7 +86,7 @@ def lsh_attention(
         padding_mask = require_padding_mask(padding_mask, qk.shape[:-1], qk.device)
     rows = qk[..., 0].numel() * options.n_hashes
     require_fits(queries_of_all_rounds=rows, chunks_before_and_after=options.width)
-    require_backend(backend, qk, v, options.n_hashes)
+    require_choice("backend", backend, BACKENDS)
     if block_size is not None:
         require_int("block_size", block_size)
     if require_bool("return_record", return_record):
@@ -108,26 +106,22 @@ def unchecked_lsh_attention(
         length = qk.shape[-2]
         window = min(options.chunk_length, length) * options.width
         scores = qk[..., 0].numel() * options.n_hashes * window
-        backend = choose_backend(qk, v, options.n_hashes, scores)
+        backend = "plain" if scores <= PLAIN_UP_TO else "streaming"
     if backend == "plain":
         return plain.lsh_attention(qk, v, buckets, options, padding_mask)
     if backend == "triton":
-        return fused.lsh_attention(qk, v, buckets, options, padding_mask)
+        return require_fused(qk, v, options).lsh_attention(qk, v, buckets, options, padding_mask)
     return streaming.lsh_attention(qk, v, buckets, options, padding_mask, block_size=block_size)
 
 
-def choose_backend(q, v, n_hashes, scores):
-    """The version that "auto" takes."""
-    if block_device(q.device) == "cuda" and fused.reason_against(q, v, n_hashes) is None:
-        return "triton"
-    return "plain" if scores <= PLAIN_UP_TO else "streaming"
+def require_fused(q, v, options):
+    """The module ``fused``; ValueError where its kernels cannot compute this attention."""
+    from reformer_ref.lsh_attention import fused
 
-
-def require_backend(backend, q, v, n_hashes):
-    """ValueError unless ``backend`` is one of BACKENDS that can compute an attention of these."""
-    require_choice("backend", backend, BACKENDS)
-    if backend == "triton" and (reason := fused.reason_against(q, v, n_hashes)):
-        raise ValueError(f'backend="triton" {reason}; backend="auto" takes a version that works')
+    reason = fused.reason_against(q, v, options.n_hashes)
+    if reason is not None:
+        raise ValueError(f'backend="triton" {reason}')
+    return fused
 
 
 def _require_buckets(buckets, qk, n_hashes):

@@ -160,7 +160,7 @@ def attention_forward(
     """The output (batch, heads, L, d_v) and the log-sum-exp (batch · heads, L), to the base 2.
 
     q, k, v (batch, heads, L, ·), k None where it is q; order, slots, buckets (batch · heads,
-    n_hashes, L); mask (batch, heads, L). partial: room for the output so far, in float32.
+    n_hashes, L); mask (batch, heads, L). partial: memory for the output so far, in float32.
     """
     from reformer_ref.lsh_attention.triton import launch_forward
 
@@ -203,8 +203,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k (empty where k is None) and v.
 
-    Arguments as in ``attention_forward``. partial_q, partial_v: room for sums in float32; delta: for
-    a number for each query, like lse. (Room that is made outside is seen by who counts memory.)
+    Arguments as in ``attention_forward``. partial_q, partial_v: memory for sums in float32; delta: for
+    a number for each query, like lse. (Memory made outside is seen by whatever counts memory.)
     """
     from reformer_ref.lsh_attention.triton import launch_backward
 

@@ -336,14 +336,14 @@ def _forward_kernel(
         out_before = _load_rows(partial, i, out_row, D_V, BLOCK_D_V)
         larger = tl.maximum(lse_before, tile_lse)
         shift = tl.where(larger == _MINUS_INFINITY, 0.0, larger)
-        part_before = tl.exp2(lse_before - shift)
-        part_now = tl.exp2(tile_lse - shift)
-        both = part_before + part_now
+        weight_before = tl.exp2(lse_before - shift)
+        weight_now = tl.exp2(tile_lse - shift)
+        both = weight_before + weight_now
         nothing_visible = both == 0
         both = tl.where(nothing_visible, 1.0, both)
         tile_lse = tl.where(nothing_visible, _MINUS_INFINITY, shift + tl.log2(both))
         tile_out = (
-            out_before * (part_before / both)[:, None] + tile_out * (part_now / both)[:, None]
+            out_before * (weight_before / both)[:, None] + tile_out * (weight_now / both)[:, None]
         )
     tl.store(lse + i, tile_lse, mask=exists)
 
@@ -353,8 +353,8 @@ def _forward_kernel(
             only_self = exists & nothing_visible
             if HAS_MASK:
                 only_self &= tl.load(mask + i.to(tl.int64) * mask_row, mask=exists, other=0) != 0
-            own_values = _load_rows(v, i, v_row, D_V, BLOCK_D_V).to(tl.float32)
-            tile_out = tl.where(only_self[:, None], own_values, tile_out)
+            values_i = _load_rows(v, i, v_row, D_V, BLOCK_D_V).to(tl.float32)
+            tile_out = tl.where(only_self[:, None], values_i, tile_out)
         tile_out = _narrow(tile_out, out.dtype.element_ty)
         _store_rows(out, i, out_row, tile_out, D_V, BLOCK_D_V)
     else:
@@ -646,8 +646,8 @@ def _backward_keys_kernel(
             only_self = tl.load(lse + j, mask=exists, other=0.0) == _MINUS_INFINITY
             if HAS_MASK:
                 only_self &= tl.load(mask + j.to(tl.int64) * mask_row, mask=exists, other=0) != 0
-            own_d_out = _load_rows(d_out, j, d_out_row, D_V, BLOCK_D_V).to(tl.float32)
-            sum_v += tl.where(only_self[:, None], own_d_out, 0.0)
+            d_outputs_j = _load_rows(d_out, j, d_out_row, D_V, BLOCK_D_V).to(tl.float32)
+            sum_v += tl.where(only_self[:, None], d_outputs_j, 0.0)
 
     # 5. Add to the rounds before, and write.
     if ROUND > 0:
@@ -666,7 +666,7 @@ def _backward_keys_kernel(
 def launch_forward(
     q, k, v, out, partial, lse, order, slots, buckets, mask, options, scale, norm_eps
 ):
-    """Fill ``out`` and ``lse``: see ``fused.attention_forward``. partial: room for sums in float32."""
+    """Fill ``out`` and ``lse``: see ``fused.attention_forward``. partial: memory for sums in float32."""
     keys = q if k is None else k
     partial = out if partial is None else partial
     grid, sizes, constants = _launch(q, v, order, mask, k is None, options)

@@ -9,7 +9,6 @@ import math
 import torch
 from torch import nn
 
-from reformer_ref._tensors import has_values
 from reformer_ref.attention.streaming import regular_attention, shared_qk_attention
 from reformer_ref.feed_forward import FeedForward
 from reformer_ref.hashing.pytorch import random_rotations
@@ -71,8 +70,8 @@ class SelfAttention(nn.Module):
         """Buckets of q, whose heads are ``heads`` of all, in the smallest sufficient integers.
 
         Padding has no part in their number: where ``lsh.n_buckets`` is None, the longest sequence
-        of real tokens in the batch decides. (Reading that would wait for a GPU. On CUDA, unless
-        REFORMER_CHECK_VALUES=1, and in a traced model, L decides.)
+        of real tokens in the batch decides. (Reading that waits for a GPU, and a traced model, which
+        cannot, takes L.)
         """
         length = q.shape[-2]
         if self.config.lsh.n_buckets is None:
@@ -149,10 +148,11 @@ def merge_heads(x):
 
 
 def longest_row(padding_mask, length):
-    """Real tokens in the longest sequence of the batch; ``length`` where values are not read."""
-    if padding_mask is None or not has_values(padding_mask):
+    """Real tokens in the longest sequence of the batch; ``length`` where that cannot be read."""
+    if padding_mask is None or padding_mask.is_meta or torch.compiler.is_compiling():
         return length
-    return max(1, int(padding_mask.sum(-1).max()))
+    fake = type(padding_mask) is not torch.Tensor
+    return length if fake else max(1, int(padding_mask.sum(-1).max()))
 
 
 def smallest_integer(factors):

@@ -13,7 +13,7 @@ import torch
 from reformer_ref.local_attention.api import local_attention, unchecked_local_attention
 from reformer_ref.local_attention.checks import OPTIONS as LOCAL_OPTIONS
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention import api, fused
+from reformer_ref.lsh_attention import fused
 from reformer_ref.lsh_attention.api import lsh_attention, unchecked_lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.model import ReformerConfig, ReformerLM
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.kernels
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 # A few units in the last place of the largest number; plain results in half precision err by about half of one.
-FLOOR = {FLOAT32: 4 * 2**-24, BFLOAT16: 2**-9, FLOAT16: 2**-12}
+ROUNDING = {FLOAT32: 4 * 2**-24, BFLOAT16: 2**-9, FLOAT16: 2**-12}
 
 
 def draw(length, d=16, d_v=16, n_hashes=1, lead=(1, 2), n_buckets=4, seed=0):
@@ -55,7 +55,7 @@ def compare(attention, inputs, d_out, dtype=FLOAT32):
     got = results(partial(attention, backend="triton"), inputs, d_out, dtype)
     for name, times, *values in zip(("out", "gradients"), (2, 3), got, usual, want, strict=True):
         error, usual_error = (relative_error(x, values[2]) for x in values[:2])
-        limit = times * usual_error + FLOOR[dtype]
+        limit = times * usual_error + ROUNDING[dtype]
         assert error <= limit, f"{name}: error {error:.2g}, allowed {limit:.2g}"
 
 
@@ -215,8 +215,8 @@ def test_any_batch_axes_and_strides():
     assert relative_error(got.cpu(), want.cpu()) < 1e-6
     # Sequences that lie apart, and fewer axes.
     for at in ((0, 0, 0), (1, 1)):
-        part = lsh_attention(qk[at], v[at], buckets[at], options, mask[at[0], 0, 0], backend="triton")
-        assert torch.equal(part, lsh_attention(qk, v, buckets, options, mask, backend="triton")[at])
+        separate = lsh_attention(qk[at], v[at], buckets[at], options, mask[at[0], 0, 0], backend="triton")
+        assert torch.equal(separate, lsh_attention(qk, v, buckets, options, mask, backend="triton")[at])
 
 
 def test_an_empty_batch_gives_an_empty_result():
@@ -274,8 +274,8 @@ def test_operations_keep_the_rules_of_pytorch(shared):
     torch.library.opcheck(fused.attention_forward, forward)
     out, lse = fused.attention_forward(*forward)
     partials = [torch.empty_like(q, dtype=torch.float32) if shared else None for _ in range(2)]
-    room = *partials, torch.empty_like(lse)
-    torch.library.opcheck(fused.attention_backward, (d_out, q, keys, v, out, lse, *tables, *room, *settings))
+    sums = *partials, torch.empty_like(lse)
+    torch.library.opcheck(fused.attention_backward, (d_out, q, keys, v, out, lse, *tables, *sums, *settings))
 
 
 @pytest.mark.parametrize("reversible", [True, False])
@@ -288,9 +288,9 @@ def test_a_training_step_of_a_model(monkeypatch, reversible):
     mask = torch.arange(40, device=DEVICE)[None] < 37
     steps = []
     for backend in ("streaming", "triton"):
-        for module in (api, "reformer_ref.local_attention.api"):
-            name = module if isinstance(module, str) else module.__name__
-            monkeypatch.setattr(f"{name}.choose_backend", lambda *_, backend=backend: backend)
+        for function in (unchecked_lsh_attention, unchecked_local_attention):
+            chosen = partial(function, backend=backend)
+            monkeypatch.setattr(f"reformer_ref.model.layers.{function.__name__}", chosen)
         model = ReformerLM(config).to(DEVICE)
         loss = model.loss(tokens, padding_mask=mask)
         loss.backward()

@@ -3,7 +3,6 @@ alike.
 """
 
 import json
-import re
 from dataclasses import FrozenInstanceError, fields, replace
 from fractions import Fraction
 
@@ -13,11 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reformer_ref import _tensors
-from reformer_ref.lsh_attention import api, fused, spec
+from reformer_ref.lsh_attention import spec
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import PRESETS, LSHOptions
 from reformer_ref.testing import expect_close, to_numpy, to_torch
-from tests.cuda.pretend import pretended_cuda
 
 quick = settings(max_examples=25, deadline=None)
 REFUSED = (ValueError, TypeError)
@@ -202,7 +200,6 @@ WRONG = [
     ({"options": None}, TypeError, "options must be LSHOptions"),
     ({"return_record": 1}, TypeError, "return_record must be True or False"),
     ({"backend": "fast"}, ValueError, "backend must be one of 'auto', 'plain', 'streaming'"),
-    ({"backend": "triton"}, ValueError, 'backend="triton" needs .*; backend="auto" takes a version that works'),
     ({"block_size": 0}, ValueError, "block_size"),
     ({"block_size": 2.5}, TypeError, "block_size"),
 ]
@@ -212,44 +209,6 @@ WRONG = [
 def test_wrong_arguments(changes, error, message):
     with pytest.raises(error, match=message):
         lsh_attention(**(good() | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "installed", "reason"),
-    [
-        ({}, False, r"needs triton; install the extra: pip install 'reformer_ref\[kernels\]'"),
-        ({}, True, "needs tensors on CUDA, got cpu .*TRITON_INTERPRET=1"),
-        ({"device": "cuda", "dtype": torch.float64}, True, "needs float32, bfloat16 or float16, got torch.float64"),
-        ({"device": "cuda", "d": 129}, True, "needs vectors of at most 128 numbers, got 129"),
-        ({"device": "cuda", "length": 1 << 30}, True, "needs n_hashes · L below 2³¹, got 2 · 1073741824"),
-        ({"device": "cuda"}, True, None),
-    ],
-    ids=str,
-)
-def test_where_the_kernels_run(monkeypatch, changes, installed, reason):
-    monkeypatch.setattr(fused, "INSTALLED", installed)
-    monkeypatch.setattr(fused, "INTERPRETED", False)
-    sizes = {"device": "cpu", "dtype": torch.float32, "d": 16, "length": 5, **changes}
-    monkeypatch.setattr(fused, "block_device", lambda device: sizes["device"])
-    q = torch.empty(1, dtype=sizes["dtype"]).expand(sizes["length"], sizes["d"])
-    given = fused.reason_against(q, q, 2)
-    if reason is None:
-        assert given is None
-    else:
-        assert re.match(reason, given), given
-
-
-def test_auto_takes_the_kernels_on_cuda_alone(monkeypatch):
-    monkeypatch.setattr(fused, "INSTALLED", True)
-    monkeypatch.setattr(fused, "INTERPRETED", True)
-    q = torch.empty(5, 16)
-    assert api.choose_backend(q, q, 1, 10) == "plain"
-    assert api.choose_backend(q, q, 1, 1 << 30) == "streaming"
-    with pretended_cuda():
-        on_cuda = torch.empty(5, 16, device="cuda")
-        assert api.choose_backend(on_cuda, on_cuda, 1, 10) == "triton"
-        assert api.choose_backend(on_cuda.double(), on_cuda, 1, 10) == "plain"
-        assert api.choose_backend(on_cuda, torch.empty(5, 130, device="cuda"), 1, 1 << 30) == "streaming"
 
 
 @pytest.mark.parametrize("backend", ["plain", "streaming"])
