@@ -242,15 +242,15 @@ def test_gradient_of_one_input_alone(name):
     q, k, v, buckets, _ = draw(20)
     inputs = {"q": q, "k": k, "v": v}
     inputs = {n: x.float().to(DEVICE).requires_grad_() for n, x in inputs.items()}
-    one = {n: x if n == name else x.detach() for n, x in inputs.items()}
+    chosen = {n: x if n == name else x.detach() for n, x in inputs.items()}
     both = attend(unchecked_local_attention, *inputs.values(), LocalOptions(chunk_length=16))
-    out, gradient = attend(unchecked_local_attention, *one.values(), LocalOptions(chunk_length=16))
+    out, gradient = attend(unchecked_local_attention, *chosen.values(), LocalOptions(chunk_length=16))
     assert torch.equal(out, both[0])
     assert torch.equal(gradient, both[1 + "qkv".index(name)])
     if name != "k":
         more = buckets.to(DEVICE), LSHOptions(chunk_length=16)
         both = attend(unchecked_lsh_attention, inputs["q"], inputs["v"], *more)
-        out, gradient = attend(unchecked_lsh_attention, one["q"], one["v"], *more)
+        out, gradient = attend(unchecked_lsh_attention, chosen["q"], chosen["v"], *more)
         assert torch.equal(out, both[0])
         assert torch.equal(gradient, both[1 + "qv".index(name)])
 
