@@ -771,5 +771,5 @@ def tile_size(chunk_length, d, dtype, backward):
     if dtype == torch.float32:
         largest, warps = (32, 8) if d <= 64 else (16, 8)
     else:
-        largest, warps = (32 if backward else 64), (4 if d <= 64 else 8)
+        largest, warps = (32, 8) if backward else (64, 4 if d <= 64 else 8)
     return min(largest, max(16, triton.next_power_of_2(chunk_length))), warps
