@@ -736,7 +736,7 @@ def _launch(q, v, order, mask, shared_qk, options, backward=False):
     n_sequences, n_hashes, length = order.shape
     d, d_v = q.shape[-1], v.shape[-1]
     n_chunks = triton.cdiv(length, chunk_length)
-    block, warps = tile_size(chunk_length, max(d, d_v), q.dtype, backward)
+    block, warps = tile_size(chunk_length, max(d, d_v), q.dtype, backward, rank)
     grid = (n_sequences * n_chunks * triton.cdiv(chunk_length, block),)
     constants = {
         "D": d,
@@ -762,7 +762,7 @@ def _launch(q, v, order, mask, shared_qk, options, backward=False):
     return grid, (q.shape[1], length, n_chunks), constants
 
 
-def tile_size(chunk_length, d, dtype, backward):
+def tile_size(chunk_length, d, dtype, backward, rank):
     """(slots in a tile, warps of a program): as many slots as fit the registers.
 
     The number of slots is a power of two. One more step and the compiler would have to move registers
@@ -771,5 +771,6 @@ def tile_size(chunk_length, d, dtype, backward):
     if dtype == torch.float32:
         largest, warps = (32, 8) if d <= 64 else (16, 8)
     else:
-        largest, warps = (32, 8) if backward else (64, 4 if d <= 64 else 8)
+        many_warps = d > 64 or (rank and backward)
+        largest, warps = (32 if backward else 64), (8 if many_warps else 4)
     return min(largest, max(16, triton.next_power_of_2(chunk_length))), warps
