@@ -99,7 +99,7 @@ add(planner.format_bytes, n=16384)
 add(planner.MemoryQuestion, config=CONFIG, length=20, budget=10**6, device="cuda", batch=1, optimizer="adam",
     dtype="float32")  # fmt: skip
 add(planner.answer, call=lambda question: next(planner.answer(question)), question=QUESTION)
-add(million.read_tokens, path=FOLDER / "text.txt", length=16, repeat=True)
+add(million.read_tokens, words=("--text",), path=FOLDER / "text.txt", length=16, repeat=True)
 # Claims
 add(claims.claim, name="table2")
 add(experiment.Context, folder=FOLDER / "run", threads=1, data=None, progress=False)

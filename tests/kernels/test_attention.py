@@ -209,9 +209,9 @@ def test_any_batch_axes_and_strides():
     buckets = buckets.to(DEVICE)
     mask = torch.rand(2, 1, 1, 21, generator=torch.Generator().manual_seed(0)).to(DEVICE) < 0.8
     want = lsh_attention(qk, v, buckets, options, mask, backend="plain")
-    spread = qk.new_zeros(2, 2, 1, 21, 32)[..., ::2].copy_(qk)  # every other number of a row
+    strided = qk.new_zeros(2, 2, 1, 21, 32)[..., ::2].copy_(qk)  # every other number of a row
     transposed = v.mT.contiguous().mT
-    got = lsh_attention(spread, transposed, buckets, options, mask, backend="triton")
+    got = lsh_attention(strided, transposed, buckets, options, mask, backend="triton")
     assert relative_error(got.cpu(), want.cpu()) < 1e-6
     # Sequences that lie apart, and fewer axes.
     for at in ((0, 0, 0), (1, 1)):
