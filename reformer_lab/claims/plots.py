@@ -39,7 +39,7 @@ def table2(record):
         ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(lines)), yticklabels=lines)
         ax.set(title=title, xlabel="evaluated with")
         ax.spines[:].set_visible(False)
-    for y, line in enumerate(lines):  # the spread over the seeds, below our means
+    for y, line in enumerate(lines):  # the range over the seeds, below our means
         for x, column in enumerate(columns):
             values = [100 * fraction for fraction in record["table"][line].get(column, [])]
             if len(values) > 1:

@@ -35,17 +35,20 @@ def attend(
     counts: how often each query sees each key, 0 = not at all, broadcast to (…, L_q, L_k). The
     softmax and the weights are float32 at least; ``out`` has the dtype of v.
     """
-    if q.dtype == torch.float16:  # in which a product could overflow
+    # 1. Scores, in float32 at least. A product of float16 numbers could overflow.
+    if q.dtype == torch.float16:
         q, k = q.float(), k.float()
     scores = (scale * q) @ k.mT  # (…, L_q, L_k)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    # A query that sees nothing keeps its scores, so that the softmax is finite.
+    # 2. Hide keys. A query that sees nothing keeps its scores, so that the softmax is finite.
     hidden = counts == 0
     sees_nothing = hidden.all(-1, keepdim=True)  # (…, L_q, 1)
     scores = scores.masked_fill(hidden & ~sees_nothing, -torch.inf)
-    if counts.dtype != torch.bool:  # m times exp(s) is exp(s + log m)
+    # 3. A key that counts m times has m times the weight: m · exp(s) = exp(s + log m).
+    if counts.dtype != torch.bool:
         scores = scores + counts.clamp(min=1).to(scores.dtype).log()
-    weights = scores.softmax(-1).masked_fill(sees_nothing, 0.0)
+    # 4. Softmax; zeros for a query that sees nothing.
+    weights = scores.softmax(-1).masked_fill(sees_nothing, 0.0)  # (…, L_q, L_k)
     return weights.to(v.dtype) @ v, weights
 
 

@@ -234,7 +234,7 @@ def _cross_entropy_cases(seed, huge=True):
             weight, bias = rng.standard_normal((3, 6)), rng.standard_normal(6)
             targets = rng.integers(0, 6, (*lead, length))
             if length > 1:
-                # counted and ignored positions unevenly spread over chunks
+                # chunks differ in how many of their positions are counted
                 targets[..., [0, 2, 3, 6]] = spec.IGNORED
             yield (hidden, weight, bias), targets, chunk_lengths
 

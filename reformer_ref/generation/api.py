@@ -69,7 +69,7 @@ def generate(
         ValueError: for values that do not fit; with ``cache=True`` also where
             ``cache_unsupported_reason`` has a reason.
     """
-    check_sampling(temperature, top_k, top_p)
+    temperature, top_p = check_sampling(temperature, top_k, top_p)
     config = _require_model(model).config
     require_int("max_new_tokens", max_new_tokens, 0, LARGEST_ARRAY)
     copies = 1 if samples is None else require_int("samples", samples, 1, MOST_ROWS)
@@ -94,9 +94,7 @@ def generate(
     decoder = (Recomputer if reason or cache is False else Decoder)(model, capacity=longest)
 
     def draw(logits):
-        return plain.sample_token(
-            logits, float(temperature), top_k, None if top_p is None else float(top_p), generator
-        )
+        return plain.sample_token(logits, temperature, top_k, top_p, generator)
 
     new = _new_tokens(decoder, prompts, copies, max_new_tokens, draw, on_token, progress)
     rows = [row for row in prompts for _ in range(copies)]
@@ -211,11 +209,9 @@ def token_probabilities(
         TypeError, ValueError: unless temperature ≥ 0, top_k ≥ 1 or None, 0 < top_p ≤ 1 or None,
             and logits are numbers below infinity, at least one of each token finite.
     """
-    check_sampling(temperature, top_k, top_p)
+    temperature, top_p = check_sampling(temperature, top_k, top_p)
     _require_logits(logits)
-    return plain.token_probabilities(
-        logits, float(temperature), top_k, None if top_p is None else float(top_p)
-    )
+    return plain.token_probabilities(logits, temperature, top_k, top_p)
 
 
 def sample_token(
@@ -240,27 +236,28 @@ def sample_token(
     Raises:
         TypeError, ValueError: as ``token_probabilities``.
     """
-    check_sampling(temperature, top_k, top_p)
+    temperature, top_p = check_sampling(temperature, top_k, top_p)
     _require_logits(logits)
     _require_sampling_generator(generator, temperature)
     if logits.is_meta and temperature > 0:
         raise ValueError("logits must hold values to draw by, got a tensor on the meta device")
-    return plain.sample_token(
-        logits, float(temperature), top_k, None if top_p is None else float(top_p), generator
-    )
+    return plain.sample_token(logits, temperature, top_k, top_p, generator)
 
 
 def check_sampling(
     temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> None:
-    """Raise a TypeError or ValueError unless temperature ≥ 0, top_k ≥ 1 or None and 0 < top_p ≤ 1
-    or None.
+) -> tuple[float, float | None]:
+    """Return temperature and top_p as plain floats; TypeError or ValueError unless temperature ≥ 0,
+    top_k ≥ 1 or None and 0 < top_p ≤ 1 or None.
     """
-    require_float("temperature", temperature, minimum=0.0, below=1e30)
+    temperature = require_float("temperature", temperature, minimum=0.0, below=1e30)
     if top_k is not None:
         require_int("top_k", top_k)
-    if top_p is not None and not 0.0 < require_float("top_p", top_p) <= 1.0:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if top_p is not None:
+        top_p = require_float("top_p", top_p)
+        if not 0.0 < top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    return temperature, top_p
 
 
 def _require_model(model):

@@ -36,8 +36,8 @@ def local_attention(
     float32 at least. Any length L ≥ 1.
 
     Args:
-        q: queries; finite, below 1e12 in size.
-        k: keys, of the shape and dtype of q; finite, below 1e12 in size.
+        q: queries; finite, below 1e9 in size.
+        k: keys, of the shape and dtype of q; finite, below 1e9 in size.
         v: values, of the dtype of q; finite.
         options: label a query may see.
         padding_mask: True = real token; broadcast to (…, L). Padding is moved behind the real

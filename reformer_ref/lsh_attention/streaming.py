@@ -29,7 +29,6 @@ from reformer_ref.lsh_attention.layout import (
 
 LOG2E = math.log2(math.e)
 HIDE = 1e28  # subtracted from hidden scores: beyond any score, and finite, so that no NaN can arise
-LARGEST = 1e12  # entries of queries and keys must be smaller
 
 _BLOCK_SIZES = {"cpu": 1 << 19, "cuda": 1 << 25}  # a cache; a small part of a GPU's memory
 _block_size_override = None

@@ -104,6 +104,18 @@ def _chunk_of(number, this_round, n_chunks, N_HASHES: tl.constexpr, WRAP: tl.con
 
 
 @triton.jit
+def _program(heads, n_chunks, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """(sequence, its batch and head, chunk, first place in it) of the tile that this program owns."""
+    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
+    number = tl.program_id(0)
+    sequence = number // (n_chunks * tiles)
+    chunk = number % (n_chunks * tiles) // tiles
+    start = number % tiles * BLOCK
+    sequence = sequence.to(tl.int64)  # offsets in memory go beyond 2³¹
+    return sequence, sequence // heads, sequence % heads, chunk, start
+
+
+@triton.jit
 def _tile(order, chunk_round, chunk, start, length, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """(slots, positions) of the tile that begins at slot ``start`` of a chunk; −1: no position."""
     place = start + tl.arange(0, BLOCK)
@@ -271,22 +283,17 @@ def _forward_kernel(
     the last round writes ``out`` instead. scale: of q · k, times log2(e).
     """
     # 1. Find this program's tile, and the sequence that it belongs to.
-    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
-    sequence = tl.program_id(0) // (n_chunks * tiles)
-    chunk = tl.program_id(0) % (n_chunks * tiles) // tiles
-    start = (tl.program_id(0) % tiles) * BLOCK
-    batch = (sequence // heads).to(tl.int64)
-    head = (sequence % heads).to(tl.int64)
+    sequence, batch, head, chunk, start = _program(heads, n_chunks, CHUNK, BLOCK)
     q += batch * q_batch + head * q_head
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
     out += batch * out_batch + head * out_head
     partial += batch * out_batch + head * out_head
     mask += batch * mask_batch + head * mask_head
-    lse += sequence.to(tl.int64) * length
-    order += sequence.to(tl.int64) * N_HASHES * length
-    slots += sequence.to(tl.int64) * N_HASHES * length
-    buckets += sequence.to(tl.int64) * N_HASHES * length
+    lse += sequence * length
+    order += sequence * N_HASHES * length
+    slots += sequence * N_HASHES * length
+    buckets += sequence * N_HASHES * length
 
     # 2. Gather the queries.
     slot_i, i = _tile(order, ROUND, chunk, start, length, CHUNK, BLOCK)
@@ -380,16 +387,16 @@ def _delta_kernel(
 ):
     """delta_i = out_i · d_out_i, which equals Σ_j weight_ij · d_weight_ij: (batch · heads, L)."""
     tiles = tl.cdiv(length, BLOCK)
-    sequence = tl.program_id(0) // tiles
-    batch = (sequence // heads).to(tl.int64)
-    head = (sequence % heads).to(tl.int64)
+    sequence = (tl.program_id(0) // tiles).to(tl.int64)
+    batch = sequence // heads
+    head = sequence % heads
     out += batch * out_batch + head * out_head
     d_out += batch * d_out_batch + head * d_out_head
     i = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     i = tl.where(i < length, i, -1)
     rows = _load_rows(out, i, out_row, D_V, BLOCK_D_V).to(tl.float32)
     d_rows = _load_rows(d_out, i, d_out_row, D_V, BLOCK_D_V).to(tl.float32)
-    tl.store(delta + sequence.to(tl.int64) * length + i, tl.sum(rows * d_rows, 1), mask=i >= 0)
+    tl.store(delta + sequence * length + i, tl.sum(rows * d_rows, 1), mask=i >= 0)
 
 
 @triton.jit
@@ -453,23 +460,18 @@ def _backward_queries_kernel(
     to which rounds after the first add. scale: of q · k (without log2(e)).
     """
     # 1. Find this program's tile, and the sequence that it belongs to.
-    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
-    sequence = tl.program_id(0) // (n_chunks * tiles)
-    chunk = tl.program_id(0) % (n_chunks * tiles) // tiles
-    start = (tl.program_id(0) % tiles) * BLOCK
-    batch = (sequence // heads).to(tl.int64)
-    head = (sequence % heads).to(tl.int64)
+    sequence, batch, head, chunk, start = _program(heads, n_chunks, CHUNK, BLOCK)
     q += batch * q_batch + head * q_head
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
     d_out += batch * d_out_batch + head * d_out_head
     d_q += batch * d_q_batch + head * d_q_head
     mask += batch * mask_batch + head * mask_head
-    lse += sequence.to(tl.int64) * length
-    delta += sequence.to(tl.int64) * length
-    order += sequence.to(tl.int64) * N_HASHES * length
-    slots += sequence.to(tl.int64) * N_HASHES * length
-    buckets += sequence.to(tl.int64) * N_HASHES * length
+    lse += sequence * length
+    delta += sequence * length
+    order += sequence * N_HASHES * length
+    slots += sequence * N_HASHES * length
+    buckets += sequence * N_HASHES * length
     log2_scale = scale * 1.4426950408889634  # times log2(e)
 
     # 2. Gather the queries, and the gradients of their outputs.
@@ -579,12 +581,7 @@ def _backward_keys_kernel(
     sums are float32, with the strides of d_k and d_v, which the last round writes.
     """
     # 1. Find this program's tile, and the sequence that it belongs to.
-    tiles: tl.constexpr = (CHUNK + BLOCK - 1) // BLOCK  # of a chunk
-    sequence = tl.program_id(0) // (n_chunks * tiles)
-    chunk = tl.program_id(0) % (n_chunks * tiles) // tiles
-    start = (tl.program_id(0) % tiles) * BLOCK
-    batch = (sequence // heads).to(tl.int64)
-    head = (sequence % heads).to(tl.int64)
+    sequence, batch, head, chunk, start = _program(heads, n_chunks, CHUNK, BLOCK)
     q += batch * q_batch + head * q_head
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
@@ -594,11 +591,11 @@ def _backward_keys_kernel(
     partial_v += batch * d_v_batch + head * d_v_head
     d_v += batch * d_v_batch + head * d_v_head
     mask += batch * mask_batch + head * mask_head
-    lse += sequence.to(tl.int64) * length
-    delta += sequence.to(tl.int64) * length
-    order += sequence.to(tl.int64) * N_HASHES * length
-    slots += sequence.to(tl.int64) * N_HASHES * length
-    buckets += sequence.to(tl.int64) * N_HASHES * length
+    lse += sequence * length
+    delta += sequence * length
+    order += sequence * N_HASHES * length
+    slots += sequence * N_HASHES * length
+    buckets += sequence * N_HASHES * length
     log2_scale = scale * 1.4426950408889634  # times log2(e)
 
     # 2. Gather the keys and values.

@@ -313,3 +313,11 @@ def test_windows_wider_than_the_sequence(attention):
     q, k, v = (torch.from_numpy(x) for x in draw(0, 10))
     wide = LocalOptions(chunk_length=4, chunks_before=10**9, chunks_after=10**9, causal=False)
     assert torch.equal(attention(q, k, v, wide), attention(q, k, v, LocalOptions(4, 2, 2, causal=False)))
+
+
+def test_larger_entries_are_refused():
+    x = torch.ones(1, 4, 8)
+    for name in ("q", "k"):
+        inputs = {"q": x, "k": x, "v": x, name: 1e9 * x}
+        with pytest.raises(ValueError, match=f"{name} must be finite and smaller"):
+            local_attention(**inputs, options=LocalOptions())
