@@ -13,7 +13,7 @@ import triton.language as tl
 
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 BLOCK = 64  # positions of a program
-LARGEST_BLOCK_OF_COLUMNS = 64
+LARGEST_BLOCK_OF_COLUMNS = 32
 
 
 @triton.jit
@@ -57,8 +57,10 @@ def _hash_kernel(
     # 2. Read the vectors.
     exists = i < length
     k = tl.arange(0, BLOCK_D)
-    at = x + i[:, None].to(tl.int64) * x_row + k[None, :]
-    vectors = tl.load(at, mask=exists[:, None] & (k[None, :] < D), other=0.0)  # (BLOCK, BLOCK_D)
+    mask = exists[:, None] & (k[None, :] < D)
+    vectors = tl.load(
+        x + i[:, None].to(tl.int64) * x_row + k[None, :], mask=mask, other=0.0
+    )  # (BLOCK, BLOCK_D)
     if _INTERPRETED:  # which gets products in half precision wrong
         vectors = vectors.to(tl.float32)
 
@@ -70,9 +72,9 @@ def _hash_kernel(
         smallest_at = tl.zeros((BLOCK,), tl.int32)
         for start in range(0, COLUMNS, BLOCK_COLUMNS):
             column = start + tl.arange(0, BLOCK_COLUMNS)
-            at = rotations + this_round * r_round + k[:, None] * r_row + column[None, :]
-            mask = (k[:, None] < D) & (column[None, :] < COLUMNS)
-            r = tl.load(at, mask=mask, other=0.0)  # (BLOCK_D, BLOCK_COLUMNS)
+            r_at = rotations + this_round * r_round + k[:, None] * r_row + column[None, :]
+            r_mask = (k[:, None] < D) & (column[None, :] < COLUMNS)
+            r = tl.load(r_at, mask=r_mask, other=0.0)  # (BLOCK_D, BLOCK_COLUMNS)
             if _INTERPRETED:
                 r = r.to(tl.float32)
             scores = tl.dot(vectors, r, input_precision="ieee")  # (BLOCK, BLOCK_COLUMNS)
@@ -92,10 +94,10 @@ def _hash_kernel(
         bucket *= stride
 
         # 5. Write, or add to the factors before.
-        at = buckets + this_round * length + i
+        buckets_at = buckets + this_round * length + i
         if not FIRST_FACTOR:
-            bucket += tl.load(at, mask=exists, other=0)
-        tl.store(at, bucket, mask=exists)
+            bucket += tl.load(buckets_at, mask=exists, other=0)
+        tl.store(buckets_at, bucket, mask=exists)
 
 
 def launch_hash(x, rotations, buckets, factors):
@@ -116,6 +118,8 @@ def launch_hash(x, rotations, buckets, factors):
             BLOCK=BLOCK,
             BLOCK_D=max(16, triton.next_power_of_2(d)),
             BLOCK_COLUMNS=min(LARGEST_BLOCK_OF_COLUMNS, max(16, triton.next_power_of_2(n_columns))),
+            num_warps=8,
+            num_stages=1,
         )  # fmt: skip
         first_column += n_columns
         stride *= factor

@@ -204,7 +204,8 @@ class InPlaceAttention:
     def _head_groups(self, x):
         """Heads to work on together: as many as fit a number of rows, at least one."""
         n_heads = self.config.n_heads
-        at_a_time = ROWS_ON_CUDA if block_device(x.device) == "cuda" else ROWS_AT_A_TIME
+        on_cuda = not x.is_cpu and block_device(x.device) == "cuda"
+        at_a_time = ROWS_ON_CUDA if on_cuda else ROWS_AT_A_TIME
         step = max(1, at_a_time // (x.shape[0] * x.shape[1]))
         return [range(h, min(h + step, n_heads)) for h in range(0, n_heads, step)]
 
