@@ -19,7 +19,7 @@ GRADING := $(VENV)/.installed-grading
 RUN     := runs/text
 
 .DEFAULT_GOAL := help
-.PHONY: help lab walkthrough demo notebooks figures assignments quick test tests-alone annotations nbval peers kernels \
+.PHONY: help lab walkthrough demo notebooks figures assignments quick test tests-alone annotations nbval peers kernels gpu \
     browser grading faults nightly grade-demo lint format clean
 
 help:  ## this list
@@ -68,6 +68,9 @@ peers: $(PEERS)  ## compare with other people's implementations
 
 kernels: $(KERNELS)  ## the Triton kernels, interpreted on the CPU, and compiled for GPUs that need not be there
 	TRITON_INTERPRET=1 $(PYTEST) -m kernels tests/kernels $(PYTEST_ARGS)
+
+gpu:  ## on a machine with a GPU: tests, speed, memory beside its prediction; with $(PYTHON) as it is, in eight minutes
+	$(PYTHON) -m reformer_lab.benchmarks.gpu
 
 browser: $(BROWSER)  ## the notebooks in a real JupyterLab and Debian's Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)

@@ -69,9 +69,9 @@ def attention(attend, inputs):
     return run
 
 
-def numbers(device, *shape):
+def numbers(device, *shape, dtype=torch.float32):
     """Seeded normal numbers that want a gradient."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device, dtype).requires_grad_()
 
 
 def ours(preset, point, device, block_size=None):
@@ -96,7 +96,7 @@ def lucidrains(point, device):
     return attention(lambda qk, v: layer(qk, v)[0], inputs)
 
 
-def huggingface(point, device):
+def huggingface(point, device, dtype=torch.float32):
     """transformers: its layer without the projections, which hand over ready-made vectors instead."""
     from transformers import ReformerConfig as Config
     from transformers.models.reformer.modeling_reformer import LSHSelfAttention
@@ -107,8 +107,8 @@ def huggingface(point, device):
             num_hashes=point.n_hashes, num_buckets=None, lsh_attn_chunk_length=CHUNK, attn_layers=["lsh"],
             lsh_attention_probs_dropout_prob=0.0, max_position_embeddings=point.length,
         )
-    ).to(device)  # fmt: skip
-    inputs = [numbers(device, 1, point.length, HEADS * D_HEAD) for _ in "qv"]
+    ).to(device, dtype)  # fmt: skip
+    inputs = [numbers(device, 1, point.length, HEADS * D_HEAD, dtype=dtype) for _ in "qv"]
     layer.query_key, layer.value = (_Constant(x) for x in inputs)
     hidden = torch.empty(1, point.length, 1, device=device)  # only its shape is looked at
     return attention(lambda qk, v: layer(hidden).hidden_states, inputs)
@@ -125,9 +125,9 @@ class _Constant(nn.Module):
         return self.given[0]
 
 
-def dense(point, device):
+def dense(point, device, dtype=torch.float32):
     """Full causal attention, by PyTorch's own kernel."""
-    inputs = [numbers(device, 1, HEADS, point.length, D_HEAD) for _ in "qkv"]
+    inputs = [numbers(device, 1, HEADS, point.length, D_HEAD, dtype=dtype) for _ in "qkv"]
     return attention(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), inputs)
 
 
@@ -194,9 +194,18 @@ def step_config(point):
 
 def our_model(point):
     """Ours."""
-    model = ReformerLM(step_config(point))
-    generator = torch.Generator().manual_seed(4)
-    return model, lambda tokens: model.loss(tokens, generator=generator)
+    return model_of(step_config(point))(point)
+
+
+def model_of(config):
+    """``make(point)`` of `step` for this configuration of ours."""
+
+    def make(point):
+        model = ReformerLM(config)
+        generator = torch.Generator().manual_seed(4)
+        return model, lambda tokens: model.loss(tokens, generator=generator)
+
+    return make
 
 
 def lucidrains_model(point):

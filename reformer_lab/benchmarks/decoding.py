@@ -16,7 +16,7 @@ from reformer_ref.model.config import ReformerConfig
 from reformer_ref.model.pytorch import ReformerLM
 
 from reformer_lab.benchmarks import record
-from reformer_lab.options import set_threads
+from reformer_lab.benchmarks.worker import seconds_of
 
 LENGTHS, GENERATED, SAMPLED, STEPS = (1024, 4096, 16384, 65536), 4096, 16, 32
 LONGEST_THERE = 16384  # where transformers is no longer asked
@@ -24,6 +24,8 @@ LONGEST_THERE = 16384  # where transformers is no longer asked
 
 def run(command, line):
     """The exit code of ``bench decoding``; writes bench_decoding.json."""
+    from reformer_lab.options import set_threads  # it needs tyro, which a bare checkout may lack
+
     threads = set_threads(command.threads)
     lengths = (64, 128) if command.quick else command.length or LENGTHS
     repeats, generated = (1, 16) if command.quick else (command.repeats or 5, GENERATED)
@@ -75,16 +77,17 @@ def random_tokens(length):
     return torch.randint(256, (1, length), generator=torch.Generator().manual_seed(0))
 
 
-def decoder_point(model, tokens, length, repeats):
+def decoder_point(model, tokens, length, repeats, device="cpu"):
     """Seconds per token after ``length`` tokens, one figure per repeat, and the bytes that are kept."""
     decoder = Decoder(model)
     decoder.prefill(tokens[:, :length])
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        for i in range(STEPS // repeats or 1):
+    steps = STEPS // repeats or 1
+
+    def some_steps():
+        for i in range(steps):
             decoder.step(tokens[:, length + i])
-        seconds.append((time.perf_counter() - begin) / (STEPS // repeats or 1))
+
+    seconds = [seconds_of(some_steps, device) / steps for _ in range(repeats)]
     return {"ours_seconds": seconds, "kept_bytes": sum(x.numel() * x.element_size() for x in decoder.tensors())}
 
 
