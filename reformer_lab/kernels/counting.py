@@ -1,0 +1,239 @@
+"""Count what Triton kernels do while Triton's interpreter runs them on the CPU.
+
+    with counting() as counts:
+        kernel[grid](…)
+    counts.bytes_read, counts.bytes_written, counts.loads["q"].elements
+
+The interpreter performs every load, store and matrix product of a kernel by a method of one class. ``counting`` puts a
+counter around these methods and takes it away again. It counts what a kernel asks for: a GPU may answer a load from
+its cache. Nothing is estimated.
+"""
+
+import functools
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from unittest import mock
+
+import numpy as np
+from reformer_ref._arguments import require_bool
+
+UNKNOWN = "unknown"  # the argument, where an address was not computed from an argument of the kernel
+POINTER_METHODS = ("create_addptr", "create_splat", "create_broadcast", "create_expand_dims", "create_reshape")
+ACCESS_METHODS = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
+OTHER_METHODS = ("create_dot", "set_grid_idx")
+
+
+@dataclass
+class Traffic:
+    """Loads or stores through one argument of a kernel.
+
+    Attributes:
+        operations: loads or stores, each of a whole block of addresses.
+        elements: addresses that the masks let through.
+        bytes: the size of these elements.
+    """
+
+    operations: int = 0
+    elements: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Access:
+    """One load or store: by which program of which launch, through which argument, and to which of its elements.
+
+    Attributes:
+        kind: "load" or "store".
+        launch: number of the launch, from 0.
+        program: number of the program in its launch, from 0.
+        argument: name of the kernel's argument.
+        elements: distances from the pointer that was passed, in elements; those that the mask lets through.
+    """
+
+    kind: str
+    launch: int
+    program: int
+    argument: str
+    elements: np.ndarray
+
+
+@dataclass
+class Counts:
+    """What kernels did.
+
+    Attributes:
+        launches: kernels launched.
+        programs: programs run, over all launches.
+        loads: ``Traffic`` of loads, by the name of the argument that the address was computed from.
+        stores: the same for stores.
+        dots: matrix products.
+        dot_operations: multiplications and additions in them, 2 · m · n · k each.
+        atomics: atomic operations, which are in neither ``loads`` nor ``stores``.
+        accesses: every single load and store, if asked for.
+    """
+
+    launches: int = 0
+    programs: int = 0
+    loads: dict[str, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
+    stores: dict[str, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
+    dots: int = 0
+    dot_operations: int = 0
+    atomics: int = 0
+    accesses: list[Access] = field(default_factory=list)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all loads."""
+        return sum(traffic.bytes for traffic in self.loads.values())
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all stores."""
+        return sum(traffic.bytes for traffic in self.stores.values())
+
+
+@contextmanager
+def counting(accesses: bool = False):
+    """Count loads, stores, matrix products, programs and launches of interpreted Triton kernels.
+
+    Args:
+        accesses: whether to keep every load and store in ``Counts.accesses``, with its addresses.
+
+    Yields:
+        ``Counts``, which grow with every kernel that runs inside the ``with`` block.
+
+    Raises:
+        ImportError: triton is not installed.
+        RuntimeError: kernels are compiled, not interpreted; or this release of triton has another interpreter.
+    """
+    require_bool("accesses", accesses)
+    interpreter = _interpreter()
+    counts = Counts()
+    builder = interpreter.InterpreterBuilder
+    program = [-1]  # the number of the running program in its launch
+
+    # 1. A name for every pointer that is passed to a kernel. The interpreter hands all arguments to a grid that is a
+    #    function, as tensors; a pointer is a tensor whose handle holds the address.
+    launch = interpreter.GridExecutor.__call__
+
+    @functools.wraps(launch)
+    def counted_launch(executor, *args, **kwargs):
+        grid = executor.grid
+
+        def named_grid(arguments):
+            for name, argument in arguments.items():
+                handle = getattr(argument, "handle", None)
+                if handle is not None and argument.dtype.is_ptr():
+                    handle.set_attr("argument", (name, int(handle.data.flat[0])))
+            return grid(arguments) if callable(grid) else grid
+
+        counts.launches += 1
+        program[0] = -1
+        with mock.patch.object(executor, "grid", named_grid):
+            return launch(executor, *args, **kwargs)
+
+    # 2. An address that is computed from a pointer keeps its name.
+    def with_name(method):
+        @functools.wraps(method)
+        def named(self, *args, **kwargs):
+            result = method(self, *args, **kwargs)
+            for handle in args:
+                attributes = getattr(handle, "attr", {})
+                if "argument" in attributes and hasattr(result, "set_attr"):
+                    result.set_attr("argument", attributes["argument"])
+            return result
+
+        return named
+
+    # 3. Loads and stores.
+    def count_access(kind, pointers, mask):
+        name, start = pointers.attr.get("argument", (UNKNOWN, 0))
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+        traffic = (counts.loads if kind == "load" else counts.stores)[name]
+        traffic.operations += 1
+        traffic.elements += addresses.size
+        traffic.bytes += addresses.size * size
+        if accesses:
+            elements = (addresses.astype(np.int64) - start) // size
+            counts.accesses.append(Access(kind, counts.launches - 1, program[0], name, elements))
+
+    load = builder.create_masked_load
+    store = builder.create_masked_store
+
+    @functools.wraps(load)
+    def counted_load(self, pointers, mask, *args, **kwargs):
+        count_access("load", pointers, mask)
+        return load(self, pointers, mask, *args, **kwargs)
+
+    @functools.wraps(store)
+    def counted_store(self, pointers, value, mask, *args, **kwargs):
+        count_access("store", pointers, mask)
+        return store(self, pointers, value, mask, *args, **kwargs)
+
+    def counted_atomic(method):
+        @functools.wraps(method)
+        def counted(self, *args, **kwargs):
+            counts.atomics += 1
+            return method(self, *args, **kwargs)
+
+        return counted
+
+    # 4. Matrix products (m, k) · (k, n), and programs.
+    dot = builder.create_dot
+    set_program = builder.set_grid_idx
+
+    @functools.wraps(dot)
+    def counted_dot(self, a, b, *args, **kwargs):
+        counts.dots += 1
+        counts.dot_operations += 2 * a.data.size * b.data.shape[-1]
+        return dot(self, a, b, *args, **kwargs)
+
+    @functools.wraps(set_program)
+    def counted_program(self, *args, **kwargs):
+        counts.programs += 1
+        program[0] += 1
+        return set_program(self, *args, **kwargs)
+
+    # 5. Put the counters in, and take them out at the end.
+    replacements = {
+        "create_masked_load": counted_load,
+        "create_masked_store": counted_store,
+        "create_dot": counted_dot,
+        "set_grid_idx": counted_program,
+        "create_atomic_rmw": counted_atomic(builder.create_atomic_rmw),
+        "create_atomic_cas": counted_atomic(builder.create_atomic_cas),
+    }
+    replacements |= {name: with_name(getattr(builder, name)) for name in POINTER_METHODS}
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(interpreter.GridExecutor, "__call__", counted_launch))
+        for name, replacement in replacements.items():
+            stack.enter_context(mock.patch.object(builder, name, replacement))
+        yield counts
+
+
+def _interpreter():
+    """Triton's interpreter; ImportError or RuntimeError if kernels cannot be counted."""
+    try:
+        import triton
+        from triton.runtime import interpreter
+    except ImportError:
+        raise ImportError("counting needs triton (Linux): pip install 'reformer_ref[kernels]'") from None
+
+    from reformer_ref.lsh_attention.fused import INTERPRETED
+
+    if not INTERPRETED:
+        raise RuntimeError(
+            "counting needs interpreted kernels: set TRITON_INTERPRET=1 before Python imports triton and reformer_ref"
+        )
+    methods = (*POINTER_METHODS, *ACCESS_METHODS, *OTHER_METHODS)
+    builder = getattr(interpreter, "InterpreterBuilder", None)
+    missing = [name for name in methods if not hasattr(builder, name)]
+    missing += [] if hasattr(interpreter, "GridExecutor") else ["GridExecutor"]
+    if missing:
+        raise RuntimeError(
+            f"counting was written for the interpreter of triton 3.6; that of triton {triton.__version__} has no "
+            f"{', '.join(missing)}"
+        )
+    return interpreter
