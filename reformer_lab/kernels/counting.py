@@ -109,108 +109,122 @@ def counting(accesses: bool = False):
     """
     require_bool("accesses", accesses)
     interpreter = _interpreter()
-    counts = Counts()
     builder = interpreter.InterpreterBuilder
-    program = [-1]  # the number of the running program in its launch
+    counter = _Counter(accesses)
+    wrappers = {
+        "create_masked_load": counter.of_loads,
+        "create_masked_store": counter.of_stores,
+        "create_dot": counter.of_dots,
+        "create_atomic_rmw": counter.of_atomics,
+        "create_atomic_cas": counter.of_atomics,
+        "set_grid_idx": counter.of_programs,
+    }
+    wrappers |= dict.fromkeys(POINTER_METHODS, _keep_argument)
+    launch = counter.of_launches(interpreter.GridExecutor.__call__)
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(interpreter.GridExecutor, "__call__", launch))
+        for name, wrapper in wrappers.items():
+            stack.enter_context(mock.patch.object(builder, name, wrapper(getattr(builder, name))))
+        yield counter.counts
 
-    # 1. A name for every pointer that is passed to a kernel. The interpreter hands all arguments to a grid that is a
-    #    function, as tensors; a pointer is a tensor whose handle holds the address.
-    launch = interpreter.GridExecutor.__call__
 
-    @functools.wraps(launch)
-    def counted_launch(executor, *args, **kwargs):
-        grid = executor.grid
+class _Counter:
+    """Wrappers of the interpreter's methods that count in ``counts``."""
 
-        def named_grid(arguments):
-            for name, argument in arguments.items():
-                handle = getattr(argument, "handle", None)
-                if handle is not None and argument.dtype.is_ptr():
-                    handle.set_attr("argument", (name, int(handle.data.flat[0])))
-            return grid(arguments) if callable(grid) else grid
+    def __init__(self, accesses):
+        self.counts = Counts()
+        self.accesses = accesses
+        self.program = -1  # the number of the running program in its launch
 
-        counts.launches += 1
-        program[0] = -1
-        with mock.patch.object(executor, "grid", named_grid):
-            return launch(executor, *args, **kwargs)
+    def of_launches(self, launch):
+        @functools.wraps(launch)
+        def counted(executor, *args, **kwargs):
+            grid = executor.grid
 
-    # 2. An address that is computed from a pointer keeps its name.
-    def with_name(method):
-        @functools.wraps(method)
-        def named(self, *args, **kwargs):
-            result = method(self, *args, **kwargs)
-            for handle in args:
-                attributes = getattr(handle, "attr", {})
-                if "argument" in attributes and hasattr(result, "set_attr"):
-                    result.set_attr("argument", attributes["argument"])
-            return result
+            # The interpreter hands all arguments of a kernel to a grid that is a function: give every pointer the name
+            # of its argument, and remember the address.
+            def named_grid(arguments):
+                for name, argument in arguments.items():
+                    handle = getattr(argument, "handle", None)
+                    if handle is not None and argument.dtype.is_ptr():
+                        handle.set_attr("argument", (name, int(handle.data.flat[0])))
+                return grid(arguments) if callable(grid) else grid
 
-        return named
-
-    # 3. Loads and stores.
-    def count_access(kind, pointers, mask):
-        name, start = pointers.attr.get("argument", (UNKNOWN, 0))
-        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
-        traffic = (counts.loads if kind == "load" else counts.stores)[name]
-        traffic.operations += 1
-        traffic.elements += addresses.size
-        traffic.bytes += addresses.size * size
-        if accesses:
-            elements = (addresses.astype(np.int64) - start) // size
-            counts.accesses.append(Access(kind, counts.launches - 1, program[0], name, elements))
-
-    load = builder.create_masked_load
-    store = builder.create_masked_store
-
-    @functools.wraps(load)
-    def counted_load(self, pointers, mask, *args, **kwargs):
-        count_access("load", pointers, mask)
-        return load(self, pointers, mask, *args, **kwargs)
-
-    @functools.wraps(store)
-    def counted_store(self, pointers, value, mask, *args, **kwargs):
-        count_access("store", pointers, mask)
-        return store(self, pointers, value, mask, *args, **kwargs)
-
-    def counted_atomic(method):
-        @functools.wraps(method)
-        def counted(self, *args, **kwargs):
-            counts.atomics += 1
-            return method(self, *args, **kwargs)
+            self.counts.launches += 1
+            self.program = -1
+            with mock.patch.object(executor, "grid", named_grid):
+                return launch(executor, *args, **kwargs)
 
         return counted
 
-    # 4. Matrix products (m, k) · (k, n), and programs.
-    dot = builder.create_dot
-    set_program = builder.set_grid_idx
+    def of_programs(self, set_program):
+        @functools.wraps(set_program)
+        def counted(builder, *args, **kwargs):
+            self.counts.programs += 1
+            self.program += 1
+            return set_program(builder, *args, **kwargs)
 
-    @functools.wraps(dot)
-    def counted_dot(self, a, b, *args, **kwargs):
-        counts.dots += 1
-        counts.dot_operations += 2 * a.data.size * b.data.shape[-1]
-        return dot(self, a, b, *args, **kwargs)
+        return counted
 
-    @functools.wraps(set_program)
-    def counted_program(self, *args, **kwargs):
-        counts.programs += 1
-        program[0] += 1
-        return set_program(self, *args, **kwargs)
+    def of_loads(self, load):
+        @functools.wraps(load)
+        def counted(builder, pointers, mask, *args, **kwargs):
+            self._count("load", self.counts.loads, pointers, mask)
+            return load(builder, pointers, mask, *args, **kwargs)
 
-    # 5. Put the counters in, and take them out at the end.
-    replacements = {
-        "create_masked_load": counted_load,
-        "create_masked_store": counted_store,
-        "create_dot": counted_dot,
-        "set_grid_idx": counted_program,
-        "create_atomic_rmw": counted_atomic(builder.create_atomic_rmw),
-        "create_atomic_cas": counted_atomic(builder.create_atomic_cas),
-    }
-    replacements |= {name: with_name(getattr(builder, name)) for name in POINTER_METHODS}
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(interpreter.GridExecutor, "__call__", counted_launch))
-        for name, replacement in replacements.items():
-            stack.enter_context(mock.patch.object(builder, name, replacement))
-        yield counts
+        return counted
+
+    def of_stores(self, store):
+        @functools.wraps(store)
+        def counted(builder, pointers, value, mask, *args, **kwargs):
+            self._count("store", self.counts.stores, pointers, mask)
+            return store(builder, pointers, value, mask, *args, **kwargs)
+
+        return counted
+
+    def _count(self, kind, table, pointers, mask):
+        name, start = pointers.attr.get("argument", (UNKNOWN, 0))
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+        table[name].operations += 1
+        table[name].elements += addresses.size
+        table[name].bytes += addresses.size * size
+        if self.accesses:
+            elements = (addresses.astype(np.int64) - start) // size
+            launch = self.counts.launches - 1
+            self.counts.accesses.append(Access(kind, launch, self.program, name, elements))
+
+    def of_dots(self, dot):
+        @functools.wraps(dot)
+        def counted(builder, a, b, *args, **kwargs):  # (m, k) · (k, n)
+            self.counts.dots += 1
+            self.counts.dot_operations += 2 * a.data.size * b.data.shape[-1]
+            return dot(builder, a, b, *args, **kwargs)
+
+        return counted
+
+    def of_atomics(self, method):
+        @functools.wraps(method)
+        def counted(builder, *args, **kwargs):
+            self.counts.atomics += 1
+            return method(builder, *args, **kwargs)
+
+        return counted
+
+
+def _keep_argument(method):
+    """The method of the interpreter; an address that it computes from a pointer keeps the name of its argument."""
+
+    @functools.wraps(method)
+    def named(builder, *args, **kwargs):
+        result = method(builder, *args, **kwargs)
+        for handle in args:
+            attributes = getattr(handle, "attr", {})
+            if "argument" in attributes:
+                result.set_attr("argument", attributes["argument"])
+        return result
+
+    return named
 
 
 def _interpreter():
