@@ -1,4 +1,4 @@
-"""Count what Triton kernels do while Triton's interpreter runs them on the CPU.
+"""Count what Triton kernels do while Triton's interpreter runs them on the CPU, and what PyTorch's operations do.
 
     with counting() as counts:
         kernel[grid](…)
@@ -6,7 +6,7 @@
 
 The interpreter performs every load, store and matrix product of a kernel by a method of one class. ``counting`` puts a
 counter around these methods and takes it away again. It counts what a kernel asks for: a GPU may answer a load from
-its cache. Nothing is estimated.
+its cache. Nothing is estimated. ``OperationCounter`` is the same for PyTorch without a kernel.
 """
 
 import functools
@@ -17,6 +17,9 @@ from unittest import mock
 
 import numpy as np
 from reformer_ref._arguments import require_bool
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 UNKNOWN = "unknown"  # the argument, where an address was not computed from an argument of the kernel
 POINTER_METHODS = ("create_addptr", "create_splat", "create_broadcast", "create_expand_dims", "create_reshape")
@@ -91,6 +94,23 @@ class Counts:
     def bytes_written(self) -> int:
         """Bytes of all stores."""
         return sum(traffic.bytes for traffic in self.stores.values())
+
+    def rows(self, kind: str, argument: str, length: int, d: int, launch: int = 0) -> np.ndarray:
+        """How often each program loads or stores each row of a table (length, d): int (programs, length).
+
+        Args:
+            kind: "load" or "store".
+            argument: name of the kernel's argument, a pointer to a contiguous table.
+            length: number of rows.
+            d: elements of a row.
+            launch: number of the launch, from 0.
+        """
+        chosen = [a for a in self.accesses if (a.kind, a.argument, a.launch) == (kind, argument, launch)]
+        programs = 1 + max((a.program for a in self.accesses if a.launch == launch), default=-1)
+        times = np.zeros((programs, length), dtype=int)
+        for access in chosen:
+            times[access.program, np.unique(access.elements // d)] += 1
+        return times
 
 
 @contextmanager
@@ -225,6 +245,50 @@ def _keep_argument(method):
         return result
 
     return named
+
+
+class OperationCounter(TorchDispatchMode):
+    """Count the operations of PyTorch, and what they read and write.
+
+    Each operation reads the elements of its inputs once and writes those of its results once; views do neither. (A
+    matrix product that does not fit the caches reads more.) Operations of other libraries are not counted.
+
+    Attributes:
+        operations: number of operations, views excepted.
+        bytes_read: bytes of their inputs.
+        bytes_written: bytes of their results.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations = 0
+        self.bytes_read = 0
+        self.bytes_written = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation, and count it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func._overloadpacket.__name__
+        if (
+            func.namespace == "aten"
+            and not func.is_view
+            and not name.startswith(("empty", "new_empty", "_unsafe_view"))
+        ):
+            self.operations += 1
+            self.bytes_read += _bytes((args, kwargs))
+            self.bytes_written += _bytes(result)
+        return result
+
+
+def _bytes(tensors):
+    """The size of all tensors; what is expanded is in memory once."""
+    total = 0
+    for tensor in tree_leaves(tensors):
+        if isinstance(tensor, Tensor):
+            sizes = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0]
+            total += int(np.prod(sizes, dtype=np.int64)) * tensor.element_size()
+    return total
 
 
 def _interpreter():
