@@ -20,7 +20,7 @@ RUN     := runs/text
 
 .DEFAULT_GOAL := help
 .PHONY: help lab walkthrough demo notebooks figures assignments quick test tests-alone annotations nbval peers kernels \
-    browser grading nightly grade-demo lint format clean
+    browser grading faults nightly grade-demo lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -73,11 +73,14 @@ browser: $(BROWSER)  ## the notebooks in a real JupyterLab and Debian's Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)
 
 grading: $(GRADING)  ## whole classes hand in, right, wrong and cheating, and get the marks that are due
-	$(PYTEST) -m "not grading" tests/classroom $(PYTEST_ARGS)
+	$(PYTEST) -m "not grading" tests/classroom/test_release.py $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m grading tests/classroom $(PYTEST_ARGS)
 
 grade-demo: $(GRADING)  ## a round of a course with made-up students: releases, grading, feedback, marks.csv
 	OMP_NUM_THREADS=1 $(BIN)/python -m reformer_lab classroom demo
+
+faults: $(CORE)  ## real training processes: killed, without disk space, in pairs of which one dies
+	$(PYTEST) -m nightly tests/faults $(PYTEST_ARGS)
 
 nightly: $(CORE)  ## what takes long: 10,000 fuzz cases, 40 killed runs, the slowest tests
 	REFORMER_FUZZ=nightly $(PYTEST) tests/fuzz $(PYTEST_ARGS)

@@ -21,7 +21,7 @@ LIBRARIES = {"numpy", "torch", "safetensors", "jaxtyping"}
 # What single functions import where it is installed.
 OPTIONAL = {"huggingface_hub": "to fetch weights by their name", "triton": "to run fused kernels on CUDA"}
 # Modules that need such a library, and that only functions import.
-NEED_A_LIBRARY = {"reformer_ref.lsh_attention.triton": "triton"}
+NEED_A_LIBRARY = {f"reformer_ref.{name}.triton": "triton" for name in ("hashing", "lsh_attention")}
 
 # Public functions that pytorch.py takes from its spec.py instead of writing them again.
 WRITTEN_ONCE = {("hashing", "default_n_buckets"): "integers in, integers out: there is no array to be fast with"}

@@ -1,4 +1,4 @@
-"""Compile the kernels of ``lsh_attention.triton`` for several GPUs, without one, and look into the machine code.
+"""Compile the Triton kernels for several GPUs, without one, and look into the machine code.
 
 ``python -m reformer_lab.benchmarks.kernels`` writes the registers, spills, shared memory and instructions of every
 kernel as JSON. It needs the extra ``kernels``, whose triton brings NVIDIA's assembler and disassembler along.
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from reformer_lab.benchmarks import record
 CAPABILITIES = (80, 90)  # A100; H100 and H200
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_SIZES = (64, 128)
-ATTENTION = ("paper", "trax", "strict", "local")
+WORK = ("hash", "paper", "trax", "strict", "local")  # presets of LSH attention between hash and local attention
 LENGTH, HEADS, ROUNDS = 16384, 8, 4
 SHARED_LIMIT = 100 * 1024  # bytes that a kernel may take, so that several programs fit one multiprocessor
 
@@ -36,7 +37,7 @@ def run(out: Path = Path("records/kernels.json")) -> None:
         out: where the record goes.
     """
     record.require_place("--out", out)
-    cases = [(c, t, d, a) for c in CAPABILITIES for t in DTYPES for d in HEAD_SIZES for a in ATTENTION]
+    cases = [(c, t, d, a) for c in CAPABILITIES for t in DTYPES for d in HEAD_SIZES for a in WORK]
     kernels = [entry for case in tqdm(cases, unit="case") for entry in compiled(*case)]
     import triton
 
@@ -47,10 +48,10 @@ def run(out: Path = Path("records/kernels.json")) -> None:
     print(summary(kernels) + f"\nwritten {out}", flush=True)
 
 
-def compiled(capability, dtype, d, attention, padding=True):
-    """What the kernels of one attention call need: a list of dicts, a kernel each, of the last round."""
-    about = {"capability": capability, "dtype": str(dtype).removeprefix("torch."), "d": d, "attention": attention}
-    launches = recorded_launches(dtype, d, attention, padding)
+def compiled(capability, dtype, d, work, padding=True):
+    """What the kernels of one call need: a list of dicts, a kernel each, of the last round."""
+    about = {"capability": capability, "dtype": str(dtype).removeprefix("torch."), "d": d, "work": work}
+    launches = recorded_launches(dtype, d, work, padding)
     entries = []
     with compiling_for(capability):
         for kernel, args, constants in launches.values():
@@ -61,19 +62,21 @@ def compiled(capability, dtype, d, attention, padding=True):
     return entries
 
 
-def recorded_launches(dtype, d, attention, padding=True):
-    """{name: (kernel, arguments, constants)} of the last launches of all kernels in a forward and backward pass.
+def recorded_launches(dtype, d, work, padding=True):
+    """{name: (kernel, arguments, constants)} of the last launches of all kernels in a call.
 
     The kernels get tensors that have a shape and no contents, and are not run.
     """
-    from reformer_ref.lsh_attention import triton as module
-
+    module = import_module(f"reformer_ref.{'hashing' if work == 'hash' else 'lsh_attention'}.triton")
     kernels = {name: kernel for name, kernel in vars(module).items() if name.endswith("_kernel")}
     launches = {}
     for name, kernel in kernels.items():
         setattr(module, name, Recorder(name, kernel, launches))
     try:
-        _attend(module, dtype, d, attention, padding)
+        if work == "hash":
+            _hash(module, dtype, d)
+        else:
+            _attend(module, dtype, d, work, padding)
     finally:
         for name, kernel in kernels.items():
             setattr(module, name, kernel)
@@ -91,6 +94,16 @@ class Recorder:
             self.launches[self.name] = (self.kernel, args, constants)
 
         return launch
+
+
+def _hash(module, dtype, d):
+    """The hash of meta tensors, with as many columns as the kernel takes at a time."""
+    factors = (128, 128)
+    with torch.device("meta"):
+        x = torch.empty(1, HEADS, LENGTH, d, dtype=dtype)
+        rotations = torch.empty(1, HEADS, ROUNDS, d, sum(factors) // 2, dtype=dtype)
+        buckets = torch.empty(1, HEADS, ROUNDS, LENGTH, dtype=torch.int64)
+    module.launch_hash(x, rotations, buckets, factors)
 
 
 def _attend(module, dtype, d, attention, padding):
@@ -164,7 +177,7 @@ def resources(binary):
 def summary(kernels):
     """A line for each kernel, as text."""
     return "\n".join(
-        f"sm_{k['capability']} {k['dtype']:>8} d={k['d']:<3} {k['attention']:<6} {k['kernel']:<16} "
+        f"sm_{k['capability']} {k['dtype']:>8} d={k['d']:<3} {k['work']:<6} {k['kernel']:<16} "
         f"{k['registers']:3} registers, {k['spilled_bytes']:4} bytes spilled, {k['shared_bytes']:6} bytes shared, "
         f"{k['instructions']:5} instructions"
         for k in kernels

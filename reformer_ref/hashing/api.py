@@ -11,6 +11,7 @@ from reformer_ref._arguments import (
     require_int,
     require_shape,
 )
+from reformer_ref._kernels import kernels_chosen, require_kernels
 from reformer_ref._tensors import (
     require_device,
     require_dtype,
@@ -21,7 +22,7 @@ from reformer_ref._tensors import (
 from reformer_ref.hashing import pytorch as plain
 from reformer_ref.hashing import spec, streaming
 
-BACKENDS = ("auto", "plain", "streaming")
+BACKENDS = ("auto", "plain", "streaming", "triton")
 PLAIN_UP_TO = 1 << 12  # scores x·R up to which "auto" takes "plain"
 
 
@@ -108,15 +109,17 @@ def hash_vectors(
         n_buckets: an even int, or a tuple (f0, f1, …) of even factors: each hashes with its own
             columns of R, and bucket = b0 + f0·b1 + f0·f1·b2 + ….
         backend: "plain" is ``hashing.pytorch``, whose memory grows with L·n_buckets; "streaming"
-            works on a block of positions at a time; "auto" takes "plain" for up to 2¹² scores and
-            "streaming" beyond, each where it is the faster one.
+            works on a block of positions at a time; "triton" is a kernel for CUDA (see
+            ``lsh_attention``). "auto" takes "triton" on CUDA wherever it can, else "plain" for up
+            to 2¹² scores and "streaming" beyond, each where it is the faster one.
 
     Returns:
         int64 bucket numbers in [0, Πfactors).
 
     Raises:
         TypeError: for a wrong type or dtype.
-        ValueError: for shapes that do not fit, odd factors, NaN or infinity.
+        ValueError: for shapes that do not fit, odd factors, NaN or infinity, or backend="triton"
+            where its kernel does not run.
     """
     factors = bucket_factors(n_buckets)
     _require_numbers("x", x, 2, "(…, L, d)")
@@ -133,11 +136,19 @@ def hash_vectors(
     if rotations.is_meta and not x.is_meta:
         raise ValueError(f"rotations must hold numbers, as x does on {x.device}, got a meta tensor")
     require_choice("backend", backend, BACKENDS)
+    if backend == "triton":
+        require_kernels(x, x, rotations.shape[-3])
     return unchecked_hash_vectors(x, rotations, factors, backend=backend)
 
 
 def unchecked_hash_vectors(x, rotations, n_buckets, *, backend="auto"):
     """``hash_vectors`` without checks, for use inside the package."""
+    if backend == "auto" and not x.is_cpu and kernels_chosen(x, x, rotations.shape[-3]):
+        backend = "triton"
+    if backend == "triton":
+        from reformer_ref.hashing import fused
+
+        return fused.hash_vectors(x, rotations, n_buckets)
     if backend == "auto":
         scores = x[..., 0].numel() * rotations.shape[-3] * rotations.shape[-1]
         backend = "plain" if scores <= PLAIN_UP_TO else "streaming"

@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reformer_ref._arguments import fit_window, require_choice, require_fits, require_int
+from reformer_ref._kernels import kernels_chosen, require_kernels
 from reformer_ref._tensors import (
     require_finite,
     require_padding_mask,
@@ -13,10 +14,8 @@ from reformer_ref._tensors import (
 from reformer_ref.local_attention import pytorch as plain
 from reformer_ref.local_attention import streaming
 from reformer_ref.local_attention.options import LocalOptions
-from reformer_ref.lsh_attention.api import require_fused
+from reformer_ref.lsh_attention.api import BACKENDS, PLAIN_UP_TO
 
-BACKENDS = ("auto", "plain", "streaming", "triton")
-PLAIN_UP_TO = 1 << 17  # scores, over all sequences, up to which "auto" takes "plain"
 LARGEST = 1e9  # entries of q and k must be smaller in size
 
 
@@ -43,9 +42,10 @@ def local_attention(
         padding_mask: True = real token; broadcast to (…, L). Padding is moved behind the real
             tokens before chunks are cut, so without ``wrap`` it changes nothing, wherever it is.
         backend: "plain" is ``local_attention.pytorch``, whose memory grows with L·chunk_length;
-            "streaming" works block by block, also in backward; "auto" takes "plain" for calls of
-            up to 2¹⁷ scores, where both take about as long, and "streaming" beyond; "triton": see
-            ``lsh_attention``.
+            "streaming" works block by block, also in backward; "triton" is fused kernels for CUDA,
+            with the limits and the exactness of those of ``lsh_attention``; "auto" takes "triton" on
+            CUDA wherever it can, else "plain" for calls of up to 2¹⁷ scores, where both take about
+            as long, and "streaming" beyond.
         block_size: scores that the streaming version computes at a time; None: as suits the device.
 
     Returns:
@@ -71,6 +71,8 @@ def local_attention(
     padding_mask = require_padding_mask(padding_mask, q.shape[:-1], q.device)
     require_fits(queries=q[..., 0].numel(), chunks_before_and_after=options.width)
     require_choice("backend", backend, BACKENDS)
+    if backend == "triton":
+        require_kernels(q, v, options.n_hashes)
     if block_size is not None:
         require_int("block_size", block_size)
     return unchecked_local_attention(
@@ -83,11 +85,15 @@ def unchecked_local_attention(
 ):
     """``local_attention`` without checks, for use inside the package."""
     options = fit_window(options, q.shape[-2])
+    if backend == "auto" and not q.is_cpu and kernels_chosen(q, v, options.n_hashes):
+        backend = "triton"
+    if backend == "triton":
+        from reformer_ref.lsh_attention import fused
+
+        return fused.local_attention(q, k, v, options, padding_mask)
     if backend == "auto":
         window = min(options.chunk_length, q.shape[-2]) * options.width
         backend = "plain" if q[..., 0].numel() * window <= PLAIN_UP_TO else "streaming"
     if backend == "plain":
         return plain.local_attention(q, k, v, options, padding_mask)
-    if backend == "triton":
-        return require_fused(q, v, options).local_attention(q, k, v, options, padding_mask)
     return streaming.local_attention(q, k, v, options, padding_mask, block_size=block_size)

@@ -11,6 +11,7 @@ from reformer_ref._arguments import (
     require_fits,
     require_int,
 )
+from reformer_ref._kernels import kernels_chosen, require_kernels
 from reformer_ref._tensors import (
     has_values,
     require_finite,
@@ -25,7 +26,7 @@ from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.record import AttentionRecord
 
 BACKENDS = ("auto", "plain", "streaming", "triton")
-# Scores, over all sequences and rounds, up to which "auto" takes "plain". On one CPU core "plain" is
+# Scores, over all sequences and rounds, up to which "auto" takes "plain" on a CPU. On one CPU core "plain" is
 # the faster one up to about 2¹⁴; at 2¹⁷ either takes a few milliseconds, then "streaming" wins.
 PLAIN_UP_TO = 1 << 17
 LARGEST = 1e12  # entries of qk must be smaller in size
@@ -56,10 +57,11 @@ def lsh_attention(
         padding_mask: True = real token; broadcast to (…, L). Padding sorts last and is never seen.
         return_record: also return an ``AttentionRecord`` of the call, from the plain version.
         backend: "plain" is ``lsh_attention.pytorch``, whose memory grows with L·chunk_length;
-            "streaming" works block by block, also in backward; "auto" takes "plain" for calls of
-            up to 2¹⁷ scores (two heads, 256 tokens and two rounds), and "streaming" beyond;
-            "triton" is fused kernels for CUDA, which have not run on a GPU yet and which "auto"
-            does not take: float32 (products in three tf32 parts), bfloat16 or float16, d ≤ 128.
+            "streaming" works block by block, also in backward; "triton" is fused kernels for CUDA,
+            in float32 (products in three TF32 parts, nearly as exact), bfloat16 or float16, for d
+            and d_v up to 128 (extra ``kernels``). "auto" takes "triton" on CUDA wherever it can,
+            unless the environment says REFORMER_TRITON=0; else "plain" for calls of up to 2¹⁷
+            scores (two heads, 256 tokens and two rounds), and "streaming" beyond.
         block_size: scores that the streaming version computes at a time; None: as suits the device.
 
     Returns:
@@ -68,8 +70,8 @@ def lsh_attention(
     Raises:
         TypeError: for a wrong type or dtype.
         ValueError: for shapes that do not fit, another device, NaN or infinity, a negative bucket,
-            or backend="triton" where its kernels do not run. Values are not read on CUDA, unless the
-            environment says REFORMER_CHECK_VALUES=1.
+            or backend="triton" where its kernels do not run. Values are not read on CUDA, unless
+            the environment says REFORMER_CHECK_VALUES=1.
     """
     if not isinstance(options, LSHOptions):
         raise TypeError(f"options must be LSHOptions, got {type(options).__name__}")
@@ -87,6 +89,8 @@ def lsh_attention(
     rows = qk[..., 0].numel() * options.n_hashes
     require_fits(queries_of_all_rounds=rows, chunks_before_and_after=options.width)
     require_choice("backend", backend, BACKENDS)
+    if backend == "triton":
+        require_kernels(qk, v, options.n_hashes)
     if block_size is not None:
         require_int("block_size", block_size)
     if require_bool("return_record", return_record):
@@ -102,6 +106,12 @@ def unchecked_lsh_attention(
 ):
     """``lsh_attention`` without checks and without a record, for use inside the package."""
     options = fit_window(options, qk.shape[-2])
+    if backend == "auto" and not qk.is_cpu and kernels_chosen(qk, v, options.n_hashes):
+        backend = "triton"
+    if backend == "triton":
+        from reformer_ref.lsh_attention import fused
+
+        return fused.lsh_attention(qk, v, buckets, options, padding_mask)
     if backend == "auto":
         length = qk.shape[-2]
         window = min(options.chunk_length, length) * options.width
@@ -109,19 +119,7 @@ def unchecked_lsh_attention(
         backend = "plain" if scores <= PLAIN_UP_TO else "streaming"
     if backend == "plain":
         return plain.lsh_attention(qk, v, buckets, options, padding_mask)
-    if backend == "triton":
-        return require_fused(qk, v, options).lsh_attention(qk, v, buckets, options, padding_mask)
     return streaming.lsh_attention(qk, v, buckets, options, padding_mask, block_size=block_size)
-
-
-def require_fused(q, v, options):
-    """The module ``fused``; ValueError where its kernels cannot compute this attention."""
-    from reformer_ref.lsh_attention import fused
-
-    reason = fused.reason_against(q, v, options.n_hashes)
-    if reason is not None:
-        raise ValueError(f'backend="triton" {reason}')
-    return fused
 
 
 def _require_buckets(buckets, qk, n_hashes):

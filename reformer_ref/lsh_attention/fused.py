@@ -4,63 +4,31 @@ Autograd, compilation and the prediction of memory know the operations by their 
 running them imports triton, so this file works where triton is not installed.
 """
 
-import os
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from reformer_ref._blocks import block_device
+from reformer_ref._kernels import four_axes
 from reformer_ref._tensors import autocast_off
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST_HEAD = 128
-INSTALLED = find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, to test them
-
-
-def reason_against(q, v, n_hashes):
-    """Why the kernels cannot compute an attention of these tensors; None where they can."""
-    device = block_device(q.device)
-    d = max(q.shape[-1], v.shape[-1])
-    if not (INSTALLED or q.is_meta):
-        return "needs triton; install the extra: pip install 'reformer_ref[kernels]'"
-    if device != "cuda" and not (INTERPRETED and device == "cpu"):
-        return (
-            f"needs tensors on CUDA, got {q.device} (the interpreter of triton computes on a CPU, "
-            "slowly: set TRITON_INTERPRET=1 before Python starts)"
-        )
-    if q.is_cuda and torch.cuda.is_available() and _capability(q.device) < 8:
-        return "needs a GPU of compute capability 8.0 or more (A100, RTX 30, or newer)"
-    if q.dtype not in DTYPES:
-        return f"needs float32, bfloat16 or float16, got {q.dtype}"
-    if d > LARGEST_HEAD:
-        return f"needs vectors of at most {LARGEST_HEAD} numbers, got {d}"
-    if n_hashes * q.shape[-2] >= 1 << 31:
-        return f"needs n_hashes · L below 2³¹, got {n_hashes} · {q.shape[-2]}"
-    return None
-
-
-def _capability(device):
-    return torch.cuda.get_device_properties(device).major
 
 
 def lsh_attention(qk, v, buckets, options, padding_mask=None):
     """``pytorch.lsh_attention`` by fused kernels: float32, bfloat16 or float16, d up to 128."""
-    q = _four_axes(qk)
-    v = _four_axes(v)
+    q = four_axes(qk)
+    v = four_axes(v)
     batch, heads, length, d = q.shape
     buckets = buckets.reshape(batch * heads, options.n_hashes, length)
     mask = None if padding_mask is None else padding_mask.expand(qk.shape[:-1])
 
     # 1. Sort: the position in each slot and, where a key is to be counted once, the slot of each
     #    position.
-    order = _sort(buckets, mask)
+    sorted_positions = _sort(buckets, mask)
+    order = sorted_positions.to(torch.int32)
     slots = None
     if options.count_once and (options.n_hashes > 1 or options.wrap):
         places = torch.arange(length, dtype=torch.int32, device=q.device).expand_as(order)
-        slots = torch.empty_like(order).scatter_(-1, order.long(), places)
+        slots = torch.empty_like(order).scatter_(-1, sorted_positions, places)
+    del sorted_positions
 
     # 2. Attend.
     buckets = buckets if options.within_bucket else None
@@ -74,17 +42,19 @@ def lsh_attention(qk, v, buckets, options, padding_mask=None):
 def local_attention(q, k, v, options, padding_mask=None):
     """``local_attention.pytorch.local_attention`` by the same kernels: one round, one bucket."""
     shape = q.shape[:-1]
-    q = _four_axes(q)
-    k = _four_axes(k)
-    v = _four_axes(v)
+    q = four_axes(q)
+    k = four_axes(k)
+    v = four_axes(v)
     batch, heads, length, d = q.shape
     mask = None if padding_mask is None else padding_mask.expand(shape)
     if mask is None:
         order = torch.arange(length, dtype=torch.int32, device=q.device)
         order = order.expand(batch * heads, 1, length).contiguous()
     else:
-        order = _sort(q.new_zeros(batch * heads, 1, length, dtype=torch.int16), mask)
+        # Real tokens first, padding last, each in their order.
         mask = mask.reshape(batch, heads, length)
+        order = torch.sort(mask, dim=-1, descending=True, stable=True).indices.to(torch.int32)
+        order = order.view(batch * heads, 1, length)
     tables = order, None, None, mask
     numbers = kernel_options(options, length, see_self=True)
     out = _Attention.apply(q, k, v, *tables, numbers, options.scale_for(d), 0.0)
@@ -92,13 +62,13 @@ def local_attention(q, k, v, options, padding_mask=None):
 
 
 def _sort(buckets, padding_mask):
-    """The position in each slot: int32 (N, n_hashes, L), sorted by (bucket, position), padding last."""
+    """The position in each slot (N, n_hashes, L): sorted by (bucket, position), padding last."""
     if padding_mask is not None:
         real = padding_mask.reshape(len(buckets), 1, buckets.shape[-1])
         # A wider type than that of the buckets, so that no bucket has the number of padding.
         wide = torch.int32 if buckets.dtype == torch.int16 else torch.int64
         buckets = torch.where(real, buckets.to(wide), torch.iinfo(wide).max)
-    return torch.sort(buckets, dim=-1, stable=True).indices.to(torch.int32)
+    return torch.sort(buckets, dim=-1, stable=True).indices
 
 
 def kernel_options(options, length, see_self=False):
@@ -224,14 +194,6 @@ def _(d_out, q, k, v, *_):
 
 def _backward_results(q, k, v):
     return _new_rows(q), q.new_empty(0) if k is None else _new_rows(q), _new_rows(v)
-
-
-def _four_axes(x):
-    """x (…, L, d) as (batch, heads, L, d), its rows contiguous; a copy only where it must be."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    if x.ndim < 4:
-        return x[(None,) * (4 - x.ndim)]
-    return x.flatten(0, -4)
 
 
 def _new_rows(x, dtype=None):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reformer_ref._blocks import block_device
 from reformer_ref.feed_forward import FeedForward
 from reformer_ref.feed_forward.chunked import chunk_ranges
 from reformer_ref.feed_forward.pytorch import feed_forward
@@ -15,6 +16,7 @@ from reformer_ref.model.layers import FeedForwardLayer, SelfAttention, merge_hea
 from reformer_ref.reversible.in_place import ModuleLayer
 
 ROWS_AT_A_TIME = 1 << 16  # tokens times heads that attention works on together
+ROWS_ON_CUDA = 1 << 18  # few large operations; a million tokens are so many in one head
 SUBMODULES = (nn.Linear, nn.LayerNorm, nn.Dropout, FeedForward)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -69,7 +71,7 @@ class InPlaceFeedForward:
     def add_(self, y, x, context, saved):
         params = dict(self.module.named_parameters())
         for chunk in self._chunks(x):
-            y[:, chunk] += self._compute(x[:, chunk], params)
+            y[:, chunk].add_(self._compute(x[:, chunk], params))
 
     def subtract_(self, y, d_y, x, d_x, params, context, saved):
         params = {name: p.detach().requires_grad_() for name, p in params.items()}
@@ -80,11 +82,11 @@ class InPlaceFeedForward:
             with torch.enable_grad():
                 out = self._compute(x_chunk, params)
             # 2. Undo it.
-            y[:, chunk] -= out.detach()
+            y[:, chunk].sub_(out.detach())
             # 3. Differentiate it.
             d_out = d_y[:, chunk].to(out.dtype)
             d_x_chunk, *d_chunk = torch.autograd.grad(out, (x_chunk, *params.values()), d_out)
-            d_x[:, chunk] += d_x_chunk
+            d_x[:, chunk].add_(d_x_chunk)
             for d_param, d in zip(d_params.values(), d_chunk, strict=True):
                 d_param += d
         return [], {name: d.to(params[name].dtype) for name, d in d_params.items()}
@@ -117,7 +119,7 @@ class InPlaceAttention:
             # 2. Their part of the output projection, added chunk by chunk.
             weight = params["out.weight"][:, self._columns("v", heads)]
             for chunk in self._chunks(x):
-                y[:, chunk] += F.linear(out[:, chunk], weight)
+                y[:, chunk].add_(F.linear(out[:, chunk], weight))
 
     def subtract_(self, y, d_y, x, d_x, params, context, saved):
         d_params = zeros_for_sums(params)
@@ -134,9 +136,10 @@ class InPlaceAttention:
             d_out = torch.empty_like(out)
             for chunk in self._chunks(x):
                 out_chunk, d_y_chunk = out[:, chunk].detach(), d_y[:, chunk]
-                y[:, chunk] -= F.linear(out_chunk, weight)
+                y[:, chunk].sub_(F.linear(out_chunk, weight))
                 d_out[:, chunk] = d_y_chunk @ weight
-                d_params["out.weight"][:, columns] += rows(d_y_chunk).t() @ rows(out_chunk)
+                d_weight = rows(d_y_chunk).t() @ rows(out_chunk)
+                d_params["out.weight"][:, columns].add_(d_weight)
             # 3. Differentiate attention, then the projections.
             d_inputs = torch.autograd.grad(out, tuple(projected.values()), d_out)
             d_projected = dict(zip(projected, d_inputs, strict=True))
@@ -160,6 +163,9 @@ class InPlaceAttention:
                 for name in self.inputs:
                     weight = params[f"{name}.weight"][self._columns(name, heads)]
                     out = F.linear(normal, weight)  # (B, chunk, heads·d)
+                    if len(out[0]) == x.shape[1]:  # the only chunk
+                        projected[name] = out
+                        continue
                     if name not in projected:
                         projected[name] = out.new_empty(*x.shape[:2], out.shape[-1])
                     projected[name][:, chunk] = out
@@ -176,15 +182,17 @@ class InPlaceAttention:
             with torch.enable_grad():
                 normal = layer_norm(x_chunk, norm, self.config)
             # 2. Differentiate the projections.
-            d_normal = torch.zeros_like(normal)
+            d_normal = None
             for name, d in d_projected.items():
                 columns, d = self._columns(name, heads), d[:, chunk]
-                d_normal += d @ params[f"{name}.weight"][columns].detach()
-                d_params[f"{name}.weight"][columns] += rows(d).t() @ rows(normal.detach())
+                term = (d @ params[f"{name}.weight"][columns].detach()).to(normal.dtype)
+                d_normal = term if d_normal is None else d_normal.add_(term)
+                d_weight = rows(d).t() @ rows(normal.detach())
+                d_params[f"{name}.weight"][columns].add_(d_weight)
             # 3. Differentiate the norm.
             inputs = (x_chunk, *norm.values())
             d_x_chunk, d_weight, d_bias = torch.autograd.grad(normal, inputs, d_normal)
-            d_x[:, chunk] += d_x_chunk
+            d_x[:, chunk].add_(d_x_chunk)
             d_params["norm.weight"] += d_weight
             d_params["norm.bias"] += d_bias
 
@@ -194,9 +202,11 @@ class InPlaceAttention:
         return slice(heads.start * width, heads.stop * width)
 
     def _head_groups(self, x):
-        """Heads to work on together: as many as make up ROWS_AT_A_TIME, at least one."""
+        """Heads to work on together: as many as fit a number of rows, at least one."""
         n_heads = self.config.n_heads
-        step = max(1, ROWS_AT_A_TIME // (x.shape[0] * x.shape[1]))
+        on_cuda = not x.is_cpu and block_device(x.device) == "cuda"
+        at_a_time = ROWS_ON_CUDA if on_cuda else ROWS_AT_A_TIME
+        step = max(1, at_a_time // (x.shape[0] * x.shape[1]))
         return [range(h, min(h + step, n_heads)) for h in range(0, n_heads, step)]
 
     def _chunks(self, x):

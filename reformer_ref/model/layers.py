@@ -9,11 +9,12 @@ import math
 import torch
 from torch import nn
 
+from reformer_ref._tensors import has_values
 from reformer_ref.attention.streaming import regular_attention, shared_qk_attention
 from reformer_ref.feed_forward import FeedForward
+from reformer_ref.hashing.api import unchecked_hash_vectors
 from reformer_ref.hashing.pytorch import random_rotations
 from reformer_ref.hashing.spec import factors_of
-from reformer_ref.hashing.streaming import hash_vectors
 from reformer_ref.local_attention.api import unchecked_local_attention
 from reformer_ref.lsh_attention.api import unchecked_lsh_attention
 from reformer_ref.model.config import n_buckets_for, rotation_width
@@ -70,8 +71,8 @@ class SelfAttention(nn.Module):
         """Buckets of q, whose heads are ``heads`` of all, in the smallest sufficient integers.
 
         Padding has no part in their number: where ``lsh.n_buckets`` is None, the longest sequence
-        of real tokens in the batch decides. (Reading that waits for a GPU, and a traced model, which
-        cannot, takes L.)
+        of real tokens in the batch decides. (Reading that would wait for a GPU. On CUDA, unless
+        REFORMER_CHECK_VALUES=1, and in a traced model, L decides.)
         """
         length = q.shape[-2]
         if self.config.lsh.n_buckets is None:
@@ -83,7 +84,7 @@ class SelfAttention(nn.Module):
             shape = (self.config.lsh.n_hashes, self.config.d_head, factors, self.config.n_heads)
             rotations = random_rotations(generator, *shape, device=q.device)
         rotations = rotations[heads.start : heads.stop, ..., : sum(factors) // 2]
-        return hash_vectors(q, rotations, factors).to(smallest_integer(factors))
+        return unchecked_hash_vectors(q, rotations, factors).to(smallest_integer(factors))
 
     def attend(self, q, k, v, padding_mask=None, buckets=None):
         """The output (B, heads, L, d_v) of some heads, or of all."""
@@ -148,11 +149,10 @@ def merge_heads(x):
 
 
 def longest_row(padding_mask, length):
-    """Real tokens in the longest sequence of the batch; ``length`` where that cannot be read."""
-    if padding_mask is None or padding_mask.is_meta or torch.compiler.is_compiling():
+    """Real tokens in the longest sequence of the batch; ``length`` where values are not read."""
+    if padding_mask is None or not has_values(padding_mask):
         return length
-    fake = type(padding_mask) is not torch.Tensor
-    return length if fake else max(1, int(padding_mask.sum(-1).max()))
+    return max(1, int(padding_mask.sum(-1).max()))
 
 
 def smallest_integer(factors):

@@ -234,8 +234,9 @@ class ReformerLM(nn.Module):
         Args:
             tokens: int64 or int32, in [0, vocab_size).
             padding_mask: True = real token, broadcast to (B, L). Positions count real tokens only,
-                so padding on any side changes nothing (with ``lsh.wrap``, or without
-                ``lsh.n_buckets`` next to a longer row: see ``LSHOptions``).
+                so padding on any side changes nothing. (With ``lsh.wrap``, or without
+                ``lsh.n_buckets`` next to a longer row, on CUDA or in a traced model, it may:
+                see ``LSHOptions``.)
             generator: a CPU generator that draws fresh rotations for this call; None: the stored
                 ones.
 

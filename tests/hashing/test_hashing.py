@@ -185,7 +185,7 @@ def test_parity_with_the_spec(lead, heads, length, n_buckets, whole_numbers, see
     x = rng.standard_normal((*lead, length, 4))
     if whole_numbers:
         x, rotations = np.rint(x), np.rint(rotations)
-    for backend in api.BACKENDS:
+    for backend in ("auto", "plain", "streaming"):
         got = api.hash_vectors(torch.from_numpy(x), torch.from_numpy(rotations), n_buckets, backend=backend)
         assert got.dtype == torch.int64
         np.testing.assert_array_equal(got.numpy(), spec.hash_vectors(x, rotations, n_buckets))

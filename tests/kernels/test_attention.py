@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from reformer_ref._kernels import INTERPRETED
 from reformer_ref.local_attention.api import local_attention, unchecked_local_attention
 from reformer_ref.local_attention.checks import OPTIONS as LOCAL_OPTIONS
 from reformer_ref.local_attention.options import LocalOptions
@@ -21,7 +22,7 @@ from reformer_ref.testing import padding_masks, relative_error
 
 pytestmark = pytest.mark.kernels
 
-DEVICE = "cpu" if fused.INTERPRETED else "cuda"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 # A few units in the last place of the largest number; plain results in half precision err by about half of one.
 ROUNDING = {FLOAT32: 4 * 2**-24, BFLOAT16: 2**-9, FLOAT16: 2**-12}

@@ -23,23 +23,29 @@ def check(entries):
 
 
 def test_the_record_has_every_kernel_and_none_spills():
-    names = ("forward", "delta", "backward_queries", "backward_keys")
+    names = dict.fromkeys(kernels.WORK, ("forward", "delta", "backward_queries", "backward_keys")) | {"hash": ("hash",)}
     cases = {
-        (capability, str(dtype).removeprefix("torch."), d, attention, name)
+        (capability, str(dtype).removeprefix("torch."), d, work, name)
         for capability in kernels.CAPABILITIES
         for dtype in kernels.DTYPES
         for d in kernels.HEAD_SIZES
-        for attention in kernels.ATTENTION
-        for name in names
+        for work in kernels.WORK
+        for name in names[work]
     }
-    keys = ("capability", "dtype", "d", "attention", "kernel")
+    keys = ("capability", "dtype", "d", "work", "kernel")
     recorded = [tuple(entry[key] for key in keys) for entry in RECORD["kernels"]]
     assert sorted(recorded) == sorted(cases)
     check(RECORD["kernels"])
 
 
 @pytest.mark.parametrize(
-    "case", ["90, torch.bfloat16, 64, 'paper'", "80, torch.float32, 128, 'paper'", "80, torch.float16, 128, 'local'"]
+    "case",
+    [
+        "90, torch.bfloat16, 64, 'paper'",
+        "80, torch.float32, 128, 'paper'",
+        "80, torch.float16, 128, 'local'",
+        "90, torch.float32, 64, 'hash'",
+    ],
 )
 def test_compiled_now_as_recorded(case):
     """In a process without the interpreter."""
