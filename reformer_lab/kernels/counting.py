@@ -299,7 +299,7 @@ def _interpreter():
     except ImportError:
         raise ImportError("counting needs triton (Linux): pip install 'reformer_ref[kernels]'") from None
 
-    from reformer_ref.lsh_attention.fused import INTERPRETED
+    from reformer_ref._kernels import INTERPRETED
 
     if not INTERPRETED:
         raise RuntimeError(

@@ -6,14 +6,14 @@ import triton
 import triton.language as tl
 from reformer_lab.kernels import counting as module
 from reformer_lab.kernels.counting import Traffic, counting
-from reformer_ref.lsh_attention import fused
+from reformer_ref import _kernels
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
 from triton.runtime import interpreter
 
 pytestmark = [
     pytest.mark.kernels,
-    pytest.mark.skipif(not fused.INTERPRETED, reason="needs TRITON_INTERPRET=1: make kernels"),
+    pytest.mark.skipif(not _kernels.INTERPRETED, reason="needs TRITON_INTERPRET=1: make kernels"),
 ]
 
 
@@ -131,6 +131,6 @@ def test_refuses_what_it_cannot_count(monkeypatch):
         patch.delattr(interpreter.InterpreterBuilder, "create_dot")
         with pytest.raises(RuntimeError, match=r"written for .* 3\.6.* has no create_dot"), counting():
             pass
-    monkeypatch.setattr(fused, "INTERPRETED", False)
+    monkeypatch.setattr(_kernels, "INTERPRETED", False)
     with pytest.raises(RuntimeError, match="set TRITON_INTERPRET=1 before"), counting():
         pass

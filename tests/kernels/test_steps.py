@@ -9,8 +9,8 @@ import triton.language as tl
 from reformer_lab.kernels import exercises, steps
 from reformer_lab.kernels.counting import Access, Counts, OperationCounter, counting
 from reformer_lab.plots import kernels as plots
+from reformer_ref import _kernels
 from reformer_ref.chunking.pytorch import sort_by_bucket
-from reformer_ref.lsh_attention import fused
 from reformer_ref.lsh_attention.api import lsh_attention as public_lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.lsh_attention.pytorch import lsh_attention
@@ -19,7 +19,7 @@ from tests.pictures import drawn
 
 pytestmark = [
     pytest.mark.kernels,
-    pytest.mark.skipif(not fused.INTERPRETED, reason="needs TRITON_INTERPRET=1: make kernels"),
+    pytest.mark.skipif(not _kernels.INTERPRETED, reason="needs TRITON_INTERPRET=1: make kernels"),
 ]
 
 
