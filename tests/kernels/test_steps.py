@@ -242,8 +242,8 @@ def test_questions(capsys):
 
 def test_pictures():
     tables = {"reads qk": [[1, 0, 2], [0, 1, 0]], "writes out": [[0, 0, 0], [0, 0, 1]]}
-    numbers = drawn(plots.rows_by_program(tables, ["a", "b", "c"], [2, 0, 1], chunk_length=2))
+    numbers = drawn(plots.rows_by_program("Message.", tables, ["a", "b", "c"], [2, 0, 1], chunk_length=2))
     assert numbers == {"rows, reads qk": 4, "rows, writes out": 1}
-    assert drawn(plots.bytes_moved({"kernel": (3, 4), "plain": (0, 0)})) == {"kernel": 7, "plain": 0}
+    assert drawn(plots.bytes_moved("Message.", {"kernel": (3, 4), "plain": (0, 0)})) == {"kernel": 7, "plain": 0}
     with pytest.raises(ValueError, match="order must have shape"):
-        plots.rows_by_program(tables, ["a", "b", "c"], [0, 1], chunk_length=2)
+        plots.rows_by_program("Message.", tables, ["a", "b", "c"], [0, 1], chunk_length=2)
