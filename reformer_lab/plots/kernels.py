@@ -27,7 +27,7 @@ def rows_by_program(message, tables, tokens, order, chunk_length):
                 colour = readable_on(image.to_rgba(float(times)))
                 ax.text(slot, program, str(times), ha="center", va="center", fontsize=9, color=colour)
         for edge in range(0, len(tokens) + chunk_length, chunk_length):
-            ax.axvline(min(edge, len(tokens)) - 0.5, color="black", linewidth=0.8)
+            ax.axvline(min(edge, len(tokens)) - 0.5, color="black", linewidth=0.8, zorder=3)
         for program in range(1, len(table)):
             ax.axhline(program - 0.5, color="white", linewidth=1.5)
         ax.set_title(title)
@@ -37,8 +37,8 @@ def rows_by_program(message, tables, tokens, order, chunk_length):
     axes[-1].set_xticks(range(len(tokens)), [tokens[position] for position in order], rotation=60)
     numbers = {f"rows, {title}": int(table.sum()) for title, table in tables.items()}
     return picture.describe(
-        f"{message} Tables: the programs of a launch (rows) against the tokens in sorted order (columns; lines between chunks). "
-        "A number says how often the program touches the row of the token; white: never.",
+        f"{message} Tables: the programs of a launch (rows) against the tokens in sorted order (columns; lines between "
+        "chunks). A number says how often the program touches the row of the token; white: never.",
         **numbers,
     )
 
