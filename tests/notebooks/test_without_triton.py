@@ -20,7 +20,7 @@ def without_triton(monkeypatch):
 def test_the_notebook_says_so(without_triton):
     notebook = nbformat.read(NOTEBOOKS / "15_kernel.ipynb", as_version=4)
     first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    with pytest.raises(ImportError, match="^This notebook needs triton, which exists for Linux alone; read it"):
+    with pytest.raises(ImportError, match=r"^This notebook needs triton, which exists for Linux alone; read it"):
         exec(first, {})
 
 
