@@ -111,9 +111,11 @@ $(VENV)/.created:
 	@touch $@
 
 # torch goes first, by its pin: left to a dependency, pip would take the newest build, which may be several GB larger.
+# A CUDA build of torch brings its own triton, which must stay; without one, this is the tested release. (Linux only.)
 $(CORE): $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 	@echo "Installing reformer_ref and what it needs into $(VENV); the first time takes some minutes."
 	$(PIP) 'torch>=2.6'
+	[ "$$(uname)" != Linux ] || $(BIN)/python -c 'import triton' 2> /dev/null || $(PIP) triton$(if $(CONSTRAINTS),==3.6.0)
 	$(PIP) -e '.[test,lab]'
 	@touch $@
 
@@ -121,9 +123,7 @@ $(PEERS): $(CORE)
 	$(PIP) -e '.[test,lab,peers]'
 	@touch $@
 
-# A CUDA build of torch brings its own triton, which must stay; without one, this is the tested release.
 $(KERNELS): $(CORE)
-	$(BIN)/python -c 'import triton' 2> /dev/null || $(PIP) triton$(if $(CONSTRAINTS),==3.6.0)
 	$(PIP) -e '.[test,lab,kernels]'
 	@touch $@
 

