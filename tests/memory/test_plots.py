@@ -106,6 +106,28 @@ def test_steps():
     )
 
 
+def test_attention_on_a_gpu_with_and_without_a_measurement():
+    prediction = plots.read("roofline")
+    picture = described(
+        plots.attention_on_gpu(prediction), **{"16,384 tokens, predicted": "5.2 to 8.1 × as fast as dense"}
+    )
+    assert "No time was measured" in picture.caption
+    entries = [
+        {"name": "triton, 16384 tokens, bfloat16", "status": "ok", "median_seconds": 0.002},
+        {"name": "dense, 16384 tokens, bfloat16", "status": "out of memory"},
+    ]
+    measurement = {**bench(), "entries": entries, "gpu": {"name": "NVIDIA H200"}}
+    numbers = {"triton, 16,384 tokens, measured": "2 ms"}
+    picture = described(plots.attention_on_gpu(prediction, measurement), **numbers)
+    assert "Measured on NVIDIA H200" in picture.caption
+    assert not any(name.startswith("dense") for name in picture.numbers)
+
+
+def test_a_record_that_is_not_there_is_none():
+    assert plots.recorded("nothing") is None
+    assert plots.recorded("roofline") == plots.read("roofline")
+
+
 def test_every_record_at_hand_can_be_drawn():
     draw = {
         "bench_attention": lambda r: [plots.attention_by_length([r]), plots.matmul_rate([r])],
