@@ -290,7 +290,7 @@ def attention_entry(sizes, name, length, dtype):
             raise ArithmeticError(f"relative error {result['error']:.2g}, which is not worth timing")
         release(sizes.device)
     result |= timed(run, sizes)
-    return result | {"peak_bytes": peak_of(sizes, run)}
+    return result | {"peak_bytes": peak_of(sizes, run).above_start_bytes}
 
 
 def attention_run(sizes, work, backend, length, dtype, forward):
@@ -331,10 +331,8 @@ def error_of(sizes, backend, length, dtype):
 
 
 def peak_of(sizes, run):
-    """Bytes above the start at the peak of a run: of the allocator, or counted in a dry run."""
-    if sizes.device == "cuda":
-        return measure_peak(run, "cuda").above_start_bytes
-    return count_peak(run).above_start_bytes
+    """The peak of memory in a run: of the allocator, or counted in a dry run."""
+    return measure_peak(run, "cuda") if sizes.device == "cuda" else count_peak(run)
 
 
 def memory(report, sizes):
@@ -359,12 +357,18 @@ def memory(report, sizes):
 
 
 def memory_entry(sizes, config, length):
-    """Measured and predicted bytes of a step with Adam that makes its model itself."""
+    """Measured and predicted bytes of a step with Adam, model and optimizer included.
+
+    It is the second step that is measured, like that which is predicted: in the first, the moments of Adam do not exist
+    before its end.
+    """
     small = min(length, 16 * CHUNK)  # with 16 chunks, for which kernels are compiled as for any multiple of 16
     contenders.step(contenders.model_of(config), cases.Point("step", small, 0, 0, None), sizes.device)()  # libraries
     release(sizes.device)
+    before = peak_of(sizes, lambda: None).start_bytes
     run = contenders.step(contenders.model_of(config), cases.Point("step", length, 0, 0, None), sizes.device)
-    peak = peak_of(sizes, run)
+    run()
+    peak = peak_of(sizes, run).peak_bytes - before
     predicted = predict_peak(config, length, sizes.device).above_start_bytes
     return {
         "peak_bytes": peak, "predicted_bytes": predicted, "difference": peak / predicted - 1,
