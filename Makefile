@@ -5,6 +5,7 @@ CONSTRAINTS ?= constraints.txt
 WORKERS     ?= 2
 PYTEST_ARGS ?=
 LAB_ARGS    ?=
+GPU_ARGS    ?=
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
@@ -27,7 +28,7 @@ help:  ## this list
 	@echo
 	@echo "  PYTHON=python3.12    another interpreter (3.11 or newer) for a new $(VENV)"
 	@echo "  CONSTRAINTS=         install by ranges instead of the tested releases (constraints.txt)"
-	@echo "  PYTEST_ARGS='-k lsh' WORKERS=4 LAB_ARGS=--no-browser    passed on"
+	@echo "  PYTEST_ARGS='-k lsh' WORKERS=4 LAB_ARGS=--no-browser GPU_ARGS=--dry-run    passed on"
 
 lab: $(CORE)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_map.ipynb
@@ -69,8 +70,11 @@ peers: $(PEERS)  ## compare with other people's implementations
 kernels: $(KERNELS)  ## the Triton kernels, interpreted on the CPU, and compiled for GPUs that need not be there
 	TRITON_INTERPRET=1 $(PYTEST) -m kernels tests/kernels $(PYTEST_ARGS)
 
-gpu:  ## on a machine with a GPU: tests, speed, memory beside its prediction; with $(PYTHON) as it is, in eight minutes
-	$(PYTHON) -m reformer_lab.benchmarks.gpu
+# The torch that $(PYTHON) has is taken if it finds a GPU, so that a bare checkout will do; else that of $(VENV).
+gpu:  ## on a machine with a GPU: tests, speed, memory beside its prediction, in eight minutes
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; \
+	then $(PYTHON) -m reformer_lab.benchmarks.gpu $(GPU_ARGS); \
+	else $(MAKE) --no-print-directory $(KERNELS) && $(BIN)/python -m reformer_lab.benchmarks.gpu $(GPU_ARGS); fi
 
 browser: $(BROWSER)  ## the notebooks in a real JupyterLab and Debian's Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)

@@ -71,7 +71,9 @@ def attention(attend, inputs):
 
 def numbers(device, *shape, dtype=torch.float32):
     """Seeded normal numbers that want a gradient."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device, dtype).requires_grad_()
+    source = device if torch.device(device).type == "cuda" else "cpu"
+    generator = torch.Generator(source).manual_seed(1)
+    return torch.randn(*shape, generator=generator, device=source).to(device, dtype).requires_grad_()
 
 
 def ours(preset, point, device, block_size=None):

@@ -4,7 +4,8 @@ It runs from a bare checkout with the machine's own PyTorch and Triton. The most
 CUDA, attention beside dense attention and other Reformers, memory beside its prediction, training steps, decoding, and
 Table 2 and a curve of figure 4 as far as minutes are left. Each stage is a process of its own, with a deadline. Each
 result is written as soon as it exists, so whatever ends the script, what was measured before is there. A process that
-dies is started once more without what killed it.
+dies, or that CUDA no longer answers, is started again without what killed it. Where the kernels for LSH attention fail,
+the stages after attention do without kernels.
 
 ``--dry-run`` goes the same way at tiny sizes on the CPU, kernels interpreted: to test the script, not to measure.
 """
@@ -13,7 +14,9 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,14 +27,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from reformer_ref._kernels import SWITCHED_OFF
 from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.memory import count_peak, measure_peak, predict_peak
-from reformer_ref.testing import relative_error
 
 from reformer_lab.benchmarks import cases, contenders, record
 from reformer_lab.benchmarks.worker import release, seconds_of
+from reformer_lab.records import FOLDER
 
 ROOT = Path(__file__).parents[2]
 # Share of the minutes that a stage may take, most valuable first.
@@ -40,6 +44,7 @@ STAGES = {
     "figure4": 0.05,
 }  # fmt: skip
 CHUNK = cases.CHUNK
+DEVICE_LOST, RESTARTS = 3, 5  # exit code of a stage that CUDA no longer answers; how often a stage is started again
 # Largest relative error, against float32 by the streaming version, of a variant that is worth timing.
 ACCEPTED = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
@@ -52,7 +57,7 @@ class Sizes:
     heads: int  # of LSH attention; the others have 8
     rounds: int
     lengths: tuple[int, ...]  # of attention, most valuable first
-    checked: int  # longest attention that is checked before it is timed
+    checked: int  # longest attention by "plain" and "streaming" that is checked before it is timed; by "triton": all
     steps: tuple[int, ...]  # lengths of a training step
     memory: tuple[int, ...]
     decoding: tuple[int, ...]
@@ -64,7 +69,7 @@ class Sizes:
 
 GPU = Sizes(
     device="cuda", heads=8, rounds=4, lengths=(16384, 65536, 4096, 262144, 1 << 20), checked=16384,
-    steps=(16384, 65536), memory=(16384, 4096, 65536, 1 << 20), decoding=(4096, 65536), numbers=1 << 29, matrix=8192,
+    steps=(16384, 65536), memory=(16384, 1 << 20, 65536, 4096), decoding=(4096, 65536), numbers=1 << 29, matrix=8192,
     training_steps=4000, repeats=10,
 )  # fmt: skip
 DRY = Sizes(
@@ -117,14 +122,33 @@ class Report:
         self.entries[-1] |= result
         self.write()
         print(f"{self.path.stem}: {json.dumps(self.entries[-1], default=str)[:300]}", flush=True)
+        if result["status"] == "failed" and not device_answers():
+            sys.exit(DEVICE_LOST)
+
+    def median(self, name):
+        """The median of seconds of an entry, or None."""
+        return next((entry.get("median_seconds") for entry in self.entries if entry["name"] == name), None)
+
+
+def device_answers():
+    """Whether CUDA works in this process; after an illegal access to memory it does not, whatever is called."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def timed(function, sizes, seconds=1.0):
-    """{"median_seconds", "least_seconds", "repeats"} of a function that ran before; as many as fit ``seconds``."""
-    first = seconds_of(function, sizes.device)
-    repeats = max(1, min(sizes.repeats, int(seconds / max(first, 1e-6))))
-    times = [seconds_of(function, sizes.device) for _ in range(repeats)]
-    return {"median_seconds": statistics.median(times), "least_seconds": min(times), "repeats": repeats}
+    """Median, least and most seconds of a function that ran before; as many repeats as fit ``seconds``."""
+    times = [seconds_of(function, sizes.device)]
+    repeats = max(1, min(sizes.repeats, int(seconds / max(times[0], 1e-6))))
+    times += [seconds_of(function, sizes.device) for _ in range(repeats - 1)]
+    return {
+        "median_seconds": statistics.median(times), "least_seconds": min(times), "most_seconds": max(times),
+        "repeats": repeats,
+    }  # fmt: skip
 
 
 # Stages
@@ -134,21 +158,41 @@ def tests(report, sizes):
     """The tests that need a GPU or pretend one."""
 
     def work():
-        parallel = ["-n", "8"] if find_spec("xdist") and sizes.device == "cuda" else []
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *parallel, *TESTS[sizes.device]]
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=max(30, report.left())
-        )
-        return {"exit_code": done.returncode, "tail": (done.stdout + done.stderr)[-6000:]}
+        # Compilation is what takes time: a worker for each core.
+        cores = str(min(16, record.usable_cores()))
+        parallel = ["-n", cores] if find_spec("xdist") and sizes.device == "cuda" else []
+        return run_tests([*parallel, *TESTS[sizes.device]], max(30.0, report.left()))
 
     report.add("pytest", work)
+
+
+def run_tests(words, seconds):
+    """Exit code, counts and end of the output of pytest. When time is up it is interrupted, and still says how far it
+    came.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = {"complete": True}
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        result["complete"] = False
+        process.send_signal(signal.SIGINT)
+        try:
+            output, _ = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+    last = output.strip().rpartition("\n")[2]
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)", last)}
+    return result | {"exit_code": process.returncode, "counts": counts, "tail": output[-8000:]}
 
 
 def rates(report, sizes):
     """What the card can do at best: bytes copied and multiplications, in a second."""
 
     def copy():
-        a = torch.zeros(sizes.numbers, dtype=torch.bfloat16, device=sizes.device)
+        a = torch.randn(sizes.numbers, device=sizes.device).bfloat16()  # zeros might be copied faster
         b = torch.empty_like(a)
         b.copy_(a)
         result = timed(lambda: b.copy_(a), sizes)
@@ -166,87 +210,129 @@ def rates(report, sizes):
 
 
 def attention(report, sizes):
-    """Forward and backward of 8 heads, by length, precision and implementation; hash and sort by themselves."""
+    """Forward and backward of 8 heads, hash and sort included, by length, precision and implementation; hash and sort
+    also by themselves.
+    """
     for length in sizes.lengths:
         for dtype in (torch.bfloat16, torch.float32):
             label = f"{length} tokens, {str(dtype).removeprefix('torch.')}"
             report.add(f"hash, {label}", lambda n=length, t=dtype: hashing(sizes, n, t))
-            for name in ("triton", "triton forward", "dense", "streaming", "plain", "huggingface"):
+            for name in ("triton", "triton forward", "streaming", "huggingface", "plain", "dense"):
+                if (seconds := expected_seconds(report, name, length, sizes.lengths, dtype)) > report.left() / 2:
+                    report.add(f"{name}, {label}", lambda s=seconds: {"status": "skipped", "expected_seconds": s})
                 report.add(f"{name}, {label}", lambda w=name, n=length, t=dtype: attention_entry(sizes, w, n, t))
+            rates_reached(report, label, length, dtype)
+
+
+def expected_seconds(report, name, length, lengths, dtype):
+    """What an entry should take after a shorter one, of dense attention with the square of the length: three runs."""
+    growth = 2 if name == "dense" else 1
+    dtype = str(dtype).removeprefix("torch.")
+    before = {n: report.median(f"{name}, {n} tokens, {dtype}") for n in lengths if n < length}
+    return max((3 * seconds * (length / n) ** growth for n, seconds in before.items() if seconds), default=0.0)
+
+
+def rates_reached(report, label, length, dtype):
+    """Beside the time of the kernels: the share of the rates of copies and matrix products, and what was predicted.
+
+    Bytes, every number loaded once per launch, and operations come from the record ``roofline``.
+    """
+    entry = next(entry for entry in report.entries if entry["name"] == f"triton, {label}")
+    prediction = json.loads((FOLDER / "roofline.json").read_text(encoding="utf-8"))["predictions"]
+    wanted = {"preset": "trax", "dtype": str(dtype).removeprefix("torch."), "length": length}
+    found = [p for p in prediction if wanted.items() <= p.items()]
+    path = report.path.with_name("gpu_rates.json")
+    if not found or entry["status"] != "ok" or not path.exists():
+        return
+    measured = {e["name"]: e for e in json.loads(path.read_text(encoding="utf-8"))["entries"]}
+    (numbers,), seconds = found, entry["median_seconds"]
+    entry["predicted_seconds"] = [numbers["seconds_with_caches"], numbers["seconds"]]
+    if copy := measured.get("copy", {}).get("bytes_per_second"):
+        entry["share_of_copy_rate"] = numbers["distinct_bytes"] / seconds / copy
+    if product := measured.get("matrix product, bfloat16", {}).get("flops_per_second"):
+        entry["share_of_bfloat16_matrix_rate"] = numbers["operations"] / seconds / product
+    report.write()
 
 
 def lsh_inputs(sizes, length, dtype):
-    """(qk, v, buckets, options) that all LSH variants get."""
-    generator = torch.Generator().manual_seed(1)
+    """(qk, v, hash function, options) that all LSH variants get."""
+    generator = torch.Generator(sizes.device).manual_seed(1)
     shape = (1, length, sizes.heads, cases.D_HEAD)  # the heads of a token side by side, as a projection leaves them
-    qk, v = (torch.randn(shape, generator=generator).to(sizes.device, dtype).transpose(1, 2) for _ in "qv")
+    qk, v = (torch.randn(shape, generator=generator, device=sizes.device).to(dtype).transpose(1, 2) for _ in "qv")
     n_buckets = default_n_buckets(length, CHUNK)
+    generator = torch.Generator().manual_seed(2)
     rotations = random_rotations(generator, sizes.rounds, cases.D_HEAD, n_buckets, sizes.heads, device=sizes.device)
     options = LSHOptions.preset("trax", n_hashes=sizes.rounds, chunk_length=CHUNK, causal=True)
-    return qk.requires_grad_(), v.requires_grad_(), hash_vectors(qk, rotations, n_buckets), options
+    return qk.requires_grad_(), v.requires_grad_(), lambda x: hash_vectors(x, rotations, n_buckets), options
 
 
 def hashing(sizes, length, dtype):
     """The hash, and the sort."""
-    qk, _, buckets, _ = lsh_inputs(sizes, length, dtype)
-    n_buckets = default_n_buckets(length, CHUNK)
-    generator = torch.Generator().manual_seed(2)
-    rotations = random_rotations(generator, sizes.rounds, cases.D_HEAD, n_buckets, sizes.heads, device=sizes.device)
-    narrow = buckets.to(torch.int16)
-    hashed = timed(lambda: hash_vectors(qk, rotations, n_buckets), sizes, 0.3)
-    return hashed | {"sort": timed(lambda: torch.sort(narrow, dim=-1, stable=True), sizes, 0.3)}
+    qk, _, hashed, _ = lsh_inputs(sizes, length, dtype)
+    narrow = hashed(qk).to(torch.int16)
+    torch.sort(narrow, dim=-1, stable=True)
+    result = timed(lambda: hashed(qk), sizes, 0.3)
+    return result | {"sort": timed(lambda: torch.sort(narrow, dim=-1, stable=True), sizes, 0.3)}
 
 
 def attention_entry(sizes, name, length, dtype):
     """Check one implementation, then time it."""
     work, _, forward = name.partition(" ")
     backend = {"triton": "triton", "streaming": "streaming", "plain": "plain"}.get(work)
+    release(sizes.device)
     run = attention_run(sizes, work, backend, length, dtype, bool(forward))
-    run()
+    if not all(bool(x.isfinite().all()) for x in run()):
+        raise ArithmeticError("a result is infinite or not a number")
     result = {}
-    if backend and not forward and length <= sizes.checked:
+    if backend and not forward and (backend == "triton" or length <= sizes.checked):
         result["error"] = error_of(sizes, backend, length, dtype)
         if not result["error"] <= ACCEPTED[dtype]:
             raise ArithmeticError(f"relative error {result['error']:.2g}, which is not worth timing")
+        release(sizes.device)
     result |= timed(run, sizes)
-    return result | {"peak_bytes": peak_of(sizes, run)}
+    return result | {"peak_bytes": peak_of(sizes, run).above_start_bytes}
 
 
 def attention_run(sizes, work, backend, length, dtype, forward):
-    """``run()`` of one implementation."""
+    """``run()`` of one implementation: its results."""
     if work == "huggingface":
         point = cases.Point("attention", length, sizes.rounds, 0, None)
         return contenders.huggingface(point, sizes.device, dtype)
     if work == "dense":
         point = cases.Point("attention", length, sizes.rounds, 0, None)
         return contenders.dense(point, sizes.device, dtype)
-    qk, v, buckets, options = lsh_inputs(sizes, length, dtype)
+    qk, v, hashed, options = lsh_inputs(sizes, length, dtype)
+
+    def attend(qk, v):
+        return lsh_attention(qk, v, hashed(qk), options, backend=backend)
+
     if forward:
-        return torch.no_grad()(lambda: lsh_attention(qk, v, buckets, options, backend=backend))
-    return contenders.attention(lambda qk, v: lsh_attention(qk, v, buckets, options, backend=backend), [qk, v])
+        return torch.no_grad()(lambda: [attend(qk, v)])
+    return contenders.attention(attend, [qk, v])
 
 
 def error_of(sizes, backend, length, dtype):
-    """The largest relative error of output and gradients, against float32 by the streaming version."""
-    qk, v, buckets, options = lsh_inputs(sizes, length, dtype)
-    d_out = torch.randn(v.shape, generator=torch.Generator().manual_seed(3)).to(sizes.device)
+    """The largest relative error of output and gradients, against float32 by the streaming version, given the same
+    buckets: max |got − wanted| / max |wanted|, found on the device.
+    """
+    qk, v, hashed, options = lsh_inputs(sizes, length, dtype)
+    buckets = hashed(qk)
+    d_out = torch.randn(v.shape, device=sizes.device)
 
     def results(backend, qk, v):
         leaves = [x.detach().requires_grad_() for x in (qk, v)]
         out = lsh_attention(*leaves, buckets, options, backend=backend)
-        gradients = torch.autograd.grad(out, leaves, d_out.to(out))
-        return [x.detach().double().cpu().numpy() for x in (out, *gradients)]
+        return [out.detach(), *torch.autograd.grad(out, leaves, d_out.to(out))]
 
-    wanted = results("streaming", qk.float(), v.float())
     got = results(backend, qk, v)
-    return max(relative_error(a, b) for a, b in zip(got, wanted, strict=True))
+    wanted = results("streaming", qk.float(), v.float())
+    errors = [(a.double() - b).abs().max() / b.abs().max() for a, b in zip(got, wanted, strict=True)]
+    return torch.stack(errors).max().item()
 
 
 def peak_of(sizes, run):
-    """Bytes above the start at the peak of a run: of the allocator, or counted in a dry run."""
-    if sizes.device == "cuda":
-        return measure_peak(run, "cuda").above_start_bytes
-    return count_peak(run).above_start_bytes
+    """The peak of memory in a run: of the allocator, or counted in a dry run."""
+    return measure_peak(run, "cuda") if sizes.device == "cuda" else count_peak(run)
 
 
 def memory(report, sizes):
@@ -254,25 +340,35 @@ def memory(report, sizes):
     first, *others = sizes.memory
     base = cases.Point("step", first, 2, 6, None)
     config = contenders.step_config(base)
-    variants = {
-        f"{first} tokens": (config, first),
-        "12 layers": (replace(config, n_layers=12), first),
-        "8 heads": (replace(config, n_heads=8, d_head=32, d_v=32), first),
-        "8 rounds": (replace(config, lsh=replace(config.lsh, n_hashes=8)), first),
-        "not reversible": (replace(config, reversible=False), first),
-    }
+    variants = {f"{first} tokens": (config, first), "not reversible": (replace(config, reversible=False), first)}
     variants |= {f"{n} tokens": (contenders.step_config(replace(base, length=n)), n) for n in others}
+    variants |= {
+        "12 layers": (replace(config, n_layers=12), first),
+        "4 rounds": (replace(config, lsh=replace(config.lsh, n_hashes=4)), first),
+        "8 heads": (replace(config, n_heads=8, d_head=32, d_v=32), first),
+    }
     for name, (config, length) in variants.items():
         report.add(name, lambda c=config, n=length: memory_entry(sizes, c, n))
+    differences = {entry["name"]: entry["difference"] for entry in report.entries if "difference" in entry}
+    if differences:
+        worst = max(differences, key=lambda name: abs(differences[name]))
+        report.about["largest_difference"] = {"name": worst, "difference": differences[worst]}
+        report.write()
 
 
 def memory_entry(sizes, config, length):
-    """Measured and predicted bytes of a step with Adam that makes its model itself."""
-    small = min(length, 2 * CHUNK)
+    """Measured and predicted bytes of a step with Adam, model and optimizer included.
+
+    It is the second step that is measured, like that which is predicted: in the first, the moments of Adam do not exist
+    before its end.
+    """
+    small = min(length, 16 * CHUNK)  # with 16 chunks, for which kernels are compiled as for any multiple of 16
     contenders.step(contenders.model_of(config), cases.Point("step", small, 0, 0, None), sizes.device)()  # libraries
     release(sizes.device)
+    before = peak_of(sizes, lambda: None).start_bytes
     run = contenders.step(contenders.model_of(config), cases.Point("step", length, 0, 0, None), sizes.device)
-    peak = peak_of(sizes, run)
+    run()
+    peak = peak_of(sizes, run).peak_bytes - before
     predicted = predict_peak(config, length, sizes.device).above_start_bytes
     return {
         "peak_bytes": peak, "predicted_bytes": predicted, "difference": peak / predicted - 1,
@@ -411,7 +507,7 @@ def main(arguments=None):
         parser.error(f"--minutes must be more than 0 and at most a day, got {options.minutes:g}")
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --dry-run goes the same way on the CPU")
-    out = options.out or Path("runs/gpu" if options.dry_run else "records")
+    out = (options.out or Path("runs/gpu" if options.dry_run else "records")).resolve()
     if options.stage:
         return run_stage(options.stage, out, options)
     for name in options.only:  # a stage goes on from its record, which is right within this run alone
@@ -428,7 +524,9 @@ def main(arguments=None):
             sys.executable, "-m", "reformer_lab.benchmarks.gpu", "--stage", name, "--out", str(out), "--deadline",
             str(deadline), *(["--dry-run"] if options.dry_run else []),
         ]  # fmt: skip
-        for _ in range(2):  # once more, if a fault of the device killed it
+        if name not in ("tests", "rates", "attention") and not kernels_work(out):
+            environment["REFORMER_TRITON"] = "0"
+        for _ in range(1 + RESTARTS):  # again, if a fault of the device killed it
             code = _wait(command, environment, deadline)
             if code in (0, None) or time.time() > deadline:
                 break
@@ -437,6 +535,14 @@ def main(arguments=None):
               f"{time.time() - begun:.0f} s so far", flush=True)  # fmt: skip
     print(summary(out), flush=True)
     return int(any(codes))
+
+
+def kernels_work(out):
+    """False if the stage "attention" tried the kernels and never timed them."""
+    path = out / "gpu_attention.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))["entries"] if path.exists() else []
+    tried = {e["status"] for e in entries if e["name"].startswith("triton,")} - {"no time left", "skipped"}
+    return not tried or "ok" in tried
 
 
 def _wait(command, environment, deadline):
@@ -458,8 +564,9 @@ def run_stage(name, out, options):
         properties = torch.cuda.get_device_properties(0)
         about["gpu"] = {
             "name": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda,
-            "capability": f"{properties.major}.{properties.minor}",
+            "capability": f"{properties.major}.{properties.minor}", "driver": driver(),
         }  # fmt: skip
+        about["kernels"] = "switched off, since they failed" if SWITCHED_OFF else "as chosen by the package"
     if find_spec("triton"):
         import triton
 
@@ -468,6 +575,16 @@ def run_stage(name, out, options):
     report = Report(out / f"gpu_{name}.json", about, options.deadline or time.time() + 60 * options.minutes)
     WORK[name](report, sizes)
     return 0
+
+
+def driver():
+    """The version of NVIDIA's driver, or None."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None
 
 
 def summary(out):
@@ -485,6 +602,10 @@ def _line(entry):
     text = f"{entry['name']}: {entry['status']}"
     if "median_seconds" in entry:
         text += f", {1e3 * entry['median_seconds']:.3f} ms"
+    if "share_of_copy_rate" in entry:
+        text += f", {entry['share_of_copy_rate']:.0%} of the rate of a copy"
+    if "counts" in entry:
+        text += f", {entry['counts']}"
     if "difference" in entry:
         text += f", {entry['peak_bytes']:,} bytes, predicted {entry['predicted_bytes']:,} ({entry['difference']:+.1%})"
     if "last_bits" in entry:
