@@ -135,7 +135,10 @@ def require_shape(name: str, array: Any, shape: Sequence[int], meaning: str) -> 
 
 def require_fits(**sizes: int) -> None:
     """ValueError if an array of these sizes fits into no machine's memory."""
-    if math.prod(sizes.values()) >= LARGEST_ARRAY:
+    product = 1
+    for size in sizes.values():  # torch.compile cannot follow math.prod of them
+        product *= size
+    if product >= LARGEST_ARRAY:
         given = " · ".join(short_repr(int(size)) for size in sizes.values())
         product = " · ".join(sizes)
         raise ValueError(f"{product} must be less than {LARGEST_ARRAY} numbers, got {given}")

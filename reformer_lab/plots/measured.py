@@ -315,8 +315,8 @@ def attention_on_gpu(prediction, measurement=None):
     ax.legend()
     return picture.describe(
         "Line chart on logarithmic axes: tokens (x) against milliseconds of attention, forward and backward, 8 heads "
-        "of 64, 4 rounds, bfloat16. The band: LSH attention with hash and sort, from the case that every load comes from "
-        "memory down to the case that caches keep all they can. " + origin,
+        "of 64, 4 rounds, bfloat16. The band: LSH attention with hash and sort, from the case that every load comes "
+        "from memory down to the case that caches keep all they can. " + origin,
         **numbers,
     )
 

@@ -279,6 +279,22 @@ def test_operations_keep_the_rules_of_pytorch(shared):
     torch.library.opcheck(fused.attention_backward, (d_out, q, keys, v, out, lse, *tables, *sums, *settings))
 
 
+def test_compiled_as_eager():
+    """The compiler knows the operations by their shapes: one graph, equal results."""
+    torch.compiler.reset()
+    q, _, v, buckets, d_out = draw(20, n_hashes=2)
+    options = LSHOptions(chunk_length=16, n_hashes=2)
+    buckets = buckets.to(DEVICE)
+
+    def attend(q, v):
+        return lsh_attention(q, v, buckets, options, backend="triton")
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    want, got = (results(function, (q, v), d_out, FLOAT32) for function in (attend, compiled))
+    for a, b in zip(got, want, strict=True):
+        assert relative_error(a, b) < 1e-6
+
+
 @pytest.mark.parametrize("reversible", [True, False])
 def test_a_training_step_of_a_model(monkeypatch, reversible):
     config = ReformerConfig(
