@@ -212,7 +212,7 @@ def test_a_configuration_in_a_file_replaces_the_options_of_the_model(trained, tm
 def test_a_mistake_gives_no_traceback_in_a_real_process(trained):
     code, out, err = call("train", "--text", "missing.txt", cwd=trained)
     assert (code, out) == (2, "")
-    assert err == "reformer-ref: path: the text file 'missing.txt' does not exist\n"
+    assert err == "reformer-ref: --text: the text file 'missing.txt' does not exist\n"
 
 
 @pytest.mark.parametrize("line", ["generate", "memory --length 64", "train --text text.txt", "dance", "--help"])

@@ -157,7 +157,7 @@ class Data:
         self.length = command.length
         self.batch = command.batch
         self.seed = command.seed
-        content = text.read_text(command.text) if command.text else text.shakespeare()
+        content = text.read_text(command.text, "--text") if command.text else text.shakespeare()
         self.train_part, held_out = text.split(content)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.held_out = torch.from_numpy(text.held_out_windows(held_out, self.length, command.held_out_windows))

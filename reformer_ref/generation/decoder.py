@@ -19,7 +19,7 @@ from reformer_ref.model.arguments import check_tokens
 from reformer_ref.model.config import ReformerConfig, n_buckets_for, require_config
 from reformer_ref.model.layers import merge_heads
 from reformer_ref.model.pytorch import ReformerLM, count_positions
-from reformer_ref.reversible.sharded import require_gathered
+from reformer_ref.reversible.sharded import LOAD_IN_ONE_PROCESS, require_gathered
 
 MOST_ROWS = 1 << 16  # continuations of one prompt
 
@@ -31,8 +31,7 @@ class TokenDecoder:
         if not isinstance(model, ReformerLM):
             raise TypeError(f"model must be a ReformerLM, got {type(model).__name__}")
         require_causal(model.config)
-        remedy = "load the weights (get_model_state_dict, full_state_dict=True) into a model of one process"
-        require_gathered("model", model, remedy=remedy)
+        require_gathered("model", model, remedy=LOAD_IN_ONE_PROCESS)
         limit = model.config.max_length
         self.model = model
         self.capacity = limit if capacity is None else require_int("capacity", capacity, 1, limit)

@@ -16,6 +16,7 @@ from reformer_ref.huggingface.files import read_pretrained
 from reformer_ref.local_attention.options import LocalOptions
 from reformer_ref.lsh_attention.options import LSHOptions
 from reformer_ref.model.config import ReformerConfig, require_config
+from reformer_ref.reversible.sharded import LOAD_IN_ONE_PROCESS, require_gathered
 
 # Name in transformers: name in ReformerLM. {i} is the number of a layer, {p} is weight or bias.
 MODEL_WEIGHTS = {
@@ -194,7 +195,7 @@ def to_huggingface(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         TypeError: for anything but a ReformerLM.
         ValueError: for a model that transformers cannot compute, with every reason: other kinds of
             layers or positions, a tied head, one stream, ``d_v`` other than ``d_head``, options of
-            attention other than ``config_from_huggingface`` gives.
+            attention other than ``config_from_huggingface`` gives; or sharded weights.
     """
     if not (
         isinstance(model, torch.nn.Module)
@@ -202,6 +203,7 @@ def to_huggingface(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     ):
         raise TypeError(f"model must be a ReformerLM, got {type(model).__name__}")
     _require_carriable(model.config, None)
+    require_gathered("model", model, remedy=LOAD_IN_ONE_PROCESS)
     ours = model.state_dict()
     out = {}
     names = weight_names(model.config)

@@ -18,6 +18,9 @@ WHOLE_BLOCKS = (
     "apply fully_shard to whole reversible blocks and to the model, and "
     "register_fsdp_forward_method to its loss, as reformer_lab.training.strategy.shard does"
 )
+LOAD_IN_ONE_PROCESS = (
+    "load the weights (get_model_state_dict, full_state_dict=True) into a model of one process"
+)
 
 
 def any_sharded(modules):

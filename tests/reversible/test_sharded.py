@@ -6,9 +6,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from reformer_lab.training.strategy import shard
-from reformer_ref import Decoder, ReformerLM, ReversibleBlock, ReversibleStack, count_peak, reversible_stack_inverse
+from reformer_ref import (
+    Decoder,
+    ReformerLM,
+    ReversibleBlock,
+    ReversibleStack,
+    count_peak,
+    reversible_stack_inverse,
+    to_huggingface,
+)
 from reformer_ref.model.checks import small_config
 from reformer_ref.testing import expect_close
+from tests.model.test_huggingface import THEIRS
 from torch import nn
 
 pytestmark = pytest.mark.skipif(
@@ -138,6 +147,8 @@ def test_what_needs_whole_weights_says_so():
     model = shard(lm())
     with pytest.raises(ValueError, match=r"model must not read .* sharded, .*load the weights"):
         Decoder(model)
+    with pytest.raises(ValueError, match=r"model must not read .* sharded, .*load the weights"):
+        to_huggingface(shard(ReformerLM(THEIRS)))
     x = torch.ones(2, D, dtype=torch.float64)
     block = fully_shard(Model().stack.blocks[3])
     with pytest.raises(ValueError, match=r"blocks must not read .* sharded, .*call the inverse"):
