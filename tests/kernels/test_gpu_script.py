@@ -209,6 +209,31 @@ def test_tests_that_take_too_long_say_how_far_they_came(tmp_path):
     assert "test_b" in result["tail"]
 
 
+FAULT = """
+import torch
+
+def test_a():
+    pass
+
+def test_b():
+    def fault():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.synchronize = fault
+
+def test_c():
+    assert not torch.cuda.is_initialized()
+"""
+
+
+def test_tests_after_a_fault_of_the_device_run_in_a_new_process(tmp_path):
+    (tmp_path / "test_fault.py").write_text(FAULT)
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/kernels/conftest.py").read_text(encoding="utf-8"))
+    result = gpu.run_tests(["-n", "1", "-c", "/dev/null", "--rootdir", str(tmp_path), str(tmp_path)], 120.0)
+    assert result["counts"] == {"passed": 3, "failed": 1}  # the call of test_b passed, and then its process ended
+    assert "crashed while running" in result["tail"]
+
+
 # Times
 
 
