@@ -45,7 +45,7 @@ STAGES = {
 }  # fmt: skip
 CHUNK = cases.CHUNK
 DEVICE_LOST, RESTARTS = 3, 5  # exit code of a stage that CUDA no longer answers; how often a stage is started again
-# Largest relative error, against float32 by the streaming version, of a variant that is worth timing.
+# Largest relative error, against float64 by the streaming version, of a variant that is worth timing.
 ACCEPTED = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -117,8 +117,7 @@ class Report:
         except torch.OutOfMemoryError as error:
             result = {"status": "out of memory", "detail": str(error)[:300]}
         except Exception as error:
-            result = {"status": "failed", "detail": f"{type(error).__name__}: {error}"[:500]}
-            result["traceback"] = traceback.format_exc()[-2000:]
+            result = failure(error)
         self.entries[-1] |= result
         self.write()
         print(f"{self.path.stem}: {json.dumps(self.entries[-1], default=str)[:300]}", flush=True)
@@ -128,6 +127,12 @@ class Report:
     def median(self, name):
         """The median of seconds of an entry, or None."""
         return next((entry.get("median_seconds") for entry in self.entries if entry["name"] == name), None)
+
+
+def failure(error):
+    """What an entry says of the exception that is being handled."""
+    detail = f"{type(error).__name__}: {error}"[:500]
+    return {"status": "failed", "detail": detail, "traceback": traceback.format_exc()[-2000:]}
 
 
 def device_answers():
@@ -240,12 +245,12 @@ def rates_reached(report, label, length, dtype):
     entry = next(entry for entry in report.entries if entry["name"] == f"triton, {label}")
     prediction = json.loads((FOLDER / "roofline.json").read_text(encoding="utf-8"))["predictions"]
     wanted = {"preset": "trax", "dtype": str(dtype).removeprefix("torch."), "length": length}
-    found = [p for p in prediction if wanted.items() <= p.items()]
+    matching = [p for p in prediction if wanted.items() <= p.items()]
     path = report.path.with_name("gpu_rates.json")
-    if not found or entry["status"] != "ok" or not path.exists():
+    if not matching or entry["status"] != "ok" or not path.exists():
         return
     measured = {e["name"]: e for e in json.loads(path.read_text(encoding="utf-8"))["entries"]}
-    (numbers,), seconds = found, entry["median_seconds"]
+    (numbers,), seconds = matching, entry["median_seconds"]
     entry["predicted_seconds"] = [numbers["seconds_with_caches"], numbers["seconds"]]
     if copy := measured.get("copy", {}).get("bytes_per_second"):
         entry["share_of_copy_rate"] = numbers["distinct_bytes"] / seconds / copy
@@ -312,7 +317,7 @@ def attention_run(sizes, work, backend, length, dtype, forward):
 
 
 def error_of(sizes, backend, length, dtype):
-    """The largest relative error of output and gradients, against float32 by the streaming version, given the same
+    """The largest relative error of output and gradients, against float64 by the streaming version, given the same
     buckets: max |got − wanted| / max |wanted|, found on the device.
     """
     qk, v, hashed, options = lsh_inputs(sizes, length, dtype)
@@ -325,8 +330,8 @@ def error_of(sizes, backend, length, dtype):
         return [out.detach(), *torch.autograd.grad(out, leaves, d_out.to(out))]
 
     got = results(backend, qk, v)
-    wanted = results("streaming", qk.float(), v.float())
-    errors = [(a.double() - b).abs().max() / b.abs().max() for a, b in zip(got, wanted, strict=True)]
+    wanted = results("streaming", qk.double(), v.double())
+    errors = [(a - b).abs().max() / b.abs().max() for a, b in zip(got, wanted, strict=True)]
     return torch.stack(errors).max().item()
 
 
@@ -514,12 +519,12 @@ def main(arguments=None):
         (out / f"gpu_{name}.json").unlink(missing_ok=True)
     begun, budget = time.time(), 60 * options.minutes
     environment = dict(os.environ) | ({"TRITON_INTERPRET": "1"} if options.dry_run else {})
-    share, codes = 0.0, []
+    share_so_far, codes = 0.0, []
     for name in STAGES:
-        share += STAGES[name]
+        share_so_far += STAGES[name]
         if name not in options.only:
             continue
-        deadline = begun + share * budget if set(options.only) == set(STAGES) else begun + budget
+        deadline = begun + share_so_far * budget if set(options.only) == set(STAGES) else begun + budget
         command = [
             sys.executable, "-m", "reformer_lab.benchmarks.gpu", "--stage", name, "--out", str(out), "--deadline",
             str(deadline), *(["--dry-run"] if options.dry_run else []),
@@ -528,7 +533,7 @@ def main(arguments=None):
             environment["REFORMER_TRITON"] = "0"
         for _ in range(1 + RESTARTS):  # again, if a fault of the device killed it
             code = _wait(command, environment, deadline)
-            if code in (0, None) or time.time() > deadline:
+            if (code != DEVICE_LOST and (code is None or code >= 0)) or time.time() > deadline:
                 break
         codes.append(code)
         print(f"{name}: {'stopped at its deadline' if code is None else f'exit code {code}'}, "
@@ -573,7 +578,13 @@ def run_stage(name, out, options):
         about["versions"]["triton"] = triton.__version__
     torch.manual_seed(0)
     report = Report(out / f"gpu_{name}.json", about, options.deadline or time.time() + 60 * options.minutes)
-    WORK[name](report, sizes)
+    try:
+        WORK[name](report, sizes)
+    except Exception as error:  # outside of any entry: a library that is not there, for example
+        report.entries.append({"name": name, **failure(error)})
+        report.write()
+        print(report.entries[-1]["traceback"], file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

@@ -4,7 +4,7 @@
 stores and matrix products are counted. Every chunk does the same work, so counts are a straight line over the number of
 chunks: they are counted at two lengths, checked at a third, and continued to a million tokens. No time is measured:
 seconds are the larger of bytes / rate and operations / rate, once with every load from memory, and once with every
-number loaded once per launch, as if caches kept all the rest.
+number loaded once per launch, as if caches kept all the rest (qk is loaded twice: as queries and as keys).
 """
 
 import json

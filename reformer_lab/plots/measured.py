@@ -304,10 +304,10 @@ def attention_on_gpu(prediction, measurement=None):
     origin = f"No time was measured. Predicted by “{prediction['command']}”."
     if measurement is not None:
         for name, (colour, marker) in {"triton": (OKABE_ITO[4], "o"), "dense": ("black", "s")}.items():
-            found = {
+            by_length = {
                 n: e for n in lengths for e in measurement["entries"] if e["name"] == f"{name}, {n} tokens, bfloat16"
             }
-            points = {n: 1e3 * e["median_seconds"] for n, e in found.items() if e["status"] == "ok"}
+            points = {n: 1e3 * e["median_seconds"] for n, e in by_length.items() if e["status"] == "ok"}
             ax.plot(points.keys(), points.values(), marker, color=colour, ls="", label=f"{name}, measured")
             numbers |= {f"{name}, {n:,} tokens, measured": f"{number(ms)} ms" for n, ms in points.items()}
         origin = f"Measured on {measurement['gpu']['name']}. {source(measurement)}"

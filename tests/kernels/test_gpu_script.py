@@ -79,6 +79,18 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path):
     assert "ZeroDivisionError" in entries(made.path)[1]["traceback"]
 
 
+def test_a_stage_that_fails_outside_of_its_entries_is_recorded(tmp_path, monkeypatch):
+    def work(report, sizes):
+        report.add("a", dict)
+        raise ModuleNotFoundError("No module named 'something'")
+
+    monkeypatch.setitem(gpu.WORK, "memory", work)
+    assert gpu.main(["--dry-run", "--stage", "memory", "--out", str(tmp_path)]) == 1
+    recorded = entries(tmp_path / "gpu_memory.json")
+    assert [(entry["name"], entry["status"]) for entry in recorded] == [("a", "ok"), ("memory", "failed")]
+    assert "No module named 'something'" in recorded[1]["traceback"]
+
+
 def test_a_process_that_was_killed_is_not_killed_again(tmp_path):
     first = report(tmp_path)
     first.entries = [{"name": "a", "status": "ok"}, {"name": "b", "status": "running"}]
@@ -162,9 +174,15 @@ def started(tmp_path, monkeypatch, codes, entries=()):
     return calls
 
 
-def test_a_stage_that_lost_the_device_is_started_again(tmp_path, monkeypatch):
-    calls = started(tmp_path, monkeypatch, [gpu.DEVICE_LOST] * 2)
+def test_a_stage_that_lost_the_device_or_was_killed_is_started_again(tmp_path, monkeypatch):
+    calls = started(tmp_path, monkeypatch, [gpu.DEVICE_LOST, -9])
     assert [stage for stage, _ in calls] == ["attention"] * 3 + ["memory"]
+
+
+@pytest.mark.parametrize("code", [1, None])
+def test_a_stage_that_failed_or_took_too_long_is_not(code, tmp_path, monkeypatch):
+    calls = started(tmp_path, monkeypatch, [code])
+    assert [stage for stage, _ in calls] == ["attention", "memory"]
 
 
 def test_nothing_is_started_without_end(tmp_path, monkeypatch):
@@ -177,9 +195,9 @@ def test_nothing_is_started_without_end(tmp_path, monkeypatch):
     [(["failed", "killed the process"], "0"), (["failed", "ok"], None), (["no time left"], None), ([], None)],
 )
 def test_where_the_kernels_fail_later_stages_do_without(statuses, without, tmp_path, monkeypatch):
-    found = [{"name": f"triton, {n} tokens, bfloat16", "status": status} for n, status in enumerate(statuses)]
-    found.append({"name": "streaming, 1 tokens, bfloat16", "status": "ok"})
-    assert started(tmp_path, monkeypatch, [], found) == [("attention", None), ("memory", without)]
+    tried = [{"name": f"triton, {n} tokens, bfloat16", "status": status} for n, status in enumerate(statuses)]
+    tried.append({"name": "streaming, 1 tokens, bfloat16", "status": "ok"})
+    assert started(tmp_path, monkeypatch, [], tried) == [("attention", None), ("memory", without)]
 
 
 def test_tests_that_take_too_long_say_how_far_they_came(tmp_path):
@@ -189,6 +207,31 @@ def test_tests_that_take_too_long_say_how_far_they_came(tmp_path):
     assert result["complete"] is False
     assert result["counts"] == {"passed": 1, "failed": 1}
     assert "test_b" in result["tail"]
+
+
+FAULT = """
+import torch
+
+def test_a():
+    pass
+
+def test_b():
+    def fault():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    torch.cuda.is_initialized = lambda: True
+    torch.cuda.synchronize = fault
+
+def test_c():
+    assert not torch.cuda.is_initialized()
+"""
+
+
+def test_tests_after_a_fault_of_the_device_run_in_a_new_process(tmp_path):
+    (tmp_path / "test_fault.py").write_text(FAULT)
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/kernels/conftest.py").read_text(encoding="utf-8"))
+    result = gpu.run_tests(["-n", "1", "-c", "/dev/null", "--rootdir", str(tmp_path), str(tmp_path)], 120.0)
+    assert result["counts"] == {"passed": 3, "failed": 1}  # the call of test_b passed, and then its process ended
+    assert "crashed while running" in result["tail"]
 
 
 # Times
