@@ -197,8 +197,9 @@ def test_steps_of_an_optimizer(kind, options):
         expect_close(name, weights[0][name].detach(), want.detach(), 1e-12)
 
 
+@nightly
 @needs_compiler
-@pytest.mark.parametrize("chunk_length", [4, pytest.param(None, marks=nightly)])
+@pytest.mark.parametrize("chunk_length", [4, None])
 def test_random_numbers_of_inductor_are_those_of_its_backward(chunk_length):
     """Without ``fallback_random`` they are not those of eager execution, but the gradients are those of the loss."""
     generator = torch.Generator().manual_seed(0)
