@@ -120,6 +120,10 @@ def test_importing_it_imports_little_else():
 
 
 @pytest.mark.slow
+def test_importing_it_imports_no_triton():
+    assert run("import reformer_ref, sys; print('triton' in sys.modules)").strip() == "False"
+
+
 def test_importing_it_takes_hardly_longer_than_torch():
     """The least processor time of five runs, in turn: at most 1.2 times as long."""
     seconds = {"torch": [], "reformer_ref": []}

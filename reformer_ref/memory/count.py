@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from reformer_ref._arguments import require_callable
 from reformer_ref.memory.measure import Peak, as_device
@@ -201,13 +200,16 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self):
+        from torch.utils.flop_counter import flop_registry  # it imports triton, which takes long
+
         super().__init__()
+        self.formulas = flop_registry
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := self.formulas.get(func._overloadpacket):
             self.count += formula(*args, **kwargs, out_val=result)
         return result
 
