@@ -140,8 +140,8 @@ def require_fits(**sizes: int) -> None:
         product *= size
     if product >= LARGEST_ARRAY:
         given = " · ".join(short_repr(int(size)) for size in sizes.values())
-        product = " · ".join(sizes)
-        raise ValueError(f"{product} must be less than {LARGEST_ARRAY} numbers, got {given}")
+        names = " · ".join(sizes)
+        raise ValueError(f"{names} must be less than {LARGEST_ARRAY} numbers, got {given}")
 
 
 def as_array(name: str, value: Any) -> np.ndarray:

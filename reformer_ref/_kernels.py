@@ -11,14 +11,20 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_HEAD = 128
 INSTALLED = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on the CPU, to test them
-SWITCHED_OFF = os.environ.get("REFORMER_TRITON") == "0"
 
 
 def kernels_chosen(q, v, n_hashes):
-    """Whether backend "auto" computes these tensors with kernels: on CUDA, wherever it can."""
-    if block_device(q.device) != "cuda" or SWITCHED_OFF:
+    """Whether backend "auto" computes these tensors with kernels: on CUDA, wherever it can, unless
+    the environment says REFORMER_TRITON=0. (Calls on a CPU should not even ask.)
+    """
+    if block_device(q.device) != "cuda" or switched_off():
         return False
     return reason_against(q, v, n_hashes) is None
+
+
+def switched_off():
+    """Whether the environment says REFORMER_TRITON=0."""
+    return os.environ.get("REFORMER_TRITON") == "0"
 
 
 def reason_against(q, v, n_hashes):

@@ -23,11 +23,12 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from reformer_ref._kernels import SWITCHED_OFF
+from reformer_ref._kernels import switched_off
 from reformer_ref.hashing.api import default_n_buckets, hash_vectors, random_rotations
 from reformer_ref.lsh_attention.api import lsh_attention
 from reformer_ref.lsh_attention.options import LSHOptions
@@ -221,11 +222,13 @@ def attention(report, sizes):
     for length in sizes.lengths:
         for dtype in (torch.bfloat16, torch.float32):
             label = f"{length} tokens, {str(dtype).removeprefix('torch.')}"
-            report.add(f"hash, {label}", lambda n=length, t=dtype: hashing(sizes, n, t))
+            report.add(f"hash, {label}", partial(hashing, sizes, length, dtype))
             for name in ("triton", "triton forward", "streaming", "huggingface", "plain", "dense"):
-                if (seconds := expected_seconds(report, name, length, sizes.lengths, dtype)) > report.left() / 2:
-                    report.add(f"{name}, {label}", lambda s=seconds: {"status": "skipped", "expected_seconds": s})
-                report.add(f"{name}, {label}", lambda w=name, n=length, t=dtype: attention_entry(sizes, w, n, t))
+                work = partial(attention_entry, sizes, name, length, dtype)
+                seconds = expected_seconds(report, name, length, sizes.lengths, dtype)
+                if seconds > report.left() / 2:
+                    work = partial(dict, status="skipped", expected_seconds=seconds)
+                report.add(f"{name}, {label}", work)
             rates_reached(report, label, length, dtype)
 
 
@@ -571,7 +574,7 @@ def run_stage(name, out, options):
             "name": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda,
             "capability": f"{properties.major}.{properties.minor}", "driver": driver(),
         }  # fmt: skip
-        about["kernels"] = "switched off, since they failed" if SWITCHED_OFF else "as chosen by the package"
+        about["kernels"] = "switched off, since they failed" if switched_off() else "as chosen by the package"
     if find_spec("triton"):
         import triton
 

@@ -6,12 +6,12 @@ with their columns: the scores xR themselves are never stored. A factor is a lau
 adds its part of the bucket number to what is there.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+from reformer_ref._kernels import INTERPRETED
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
 BLOCK = 64  # positions of a program
 LARGEST_BLOCK_OF_COLUMNS = 32
 
@@ -57,10 +57,9 @@ def _hash_kernel(
     # 2. Read the vectors.
     exists = i < length
     k = tl.arange(0, BLOCK_D)
+    x += i[:, None].to(tl.int64) * x_row + k[None, :]
     mask = exists[:, None] & (k[None, :] < D)
-    vectors = tl.load(
-        x + i[:, None].to(tl.int64) * x_row + k[None, :], mask=mask, other=0.0
-    )  # (BLOCK, BLOCK_D)
+    vectors = tl.load(x, mask=mask, other=0.0)  # (BLOCK, BLOCK_D)
     if _INTERPRETED:  # which gets products in half precision wrong
         vectors = vectors.to(tl.float32)
 

@@ -18,14 +18,15 @@ is; everything else is float32.
 """
 
 import math
-import os
 
 import torch
 import triton
 import triton.language as tl
 
+from reformer_ref._kernels import INTERPRETED
+
 LOG2E = math.log2(math.e)
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+_INTERPRETED = tl.constexpr(INTERPRETED)
 _MINUS_INFINITY = tl.constexpr(-math.inf)
 _INFINITY = tl.constexpr(math.inf)
 

@@ -1,7 +1,8 @@
 """The model's layers, added to a stream and taken away from it in place (`InPlaceLayer`).
 
 Projections and feed-forward work on ``config.ff_chunk`` positions at a time and attention on a few
-heads, so that a long sequence needs little memory beyond the streams themselves.
+heads, so that a long sequence needs little memory beyond the streams themselves. A slice is changed
+by ``add_``: after ``+=``, Python would copy it onto itself.
 """
 
 import torch

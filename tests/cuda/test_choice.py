@@ -49,13 +49,13 @@ def test_auto_takes_the_kernels_on_cuda_alone(monkeypatch):
         assert kernels_chosen(on_cuda, on_cuda, 1)
         assert not kernels_chosen(on_cuda.double(), on_cuda, 1)
         assert not kernels_chosen(on_cuda, torch.empty(5, 130, device="cuda"), 1)
-        monkeypatch.setattr(_kernels, "SWITCHED_OFF", True)
+        monkeypatch.setenv("REFORMER_TRITON", "0")
         assert not kernels_chosen(on_cuda, on_cuda, 1)
 
 
 @pytest.mark.parametrize("switched_off", [False, True])
 def test_auto_in_every_function(monkeypatch, switched_off):
-    monkeypatch.setattr(_kernels, "SWITCHED_OFF", switched_off)
+    monkeypatch.setenv("REFORMER_TRITON", "0" if switched_off else "1")
     with pretended_cuda() as launches:
         x = torch.empty(1, 2, 300, 16, device="cuda")
         buckets = hash_vectors(x, torch.empty(2, 16, 4, device="cuda"), 8)
